@@ -1,0 +1,11 @@
+"""POCL: curriculum distillation of language models (arXiv 2506.05695).
+
+The files of this package stand in four layers, and imports run down only:
+
+    4  trainer  difficulty  evaluation
+    3  objective  teacher  engine  generation  models  data
+    2  rundir  tables  console
+    1  losses  curriculum  ranking  metrics  config  distributed  errors
+"""
+
+__version__ = "0.1.0"

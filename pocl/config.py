@@ -1,0 +1,293 @@
+"""The options of train.py and evaluate.py: one frozen field, one flag, one help line with its unit.
+
+Nobody writes to these objects after parsing; below the entry points functions take plain values.
+"""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+
+from transformers import HfArgumentParser
+
+from pocl.curriculum import CURRICULA, ramp
+from pocl.errors import UserError, closest
+from pocl.losses import loss_type
+
+T = TypeVar("T")
+
+
+def flag(help_text: str, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that becomes one command-line flag; without a default it is required."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help_text})
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which models, in which precision."""
+
+    _argument_group_name: ClassVar[str] = "models"
+    model: str = flag("the student: a Hugging Face model folder (safetensors) or hub name")
+    teacher: str | None = flag("the teacher, likewise; needed by every --type but sft", None)
+    dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of student and teacher; master weights stay fp32", "fp32")
+    gradient_checkpointing: bool = flag("recompute the student's activations in the backward pass", False)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which processed data, and how much of it."""
+
+    _argument_group_name: ClassVar[str] = "data"
+    data_dir: str = flag("folder that tools/process_data.py wrote")
+    num_train: int | None = flag("train on the first N examples only [examples; default: all]", None)
+    num_dev: int | None = flag("evaluate on the first N dev examples only [examples; default: all; 0: none]", None)
+    max_length: int = flag("prompt and response together are cut here [tokens]", 512)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The objective: (1 - r) * cross-entropy + r * T^k * divergence."""
+
+    _argument_group_name: ClassVar[str] = "objective"
+    type: str = flag(
+        "sft, a divergence (fkl rkl jsd tvd sfkl srkl) or its tempered form (tfkl trkl tjsd ttvd tsfkl tsrkl)", "tfkl"
+    )
+    temperature: list[float] = flag("T of the tempered types: one value, first and last, or one a stage", [1.0, 2.0])
+    kd_ratio: list[float] = flag("r: one value, first and last, or one a stage [0 to 1]", [0.7, 1.0])
+    loss_scaling: Literal["uniform", "published"] = flag(
+        "k of T^k. uniform: 2, and 1 for total variation; published: 2 for tfkl, tjsd, tsrkl and 0 for the rest",
+        "uniform",
+    )
+    skew: float = flag("weight of the distribution itself in the mixture of sfkl and srkl [0 to 1]", 0.1)
+    teacher_weight: float = flag("weight of the teacher in the mixture of jsd [0 to 1]", 0.1)
+    chunk_tokens: int = flag("response tokens whose logits are held at a time [tokens]", 2048)
+
+
+@dataclass(frozen=True)
+class CurriculumOptions:
+    """Which examples when."""
+
+    _argument_group_name: ClassVar[str] = "curriculum"
+    curriculum: str = flag(f"which pool at which stage: {', '.join(CURRICULA)}", "baby-step")
+    num_stages: int = flag("stages; 1 is plain distillation without a curriculum", 4)
+    epochs: int = flag("epochs over the pool in each stage", 8)
+    restart_optimizer: bool = flag("fresh optimiser state and fresh cosine at each stage", True)
+    difficulty_file: str | None = flag(
+        "take the ranking from another run's difficulty.jsonl [default: score now]", None
+    )
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """AdamW, a cosine, and how a batch is cut."""
+
+    _argument_group_name: ClassVar[str] = "optimiser"
+    lr: float = flag("peak learning rate", 1e-4)
+    min_lr: float = flag("learning rate at the end of the cosine", 1e-7)
+    weight_decay: float = flag("AdamW's weight decay", 0.01)
+    clip_grad: float = flag("largest norm of the whole gradient", 1.0)
+    global_batch_size: int = flag("examples of one optimiser step, over all ranks and micro-batches [examples]", 64)
+    batch_size: int = flag("largest micro-batch of one rank [examples]", 8)
+    seed: int = flag("seed of shuffling, dropout and sampling", 10)
+    deepspeed_config: str = flag("DeepSpeed JSON; says the ZeRO stage", "scripts/deepspeed/zero1.json")
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How answers are sampled; ranking and --temperature 0 are greedy."""
+
+    _argument_group_name: ClassVar[str] = "generation"
+    eval_batch_size: int = flag("prompts that are answered together on one rank [examples]", 32)
+    sampling_temperature: float = flag("temperature of evaluation; 0 is greedy", 1.0)
+    top_p: float = flag("nucleus of evaluation; 1 keeps all", 1.0)
+    top_k: int = flag("most likely tokens kept in evaluation; 0 keeps all [tokens]", 0)
+    no_repeat_ngram: int = flag("ban a repeated n-gram over prompt and answer (paper: 6); 0 turns it off [tokens]", 6)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the run lives and what it tells."""
+
+    _argument_group_name: ClassVar[str] = "run"
+    output_dir: str = flag("results folder of the method; the run is OUTPUT_DIR/TYPE/RUN_NAME")
+    run_name: str | None = flag("name of the run [default: seed<SEED>]", None)
+    eval_every: int = flag("dev evaluation and checkpoint every N epochs, and at each stage's end [epochs]", 1)
+    log_every: int = flag("print and record every N optimiser steps [steps]", 1)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What evaluate.py evaluates."""
+
+    _argument_group_name: ClassVar[str] = "evaluation"
+    sets: list[str] = flag("evaluation sets: folders under --data-root with a valid.jsonl")
+    model: str | None = flag("model folder or hub name whose answers are sampled", None)
+    answers: str | None = flag("score this JSONL of answers (key: text) instead of a model's; one set", None)
+    tokenizer: str | None = flag("tokenizer folder [default: the model's]", None)
+    seeds: list[int] = flag("one sampled answer per prompt and seed", [10, 20, 30, 40, 50])
+    data_root: str = flag("folder that holds the evaluation sets", "data")
+    output_dir: str | None = flag("results folder [default: eval/ beside a run's best/]", None)
+    num_examples: int | None = flag("first N prompts of each set only [examples; default: all]", None)
+    max_length: int = flag("prompt limit and longest answer together [tokens]", 512)
+    max_prompt_length: int = flag(
+        "longer prompts lose their beginning; answers get max-length less this [tokens]", 256
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of the model", "fp32")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All options of train.py."""
+
+    models: ModelOptions
+    data: DataOptions
+    loss: LossOptions
+    curriculum: CurriculumOptions
+    optimiser: OptimiserOptions
+    generation: GenerationOptions
+    run: RunOptions
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser whose complaints are UserErrors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(re.sub(r"\s+", " ", message))
+
+
+def parse(dataclass_types: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Parse flags into one object per dataclass.
+
+    No abbreviations; of a flag given twice the last wins; an unknown flag raises UserError with the closest one.
+    """
+    parser = _Parser(
+        list(dataclass_types),
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # The launchers' own flag, in case somebody starts an older one.
+    argv = [argument for argument in argv if not re.fullmatch(r"--local[_-]rank=\d+", argument)]
+    *objects, unknown = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        flags = [option for option in parser._option_string_actions if option.startswith("--")]
+        raise UserError(f"unknown argument {unknown[0]!r}{closest(unknown[0], flags)} (--help lists them all)")
+    return tuple(objects)
+
+
+def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
+    """The checked options of train.py.  Raises UserError for values that cannot work together."""
+    types = [f.type for f in dataclasses.fields(TrainConfig)]
+    config = TrainConfig(*parse(types, "Distil a language model with a curriculum (POCL), or train a baseline.", argv))
+    check_train(config)
+    return config
+
+
+def check_train(config: TrainConfig) -> None:
+    """Raise UserError for what would only be noticed after a model is loaded."""
+    loss = loss_type(config.loss.type)
+    if loss is None and config.models.teacher:
+        raise UserError(f"--type {config.loss.type} uses no teacher; drop --teacher {config.models.teacher}")
+    if loss is not None:
+        if not config.models.teacher:
+            raise UserError(f"--type {config.loss.type} distils from a teacher; give --teacher PATH (or --type sft)")
+        loss.bind(skew=config.loss.skew, teacher_weight=config.loss.teacher_weight)
+    if config.curriculum.curriculum not in CURRICULA:
+        name = config.curriculum.curriculum
+        raise UserError(f"unknown --curriculum {name!r}{closest(name, CURRICULA)} (known: {', '.join(CURRICULA)})")
+    _check_positive(config)
+    stage_temperatures(config)
+    for ratio in stage_kd_ratios(config):
+        if not 0.0 <= ratio <= 1.0:
+            raise UserError(f"--kd-ratio {ratio} is outside 0 to 1")
+
+
+def _check_positive(config: TrainConfig) -> None:
+    counts = {
+        "num-stages": config.curriculum.num_stages,
+        "epochs": config.curriculum.epochs,
+        "global-batch-size": config.optimiser.global_batch_size,
+        "batch-size": config.optimiser.batch_size,
+        "eval-batch-size": config.generation.eval_batch_size,
+        "chunk-tokens": config.loss.chunk_tokens,
+        "eval-every": config.run.eval_every,
+        "log-every": config.run.log_every,
+        "max-length": config.data.max_length,
+        "lr": config.optimiser.lr,
+        "clip-grad": config.optimiser.clip_grad,
+    }
+    if config.data.num_train is not None:
+        counts["num-train"] = config.data.num_train
+    for name, value in counts.items():
+        if not value > 0:
+            raise UserError(f"--{name} is {value}; it must be above 0")
+    check_generation(config.generation)
+
+
+def check_evaluate(what: EvaluateOptions, generation: GenerationOptions) -> None:
+    """Raise UserError for options of evaluate.py that cannot work together."""
+    if (what.model is None) == (what.answers is None):
+        raise UserError("give either --model FOLDER or --answers FILE")
+    if what.answers and len(what.sets) != 1:
+        raise UserError(f"--answers belongs to one set, --sets names {len(what.sets)}")
+    if not what.sets or not what.seeds:
+        raise UserError("--sets and --seeds want at least one value each")
+    if what.num_examples is not None and what.num_examples <= 0:
+        raise UserError(f"--num-examples is {what.num_examples}; it must be above 0")
+    if not 0 < what.max_prompt_length < what.max_length:
+        raise UserError(
+            f"--max-prompt-length {what.max_prompt_length} must be above 0 and leave room for an answer in "
+            f"--max-length {what.max_length}"
+        )
+    if generation.eval_batch_size <= 0:
+        raise UserError(f"--eval-batch-size is {generation.eval_batch_size}; it must be above 0")
+    check_generation(generation)
+
+
+def check_generation(options: GenerationOptions) -> None:
+    """Raise UserError for sampling values outside their range."""
+    if options.sampling_temperature < 0:
+        raise UserError(f"--sampling-temperature is {options.sampling_temperature}; it must be 0 (greedy) or above")
+    if not 0 < options.top_p <= 1:
+        raise UserError(f"--top-p is {options.top_p}; it must be above 0 and at most 1")
+    for name, value in (("top-k", options.top_k), ("no-repeat-ngram", options.no_repeat_ngram)):
+        if value < 0:
+            raise UserError(f"--{name} is {value}; it must be 0 (off) or above")
+
+
+def stage_temperatures(config: TrainConfig) -> tuple[float, ...]:
+    """T of each stage: 1 for the types that have no temperature.  Raises UserError where one was given to them."""
+    loss = loss_type(config.loss.type)
+    num_stages = config.curriculum.num_stages
+    default = LossOptions().temperature
+    if loss is None or not loss.tempered:
+        if config.loss.temperature not in (default, [1.0]) and set(config.loss.temperature) != {1.0}:
+            raise UserError(
+                f"--type {config.loss.type} has T = 1, but --temperature is {config.loss.temperature}; "
+                f"for a temperature use --type t{loss.name if loss else 'fkl'}"
+            )
+        return (1.0,) * num_stages
+    temperatures = ramp(config.loss.temperature, num_stages, name="temperature")
+    if min(temperatures) <= 0:
+        raise UserError(f"--temperature {config.loss.temperature} must be above 0 at every stage")
+    return temperatures
+
+
+def stage_kd_ratios(config: TrainConfig) -> tuple[float, ...]:
+    """r of each stage; 0 for SFT, which has no teacher."""
+    if loss_type(config.loss.type) is None:
+        return (0.0,) * config.curriculum.num_stages
+    return ramp(config.loss.kd_ratio, config.curriculum.num_stages, name="kd-ratio")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The options as plain JSON values."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,131 @@
+"""The curriculum as pure data: which examples are in the pool, for how long, at which temperature and KD ratio.
+
+A curriculum is a tuple of stages over positions 0..N-1 of an easy-to-hard order (``pocl.ranking`` makes the order).
+To add one, write a function from (N, n) to ranges and name it in ``CURRICULA``; ``--curriculum NAME`` then exists.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pocl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: train ``epochs`` times over ``pool`` with this temperature and KD ratio."""
+
+    index: int
+    pool: range  # positions in the easy-to-hard order
+    epochs: int
+    temperature: float
+    kd_ratio: float
+
+    def steps_per_epoch(self, global_batch_size: int) -> int:
+        """Optimiser steps of one epoch; a last short batch is dropped."""
+        return len(self.pool) // global_batch_size
+
+    def steps(self, global_batch_size: int) -> int:
+        """Optimiser steps of the whole stage."""
+        return self.epochs * self.steps_per_epoch(global_batch_size)
+
+
+Curriculum = tuple[Stage, ...]
+
+
+def baby_step_pools(num_examples: int, num_stages: int) -> list[range]:
+    """Nested pools: the easiest floor(N/n)*(i+1) examples at stage i, and all N at the last.
+
+    Source: POCL, arXiv 2506.05695, section 3; Baby Step: Spitkovsky et al., NAACL 2010.
+    """
+    size = num_examples // num_stages
+    return [range(size * (i + 1)) for i in range(num_stages - 1)] + [range(num_examples)]
+
+
+def one_pass_pools(num_examples: int, num_stages: int) -> list[range]:
+    """Disjoint subsets, each trained on once and left behind.  Source: Bengio et al., ICML 2009."""
+    size = num_examples // num_stages
+    starts = [size * i for i in range(num_stages)] + [num_examples]
+    return [range(start, stop) for start, stop in zip(starts, starts[1:], strict=False)]
+
+
+def whole_pool(num_examples: int, num_stages: int) -> list[range]:
+    """Every example at every stage: no curriculum."""
+    return [range(num_examples)] * num_stages
+
+
+CURRICULA: dict[str, Callable[[int, int], list[range]]] = {
+    "baby-step": baby_step_pools,
+    "one-pass": one_pass_pools,
+    "whole-pool": whole_pool,
+}
+
+
+def ramp(values: Sequence[float], num_stages: int, *, name: str = "ramp") -> tuple[float, ...]:
+    """One value per stage: a constant, a line from first to last value, or the values as they are.
+
+    Raises UserError where the number of values is none of 1, 2 and ``num_stages``.
+    """
+    if len(values) == num_stages:
+        return tuple(float(value) for value in values)
+    if len(values) == 1:
+        return (float(values[0]),) * num_stages
+    if len(values) == 2 and num_stages > 2:
+        first, last = values
+        return tuple(first + (last - first) * i / (num_stages - 1) for i in range(num_stages))
+    raise UserError(f"--{name} has {len(values)} values for {num_stages} stage(s); give one, first and last, or all")
+
+
+def plan_stages(
+    num_examples: int,
+    *,
+    curriculum: str,
+    num_stages: int,
+    epochs: int,
+    temperature: Sequence[float],
+    kd_ratio: Sequence[float],
+) -> Curriculum:
+    """The stages of a named curriculum over ``num_examples`` examples, with their ramps.
+
+    Raises UserError where there are fewer examples than stages.
+    """
+    if num_examples < num_stages:
+        raise UserError(f"{num_examples} training examples cannot fill {num_stages} stages; lower --num-stages")
+    temperatures = ramp(temperature, num_stages, name="temperature")
+    kd_ratios = ramp(kd_ratio, num_stages, name="kd-ratio")
+    pools = CURRICULA[curriculum](num_examples, num_stages)
+    return tuple(Stage(i, pool, epochs, temperatures[i], kd_ratios[i]) for i, pool in enumerate(pools))
+
+
+def baby_step(
+    num_examples: int, *, num_stages: int, epochs: int, temperature: Sequence[float], kd_ratio: Sequence[float]
+) -> Curriculum:
+    """POCL's own schedule: ``plan_stages`` with the Baby Step curriculum."""
+    return plan_stages(
+        num_examples,
+        curriculum="baby-step",
+        num_stages=num_stages,
+        epochs=epochs,
+        temperature=temperature,
+        kd_ratio=kd_ratio,
+    )
+
+
+def stage_order(stage: Stage, epoch: int, *, seed: int) -> np.ndarray:
+    """The positions of a stage's pool in the order of one epoch, shuffled.  -> [len(pool)], int64.
+
+    A pure function of (seed, stage, epoch): a resumed run and a run on more ranks see the same order.
+    """
+    positions = np.arange(stage.pool.start, stage.pool.stop)
+    return np.random.default_rng([seed, stage.index, epoch]).permutation(positions)
+
+
+def check_batches(stages: Curriculum, global_batch_size: int) -> None:
+    """Raise UserError where a stage's pool does not fill one global batch."""
+    for stage in stages:
+        if stage.steps_per_epoch(global_batch_size) == 0:
+            raise UserError(
+                f"stage {stage.index + 1} has {len(stage.pool)} examples, fewer than one batch of "
+                f"{global_batch_size}; lower --global-batch-size or --num-stages"
+            )

@@ -1,0 +1,224 @@
+"""Examples from JSONL to batches: the prompt template, the processed Arrow dataset, micro-batches by length."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pocl.errors import UserError
+from pocl.files import read_json, read_jsonl, value_sha256
+
+IGNORE = -100  # the label of a position that is no response token
+FORMAT_VERSION = 1  # of the processed folder
+SPLITS = ("train", "dev")
+
+# Source: Alpaca, as the paper's published tokens show it.
+PROMPT_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+PROMPT_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+def make_prompt(instruction: str, input_text: str = "") -> str:
+    """The prompt that stands before every response."""
+    # replace, not format: an instruction may hold braces.
+    template = PROMPT_WITH_INPUT if input_text else PROMPT_WITHOUT_INPUT
+    head, _, tail = template.partition("{instruction}")
+    return head + instruction + tail.replace("{input}", input_text)
+
+
+def check_record(record: Mapping[str, Any], place: str) -> None:
+    """Raise UserError unless the record holds an instruction, an optional input and a non-empty response."""
+    for key, required in (("instruction", True), ("input", False), ("output", True)):
+        if key not in record:
+            if required:
+                raise UserError(f"{place}: no field {key!r}; a record wants instruction, input and output")
+            continue
+        if not isinstance(record[key], str):
+            raise UserError(f"{place}: {key!r} is a {type(record[key]).__name__}; it must be a string")
+        if required and not record[key].strip():
+            raise UserError(f"{place}: {key!r} is empty")
+        try:
+            record[key].encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{place}: {key!r} holds a lone surrogate, which is no text") from error
+
+
+def read_instructions(path: Path) -> list[dict[str, Any]]:
+    """The checked records of a raw.jsonl, in the order of the file."""
+    records = read_jsonl(path)
+    for number, record in enumerate(records, start=1):
+        check_record(record, f"{path}:{number}")
+    return records
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> tuple[list[int], list[int]]:
+    """(prompt tokens, response tokens with the end-of-text token).
+
+    Prompt and response are encoded together, as the published tokens are, and cut behind the prompt's own length.
+    """
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    full_ids = tokenizer.encode(prompt + response, add_special_tokens=False) + [tokenizer.eos_token_id]
+    return full_ids[: len(prompt_ids)], full_ids[len(prompt_ids) :]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the vocabulary, the end-of-text token and how a probe is split: equal tokenizers, equal values."""
+    probe = "Below is an instruction.\n\n  naïve 北京 \t 3.14 don't"
+    return value_sha256(
+        [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token, tokenizer.encode(probe, add_special_tokens=False)]
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. B examples, T positions, padded on the right to the longest."""
+
+    example_ids: Tensor  # [B]
+    input_ids: Tensor  # [B, T]
+    attention_mask: Tensor  # [B, T]
+    labels: Tensor  # [B, T], the next token; -100 where it is no response token
+
+    @property
+    def num_response_tokens(self) -> int:
+        """N: how many positions have a label."""
+        return int((self.labels != IGNORE).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+
+class Split:
+    """One split of a processed dataset, in memory-mapped Arrow.
+
+    ``lengths`` holds the input length of each example [N]; an example is ``prompt + response`` cut to ``max_length``.
+    """
+
+    def __init__(self, table: datasets.Dataset, max_length: int) -> None:
+        self.table = table
+        self.max_length = max_length
+        self.ids = np.asarray(table["id"], dtype=np.int64)
+        self.prompt_lengths = np.asarray(table["num_prompt_tokens"], dtype=np.int64)
+        totals = self.prompt_lengths + np.asarray(table["num_response_tokens"], dtype=np.int64)
+        self.lengths = np.minimum(totals, max_length) - 1  # the last token is only ever a label
+        self.num_labels = self.lengths + 1 - self.prompt_lengths  # response tokens that are learnt [N]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The examples at these positions as one padded batch."""
+        rows = self.table[[int(position) for position in positions]]
+        return collate(rows["id"], rows["prompt_ids"], rows["response_ids"], max_length=self.max_length)
+
+    def column(self, name: str) -> list[Any]:
+        """One column of the table."""
+        return list(self.table[name])
+
+
+def collate(
+    example_ids: Sequence[int], prompts: Sequence[list[int]], responses: Sequence[list[int]], *, max_length: int
+) -> Batch:
+    """Token lists -> a right-padded Batch with next-token labels; masks come from lengths, never from token ids."""
+    sequences = [(prompt + response)[:max_length] for prompt, response in zip(prompts, responses, strict=True)]
+    longest = max(len(sequence) for sequence in sequences) - 1
+    shape = (len(sequences), longest)
+    input_ids = torch.zeros(shape, dtype=torch.long)  # id 0 is in every vocabulary; no position with it is read
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORE, dtype=torch.long)
+    for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
+        length, first = len(sequence) - 1, len(prompt) - 1  # position first predicts the first response token
+        input_ids[row, :length] = torch.tensor(sequence[:-1])
+        attention_mask[row, :length] = 1
+        labels[row, first:length] = torch.tensor(sequence[first + 1 :], dtype=torch.long)
+    return Batch(torch.tensor(example_ids), input_ids, attention_mask, labels)
+
+
+def load_split(data_dir: Path, split: str, *, max_length: int, num_examples: int | None = None) -> Split:
+    """A split that tools/process_data.py wrote.  Raises UserError where it is missing or leaves nothing to learn."""
+    read_manifest(data_dir)
+    folder = data_dir / split
+    if not folder.is_dir():
+        raise UserError(f"{data_dir} has no split {split!r}; run tools/process_data.py again")
+    table = datasets.load_from_disk(str(folder))
+    if num_examples is not None:
+        table = table.select(range(min(num_examples, len(table))))
+    loaded = Split(table, max_length)
+    if len(loaded) and loaded.prompt_lengths.max() >= max_length:
+        row = int(loaded.prompt_lengths.argmax())
+        raise UserError(
+            f"example {loaded.ids[row]} of {folder} has a prompt of {loaded.prompt_lengths[row]} tokens, which leaves "
+            f"no room for a response in --max-length {max_length}; raise it, or run tools/process_data.py with a "
+            f"lower --max-prompt-length"
+        )
+    return loaded
+
+
+def read_manifest(data_dir: Path) -> dict[str, Any]:
+    """manifest.json of a processed folder.  Raises UserError where there is none or it is of another version."""
+    path = data_dir / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"{data_dir} holds no processed data (no manifest.json); run tools/process_data.py first")
+    manifest = read_json(path)
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} is of format {version}, this code reads format {FORMAT_VERSION}; run tools/process_data.py again"
+        )
+    return manifest
+
+
+def check_tokenizer(data_dir: Path, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    """Raise UserError where the data was processed for another tokenizer than the model's."""
+    manifest = read_manifest(data_dir)
+    if manifest["tokenizer_fingerprint"] != tokenizer_fingerprint(tokenizer):
+        raise UserError(
+            f"{data_dir} was tokenised with {manifest['tokenizer']!r}, which differs from {model!r}; "
+            f"run tools/process_data.py --tokenizer {model}"
+        )
+
+
+def blocks_by_length(lengths: np.ndarray, block_size: int) -> list[np.ndarray]:
+    """Positions cut into blocks of neighbours in length, longest first.  [N] -> list of [<= block_size].
+
+    The same blocks whatever the world size; the longest first, so that memory runs out at once or never.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    return [order[start : start + block_size] for start in range(0, len(order), block_size)]
+
+
+def check_shares(global_batch_size: int, world_size: int) -> None:
+    """Raise UserError where the ranks' shares of a global batch would differ."""
+    if global_batch_size % world_size:
+        raise UserError(
+            f"--global-batch-size {global_batch_size} cannot be shared by {world_size} ranks; give a multiple of "
+            f"{world_size}, or another number of ranks"
+        )
+
+
+def micro_batches(
+    positions: np.ndarray, lengths: np.ndarray, *, batch_size: int, rank: int, world_size: int
+) -> Iterator[np.ndarray]:
+    """This rank's part of one global batch, in micro-batches of neighbours in length.
+
+    ``positions`` [G] is the global batch; which examples are in it does not depend on lengths or ranks. G is a
+    multiple of ``world_size`` (``check_shares``), so every rank gets as many examples and micro-batches as the others
+    (ZeRO's collectives need that), and of similar lengths.
+    """
+    by_length = positions[np.argsort(-lengths[positions], kind="stable")]
+    share = by_length[rank::world_size]
+    num_batches = -(-len(by_length) // (world_size * batch_size))
+    return iter(np.array_split(share, num_batches))

@@ -1,0 +1,161 @@
+"""How hard each training example is for the student: the scoring pass, and the order that it gives.
+
+The student answers every prompt greedily (ROUGE-L against the reference) and reads every reference (mean
+cross-entropy per response token); ``pocl.ranking`` turns both into one order.
+Source: POCL, arXiv 2506.05695, section 3.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl import distributed
+from pocl.console import Progressing
+from pocl.data import Split, blocks_by_length
+from pocl.errors import UserError
+from pocl.files import read_json, read_jsonl, write_json, write_jsonl
+from pocl.generation import Sampling, decode, generate
+from pocl.metrics import rouge_l
+from pocl.models import end_ids
+from pocl.objective import example_cross_entropy
+from pocl.ranking import easy_to_hard, ordinal_ranks, reciprocal_rank_fusion
+from pocl.rundir import read_lines
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the scoring pass found for one example."""
+
+    id: int
+    rouge_l: float  # 0 to 1
+    cross_entropy: float  # nats per response token
+    answer: str
+
+
+def score_examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    *,
+    max_new_tokens: int,
+    no_repeat_ngram: int,
+    batch_size: int,
+    chunk_tokens: int,
+    parts_dir: Path,
+    key: Mapping[str, Any],
+) -> list[Score]:
+    """Score every example of a split, over all ranks -> scores sorted by example id, on every rank.
+
+    Each finished block is appended to a file of this rank in ``parts_dir``, so a pass that was cut off goes on where
+    it was, on any number of ranks; parts that were made under another ``key`` (model, data, limits) are dropped.
+    """
+    done = _open_parts(parts_dir, key)
+    sampling = Sampling(max_new_tokens, temperature=0.0, no_repeat_ngram=no_repeat_ngram)
+    blocks = blocks_by_length(split.prompt_lengths, batch_size)
+    todo = [block for block in blocks if not all(int(split.ids[i]) in done for i in block)]
+    part_path = parts_dir / f"{distributed.rank()}.jsonl"
+    was_training = model.training
+    model.eval()
+    with Progressing("scoring", len(blocks), len(blocks) - len(todo)) as progress, open(part_path, "a") as part:
+        for block in distributed.my_share(todo):
+            for score in _score_block(model, tokenizer, split, block, sampling, chunk_tokens):
+                done[score.id] = score
+                part.write(json.dumps(asdict(score)) + "\n")
+            part.flush()
+            progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+    model.train(was_training)
+    gathered = distributed.gather_by_id(done)
+    wanted = set(split.ids.tolist())
+    return [score for example_id, score in gathered.items() if example_id in wanted]
+
+
+@torch.no_grad()
+def _score_block(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    block: np.ndarray,
+    sampling: Sampling,
+    chunk_tokens: int,
+) -> list[Score]:
+    rows = split.table[[int(i) for i in block]]
+    answers = generate(
+        model,
+        rows["prompt_ids"],
+        rows["id"],
+        sampling=sampling,
+        eos_ids=end_ids(model, tokenizer),
+        vocab_size=len(tokenizer),
+    )
+    batch = split.batch(block).to(next(model.parameters()).device)
+    losses = example_cross_entropy(model, batch, chunk_tokens=chunk_tokens)
+    return [
+        Score(example_id, rouge_l(text, [reference]), total / count, text)
+        for example_id, text, reference, (total, count) in zip(
+            rows["id"], decode(tokenizer, answers), rows["response"], losses, strict=True
+        )
+    ]
+
+
+def _open_parts(parts_dir: Path, key: Mapping[str, Any]) -> dict[int, Score]:
+    """The scores that earlier, interrupted passes under the same key left, by example id."""
+    key = json.loads(json.dumps(key))
+    with distributed.main_first():
+        if distributed.is_main():
+            key_path = parts_dir / "key.json"
+            if key_path.is_file() and read_json(key_path) != key:
+                shutil.rmtree(parts_dir)
+            if not key_path.is_file():
+                write_json(key_path, key)
+    records = [record for path in sorted(parts_dir.glob("*.jsonl")) for record in read_lines(path)]
+    # A later start appends to the same files: everyone has to have read them first.
+    distributed.barrier()
+    return {record["id"]: Score(**record) for record in records}
+
+
+def rank_examples(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """The records of difficulty.jsonl, easiest first: what was measured, both ranks, the fused score, the answer."""
+    ids = np.array([score.id for score in scores])
+    rouge_ranks = ordinal_ranks(np.array([score.rouge_l for score in scores]), ids, highest_first=True)
+    ce_ranks = ordinal_ranks(np.array([score.cross_entropy for score in scores]), ids, highest_first=False)
+    fused = reciprocal_rank_fusion([rouge_ranks, ce_ranks])
+    return [
+        {
+            "id": scores[i].id,
+            "rouge_l": scores[i].rouge_l,
+            "cross_entropy": scores[i].cross_entropy,
+            "rouge_l_rank": int(rouge_ranks[i]),
+            "cross_entropy_rank": int(ce_ranks[i]),
+            "score": float(fused[i]),
+            "answer": scores[i].answer,
+        }
+        for i in easy_to_hard(fused, ids).tolist()
+    ]
+
+
+def write_difficulty(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write difficulty.jsonl, easiest example first."""
+    write_jsonl(path, records)
+
+
+def read_order(path: Path, split: Split) -> np.ndarray:
+    """Positions in ``split`` from the easiest to the hardest, as a difficulty.jsonl says.  -> [N], int64.
+
+    Raises UserError where the file ranks other examples than the split holds.
+    """
+    records = read_jsonl(path)
+    position_of = {int(example_id): position for position, example_id in enumerate(split.ids)}
+    ids = [record.get("id") for record in records]
+    if len(ids) != len(position_of) or set(ids) != set(position_of):
+        raise UserError(
+            f"{path} ranks {len(ids)} examples, the training split holds {len(position_of)} (or others); "
+            f"score again without --difficulty-file"
+        )
+    return np.array([position_of[example_id] for example_id in ids], dtype=np.int64)

@@ -1,0 +1,129 @@
+"""Ranks, seeds, and gathering by example id. Works with one process and no launcher as well as with many."""
+
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def start() -> torch.device:
+    """Join the process group that the launcher describes (a group of one without a launcher) -> this rank's device."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    if use_cuda:
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        backend = "nccl" if use_cuda else "gloo"
+        if "RANK" in os.environ:
+            # Two hours: rank 0 may score or evaluate alone for a while, and the others wait.
+            dist.init_process_group(backend, timeout=timedelta(hours=2))
+        else:
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number among all, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which alone prints and writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 runs the block before the others do."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
+    """Each value summed over all ranks, in float64."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def max_over_ranks(value: int, device: torch.device) -> int:
+    """The largest value of any rank."""
+    largest = torch.tensor(value, device=device)
+    if world_size() > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def gather_by_id(records: Mapping[int, T]) -> dict[int, T]:
+    """All ranks' records in one dict, sorted by example id, on every rank."""
+    gathered: list[Any] = [dict(records)]
+    if world_size() > 1:
+        gathered = [None] * world_size()
+        dist.all_gather_object(gathered, dict(records))
+    merged = {example_id: record for part in gathered for example_id, record in part.items()}
+    return dict(sorted(merged.items()))
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def my_share(blocks: Sequence[T]) -> Sequence[T]:
+    """Every world_size-th block, from this rank's number on: the blocks are the same whatever the world size."""
+    return blocks[rank() :: world_size()]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch; torch differs by rank, so that dropout does."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed + rank())
+
+
+def random_state() -> dict[str, Any]:
+    """This rank's random state, to be saved with a checkpoint."""
+    state = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Restore what ``random_state`` returned."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,169 @@
+"""The only file that knows DeepSpeed: forward, backward, one optimiser step, a fresh optimiser, whole weights."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pocl.errors import UserError
+from pocl.files import read_json
+
+# Scales of fp16's loss: start at 2^16, as torch's own scaler does.
+_FP16 = {"enabled": True, "initial_scale_power": 16}
+
+
+class Engine:
+    """A module under DeepSpeed with AdamW. Gradients add up over ``backward`` calls until ``step``."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        lr: float,
+        weight_decay: float,
+        clip_grad: float,
+        dtype: str,
+        config_path: Path,
+        global_batch_size: int,
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        config = check_precision(config_path, dtype, device)
+        self.zero_stage = zero_stage(config)
+        module.to(device)
+        module.sharded = self.zero_stage == 3
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=device.type == "cuda")
+        config |= {
+            "train_batch_size": global_batch_size,
+            "train_micro_batch_size_per_gpu": global_batch_size // world_size,
+            "gradient_accumulation_steps": 1,
+            # step() is the boundary: the number of micro-batches may differ from one step to the next.
+            "managed_gradient_accumulation": False,
+            "gradient_clipping": clip_grad,
+            "fp16": _FP16 if dtype == "fp16" else {"enabled": False},
+            "bf16": {"enabled": dtype == "bf16"},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": None,
+        }
+        self.world_size = world_size
+        self._norm: float | None = None
+        if self.zero_stage == 0 and dtype == "fp32":
+            # DeepSpeed steps the plain AdamW here, clips without telling the norm: clip just before the step instead.
+            config["gradient_clipping"] = 0.0
+            optimizer.register_step_pre_hook(lambda *_: self._clip(parameters, clip_grad))
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=config, dist_init_required=False
+        )
+        self._gathered = deepspeed.zero.GatheredParameters
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the module."""
+        return self._engine(*inputs)
+
+    def backward(self, loss_sum: Tensor, num_tokens: float) -> None:
+        """Add the gradient of ``loss_sum / num_tokens``; ``num_tokens`` counts the whole step, over all ranks.
+
+        DeepSpeed averages over ranks, which the factor ``world_size`` undoes.
+        """
+        self._engine.backward(loss_sum * (self.world_size / num_tokens))
+
+    def step(self, lr: float) -> tuple[float, bool]:
+        """Clip, update, clear the gradients -> (norm of the whole gradient before clipping, whether it was applied).
+
+        An fp16 step whose gradient overflowed is not applied; the loss scale has gone down then.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        applied = self._engine.was_step_applied()
+        norm = self._norm if self._norm is not None else self._engine.get_global_grad_norm()
+        return float("nan" if norm is None else norm), applied
+
+    def _clip(self, parameters: list[nn.Parameter], clip_grad: float) -> None:
+        self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip_grad))
+
+    def fresh_optimizer(self) -> None:
+        """Forget AdamW's moments and its step count, as a new optimiser would start; weights stay."""
+        optimizer = self._optimizer
+        while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        # In place: ZeRO keeps references to these tensors.
+        for state in optimizer.state.values():
+            for name, value in state.items():
+                state[name] = value.zero_() if isinstance(value, Tensor) else type(value)(0)
+
+    def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """The whole weights of ``model`` (a part of the module), on the CPU of every rank; tied ones once."""
+        weights, seen = {}, set()
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            with self._gathered([parameter], enabled=self.zero_stage == 3):
+                weights[name] = parameter.detach().cpu().clone()
+        weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()})
+        return weights
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write model, optimiser and loss scale of every rank to ``folder/tag``."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Read what ``save`` wrote.  Raises UserError where it is missing or was written by another world size."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise UserError(f"{folder / tag} holds no checkpoint that can be resumed")
+
+
+def read_deepspeed_config(path: Path) -> dict[str, Any]:
+    """The DeepSpeed JSON.  Raises UserError for keys that train.py's own flags set."""
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds a {type(config).__name__}; a DeepSpeed configuration is a JSON object")
+    ours = {
+        "train_batch_size": "--global-batch-size",
+        "train_micro_batch_size_per_gpu": "--batch-size",
+        "gradient_accumulation_steps": "--global-batch-size and --batch-size",
+        "gradient_clipping": "--clip-grad",
+        "optimizer": "--lr and --weight-decay",
+        "scheduler": "--lr and --min-lr",
+        "fp16": "--dtype",
+        "bf16": "--dtype",
+    }
+    for key, flags in ours.items():
+        if key in config:
+            raise UserError(f"{path} sets {key!r}; that is said by {flags}")
+    return config
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage that a DeepSpeed configuration asks for."""
+    return config.get("zero_optimization", {}).get("stage", 0)
+
+
+def check_precision(path: Path, dtype: str, device: torch.device) -> dict[str, Any]:
+    """The DeepSpeed JSON at ``path``.  Raises UserError where it or the device cannot train in ``dtype``."""
+    config = read_deepspeed_config(path)
+    if dtype == "fp16" and device.type != "cuda":
+        raise UserError("--dtype fp16 wants a GPU; on the CPU use fp32 (or bf16)")
+    if dtype != "fp32" and zero_stage(config) == 0:
+        raise UserError(
+            f"--dtype {dtype} wants ZeRO stage 1 to 3, which keep fp32 master weights; {path} says stage 0 "
+            f"(use --deepspeed-config scripts/deepspeed/zero1.json)"
+        )
+    return config
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, with its chatter down to warnings."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    return deepspeed

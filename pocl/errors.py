@@ -1,0 +1,39 @@
+"""The one exception that means: the user can mend this."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: one line saying what came, what was wanted, and what mends it."""
+
+
+class RunStopped(Exception):
+    """A run that cannot go on, through no mistake of the command: one line saying where, and what was kept."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """A hint ``; did you mean 'x'?`` for a misspelt name, or an empty string."""
+    matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run an entry point: a UserError becomes one line and exit status 2, RunStopped one line and status 1.
+
+    POCL_DEBUG=1 in the environment shows the traceback too.
+    """
+    try:
+        main()
+    except (UserError, RunStopped) as error:
+        if os.environ.get("POCL_DEBUG") == "1":
+            traceback.print_exc()
+        # Every rank meets a user's mistake at the same place; one of them tells it.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)

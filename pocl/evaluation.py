@@ -1,0 +1,124 @@
+"""Evaluation sets, answers over seeds, per-example scores and their summary."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl.data import make_prompt
+from pocl.errors import UserError, closest
+from pocl.files import read_jsonl
+from pocl.generation import Sampling, answer_prompts
+from pocl.metrics import exact_match, rouge_l
+
+# The paper names its sets by folder; S-NI and UnNI keep the references of 11 tokens and more.
+SET_FOLDERS = {"sinst": "sinst/11_", "uinst": "uinst/11_"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with all of its references."""
+
+    id: int  # number of its line in valid.jsonl, from 0
+    prompt: str
+    references: tuple[str, ...]
+
+
+def set_path(data_root: Path, name: str) -> Path:
+    """The valid.jsonl of an evaluation set.  Raises UserError for an unknown set, with the closest and all of them."""
+    path = data_root / SET_FOLDERS.get(name, name) / "valid.jsonl"
+    if not path.is_file():
+        known = [key for key in SET_FOLDERS if (data_root / SET_FOLDERS[key] / "valid.jsonl").is_file()]
+        known += sorted(file.parent.name for file in data_root.glob("*/valid.jsonl"))
+        raise UserError(
+            f"no evaluation set {name!r}: {path} does not exist{closest(name, known)} "
+            f"(here are: {', '.join(known) or 'none'}; tools/fetch.py brings the paper's)"
+        )
+    return path
+
+
+def load_set(data_root: Path, name: str, num_examples: int | None = None) -> list[Example]:
+    """The examples of data_root/name/valid.jsonl, in the order of the file.
+
+    A record holds ``prompt`` or ``instruction`` and ``input``; ``output`` is one reference or a list of them.
+    """
+    path = set_path(data_root, name)
+    examples = [_example(record, i, f"{path}:{i + 1}") for i, record in enumerate(read_jsonl(path))]
+    return examples[:num_examples]
+
+
+def _example(record: Mapping[str, Any], number: int, place: str) -> Example:
+    references = record.get("output")
+    if isinstance(references, str):
+        references = [references]
+    if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
+        raise UserError(f"{place}: 'output' must be a reference answer or a list of them")
+    prompt = record.get("prompt")
+    if prompt is None:
+        instruction, input_text = record.get("instruction"), record.get("input", "")
+        if not isinstance(instruction, str) or not isinstance(input_text, str) or not instruction.strip():
+            raise UserError(f"{place}: neither 'prompt' nor 'instruction' is a string with text")
+        prompt = make_prompt(instruction, input_text)
+    if not isinstance(prompt, str) or not prompt:
+        raise UserError(f"{place}: 'prompt' must be a string with text")
+    return Example(number, prompt, tuple(references))
+
+
+def tokenise_prompts(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_prompt_length: int
+) -> tuple[list[list[int]], int]:
+    """(token ids of each prompt, how many lost their beginning to the limit); the end holds the answer's mark."""
+    prompts = [tokenizer.encode(example.prompt, add_special_tokens=False) for example in examples]
+    return [prompt[-max_prompt_length:] for prompt in prompts], sum(len(p) > max_prompt_length for p in prompts)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    prompts: Sequence[list[int]],
+    *,
+    sampling: Sampling,
+    batch_size: int,
+    title: str,
+) -> list[dict[str, Any]]:
+    """Answer and score every example -> per-example records, on every rank."""
+    ids = [example.id for example in examples]
+    answers = answer_prompts(model, tokenizer, prompts, ids, sampling=sampling, batch_size=batch_size, title=title)
+    return score_answers(examples, [answers[i] for i in ids])
+
+
+def score_answers(examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
+    """ROUGE-L (0 to 100) and exact match (0 or 100) of each answer.  Raises UserError where the numbers differ."""
+    if len(examples) != len(answers):
+        raise UserError(f"{len(answers)} answers for {len(examples)} prompts; give one answer a prompt, in order")
+    return [
+        {
+            "id": example.id,
+            "answer": answer,
+            "rouge_l": 100.0 * rouge_l(answer, example.references),
+            "exact_match": 100.0 * exact_match(answer, example.references),
+        }
+        for example, answer in zip(examples, answers, strict=True)
+    ]
+
+
+def mean_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean ROUGE-L and exact match, 0 to 100."""
+    return {name: statistics.fmean(record[name] for record in records) for name in ("rouge_l", "exact_match")}
+
+
+def summarise(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """Mean and spread over seeds: {metric: {"mean", "std", "seeds"}}; std is the sample's, 0 for one seed."""
+    summary: dict[str, Any] = {}
+    for metric in ("rouge_l", "exact_match"):
+        values = [scores[metric] for scores in by_seed.values()]
+        summary[metric] = {
+            "mean": statistics.fmean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "seeds": {str(seed): scores[metric] for seed, scores in by_seed.items()},
+        }
+    return summary

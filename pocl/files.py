@@ -1,0 +1,110 @@
+"""Files written whole or not at all, JSONL read with file and line in every complaint, fingerprints."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pocl.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name in the same folder, then rename.  Raises UserError where the disk refuses."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value, indented."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON value.  Raises UserError where the file is missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid JSON ({error})") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object a line; line i of the file is record i.
+
+    Raises UserError with file and line number for a missing file, bytes that are no UTF-8, a blank or malformed line,
+    or a line that holds no object.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
+    try:
+        lines = path.read_bytes().splitlines()  # bytes: only \n, \r and \r\n end a line, not U+2028
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if not lines:
+        raise UserError(f"{path} is empty; it wants one JSON object a line")
+    return [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _record(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: bytes that are no UTF-8 ({error.reason} at byte {error.start})") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        what = "a blank line" if not line.strip() else f"no valid JSON ({error})"
+        raise UserError(f"{place}: {what}; each line wants one JSON object") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: a {type(record).__name__}; each line wants one JSON object")
+    return record
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def value_sha256(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put the finished folder ``new`` in the place of ``old``; a crash leaves one of them whole."""
+    aside = old.with_name(old.name + ".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if old.exists():
+        os.replace(old, aside)
+    os.replace(new, old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Undo a ``replace_folder`` that a crash cut in two."""
+    aside = path.with_name(path.name + ".old")
+    if aside.exists() and not path.exists():
+        os.replace(aside, path)
+    shutil.rmtree(aside, ignore_errors=True)

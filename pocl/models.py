@@ -1,0 +1,174 @@
+"""Student, teacher and tokenizer: loading with checks, trunk and head apart, the vocabulary that both share."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl.data import IGNORE, Batch, tokenizer_fingerprint
+from pocl.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Head = Callable[[Tensor], Tensor]
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name.  Raises UserError where there is none or it has no end-of-text."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"no tokenizer in {path!r}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {path!r} has no end-of-text token; every response must end with one")
+    return tokenizer
+
+
+def load_model(path: str, dtype: str = "fp32") -> PreTrainedModel:
+    """A causal language model from safetensors, in evaluation mode on the CPU.
+
+    Raises UserError where the folder holds no configuration or no safetensors; pickled weights and remote code are
+    refused, since both run what a stranger wrote.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        _check_folder(folder)
+    elif folder.is_absolute() or path.startswith((".", "~")):
+        raise UserError(f"{path} is no folder; a model wants config.json, model.safetensors and its tokenizer")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"cannot load a model from {path!r}: {_first_line(error)}") from error
+    except Exception as error:  # safetensors raises its own, unrelated class for a truncated file
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise UserError(f"the weights in {path!r} are damaged: {_first_line(error)}") from error
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json; a model wants config.json, model.safetensors, its tokenizer")
+    if not list(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt")))
+        if pickled:
+            raise UserError(
+                f"{folder} holds pickled weights ({pickled[0]}), which may run code when loaded; "
+                f"save the model again with save_pretrained, which writes safetensors"
+            )
+        raise UserError(f"{folder} holds no weights (model.safetensors)")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def trunk(model: PreTrainedModel) -> nn.Module:
+    """The model without its head: token ids in, hidden states after the last norm out."""
+    return model.base_model
+
+
+def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The trunk's hidden states at the positions that have a label.  -> [N, H].
+
+    No attention mask goes in: padding stands to the right of every response, where a causal trunk never looks.
+    """
+    states = trunk(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, T, H]
+    return states[batch.labels != IGNORE]
+
+
+def response_labels(batch: Batch) -> Tensor:
+    """The labels of the same positions in the same order.  -> [N]."""
+    return batch.labels[batch.labels != IGNORE]
+
+
+def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
+    """The head as a function [N, H] -> [N, V], with the caps and scales that some models put behind it.
+
+    ``vocab_size`` cuts off padded vocabulary entries. The head's module is called, so ZeRO-3 gathers its weight.
+    """
+    module = model.get_output_embeddings()
+    config = model.config
+    # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma 2 caps with a tanh.
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(states: Tensor) -> Tensor:
+        logits = module(states)
+        if scale != 1.0:
+            logits = logits * scale
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
+        return logits[..., :vocab_size] if vocab_size else logits
+
+    return head
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, name: str) -> None:
+    """Raise UserError where trunk and head apart do not give the model's own logits (on one short sequence)."""
+    device = next(model.parameters()).device
+    ids = torch.arange(1, 7, device=device)[None] % model.config.vocab_size
+    whole = model(input_ids=ids, use_cache=False).logits.float()
+    apart = make_head(model)(trunk(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
+    if whole.shape != apart.shape or not torch.allclose(whole, apart, atol=1e-2, rtol=1e-2):
+        raise UserError(
+            f"{name!r} ({model.config.model_type}) changes its logits behind the head in a way that is not known "
+            f"here; add it to make_head in pocl/models.py"
+        )
+
+
+def shared_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, num_tokens: int) -> int | None:
+    """How many logits both models keep: None for all, the tokenizer's size where one of them pads its vocabulary.
+
+    Raises UserError where a model has fewer entries than the tokenizer.
+    """
+    sizes = {"student": _vocab_size(student), "teacher": _vocab_size(teacher)}
+    for name, size in sizes.items():
+        if size < num_tokens:
+            raise UserError(f"the {name} has {size} vocabulary entries, the tokenizer {num_tokens} tokens")
+    return None if sizes["student"] == sizes["teacher"] else num_tokens
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    return model.get_output_embeddings().weight.shape[0]
+
+
+def check_same_tokenizer(student: str, teacher: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where the teacher reads other tokens than the student."""
+    others = load_tokenizer(teacher)
+    if tokenizer_fingerprint(others) != tokenizer_fingerprint(tokenizer):
+        raise UserError(
+            f"student {student!r} ({len(tokenizer)} tokens) and teacher {teacher!r} ({len(others)} tokens) have "
+            f"different tokenizers; white-box distillation compares them token by token"
+        )
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's end-of-text, and those that the model's own settings name."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    own = [] if own is None else [own] if isinstance(own, int) else list(own)
+    return sorted({tokenizer.eos_token_id, *own})
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over names, shapes and a strided sample of every weight: cheap, and changes with any training step."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.tobytes())
+    return digest.hexdigest()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many parameters the model has, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,106 @@
+"""results/<family>/<method>/<type>/<run>/: what a run leaves behind, and whether it may go on."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pocl.errors import UserError
+from pocl.files import read_json, write_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "peft", "accelerate", "rouge-score", "numpy")
+
+
+class RunDir:
+    """The folder of one run. Only rank 0 calls what writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best = path / "best"
+        self.checkpoints = path / "checkpoints"
+        self.config = path / "config.json"
+        self.difficulty = path / "difficulty.jsonl"
+        self.metrics = path / "metrics.jsonl"
+
+    def check_options(self, options: Mapping[str, Any], world_size: int) -> None:
+        """Raise UserError where this folder holds a run with other options or another number of ranks."""
+        if not self.config.is_file():
+            return
+        saved = read_json(self.config)
+        # Through JSON and back, so that tuples and lists compare equal.
+        changed = _differences(saved["options"], json.loads(json.dumps(options)))
+        if changed:
+            raise UserError(
+                f"{self.path} holds a run with other options ({'; '.join(changed)}); "
+                f"give --run-name another name, or delete the folder"
+            )
+        if saved["world_size"] != world_size:
+            raise UserError(
+                f"{self.path} was begun on {saved['world_size']} rank(s), this is {world_size}; start it again on "
+                f"{saved['world_size']}, or give --run-name another name"
+            )
+
+    def write_config(self, options: Mapping[str, Any], fingerprints: Mapping[str, Any], world_size: int) -> None:
+        """Write config.json: the resolved options, versions, git commit and fingerprints."""
+        write_json(
+            self.config,
+            {
+                "options": options,
+                "world_size": world_size,
+                "fingerprints": fingerprints,
+                "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+                "git_commit": git_commit(),
+            },
+        )
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl; a last line that a crash cut is left out."""
+        return read_lines(self.metrics)
+
+    def truncate_metrics(self, last_step: int) -> None:
+        """Forget what came after the checkpoint that the run goes on from."""
+        kept = [record for record in self.read_metrics() if record["step"] <= last_step]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file that is appended to; a last line that a crash cut is left out, a missing file empty."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Sequence[str]:
+    changed = []
+    for group in sorted({*saved, *wanted}):
+        old, new = saved.get(group, {}), wanted.get(group, {})
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                changed.append(f"{name} was {old.get(name)!r}, is {new.get(name)!r}")
+    return changed
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with ``-dirty`` where the tree differs; None outside a git checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None

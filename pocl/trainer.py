@@ -1,0 +1,361 @@
+"""The training loop: stages, epochs, optimiser steps; dev evaluation, checkpoints, going on after an interruption."""
+
+import math
+import resource
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl import distributed
+from pocl.console import Progressing, say
+from pocl.curriculum import Curriculum, Stage, stage_order
+from pocl.data import Batch, Split, micro_batches
+from pocl.engine import Engine
+from pocl.errors import RunStopped
+from pocl.evaluation import Example, evaluate, mean_scores
+from pocl.files import read_json, recover_folder, replace_folder, write_json
+from pocl.generation import Sampling
+from pocl.objective import Term
+from pocl.rundir import RunDir
+from pocl.teacher import TeacherSource
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the stages are trained, as plain values."""
+
+    stages: Curriculum
+    terms: tuple[Term, ...]  # the objective of each stage
+    global_batch_size: int
+    batch_size: int
+    lr: float
+    min_lr: float
+    restart_optimizer: bool
+    seed: int
+    eval_every: int
+    log_every: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return sum(stage.steps(self.global_batch_size) for stage in self.stages)
+
+    def learning_rate(self, stage: Stage, step_in_stage: int) -> float:
+        """The learning rate of one step: a cosine over the stage, or over the whole run where nothing restarts."""
+        if self.restart_optimizer:
+            return cosine(step_in_stage, stage.steps(self.global_batch_size), self.lr, self.min_lr)
+        before = sum(earlier.steps(self.global_batch_size) for earlier in self.stages[: stage.index])
+        return cosine(before + step_in_stage, self.total_steps, self.lr, self.min_lr)
+
+
+def cosine(step: int, num_steps: int, highest: float, lowest: float) -> float:
+    """Half a cosine from ``highest`` at step 0 down to ``lowest`` at ``num_steps``."""
+    return lowest + 0.5 * (highest - lowest) * (1.0 + math.cos(math.pi * step / num_steps))
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """The dev split as evaluation sees it."""
+
+    examples: Sequence[Example]
+    prompts: Sequence[list[int]]
+    sampling: Sampling
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: the epoch to train next, and what has been seen. The whole resume state but for tensors."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    best_rouge_l: float | None = None
+    samples: int = 0
+    tokens: int = 0  # real tokens through the student, without padding
+    response_tokens: int = 0
+    teacher_forward_passes: int = 0  # examples that the teacher's trunk has read
+    done: bool = False
+
+
+class Trainer:
+    """One run: ``fit`` trains every stage, ``step`` is one optimiser step."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        run: RunDir,
+        engine: Engine,
+        student: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher: TeacherSource | None,
+        train: Split,
+        order: np.ndarray,
+        dev: DevSet | None,
+        device: torch.device,
+    ) -> None:
+        self.recipe, self.run, self.engine, self.device = recipe, run, engine, device
+        self.student, self.tokenizer, self.teacher = student, tokenizer, teacher
+        self.train, self.order, self.dev = train, order, dev
+        self.position = Position()
+        self._dev_note = ""
+        self._tensorboard: SummaryWriter | None = None
+
+    def fit(self) -> Position:
+        """Train every stage, from the start or from the last checkpoint -> where the run ended."""
+        self.resume()
+        if distributed.is_main():
+            self._tensorboard = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.position.step + 1)
+        with Progressing("training", self.recipe.total_steps, self.position.step) as progress:
+            for stage in self.recipe.stages[self.position.stage :]:
+                if self.position.epoch == 0 and stage.index > 0 and self.recipe.restart_optimizer:
+                    self.engine.fresh_optimizer()
+                for epoch in range(self.position.epoch, stage.epochs):
+                    self.train_epoch(stage, epoch, progress)
+                    self.end_epoch(stage, epoch)
+        if self._tensorboard:
+            self._tensorboard.close()
+        return self.position
+
+    def train_epoch(self, stage: Stage, epoch: int, progress: Progressing) -> None:
+        """One pass over the stage's pool in global batches; a last short batch is dropped."""
+        self.student.train()
+        size = self.recipe.global_batch_size
+        examples = self.order[stage_order(stage, epoch, seed=self.recipe.seed)]
+        steps = stage.steps_per_epoch(size)
+        for i in range(steps):
+            lr = self.recipe.learning_rate(stage, epoch * steps + i)
+            record = self.step(examples[i * size : (i + 1) * size], stage, lr)
+            if self.position.step % self.recipe.log_every == 0 or i == steps - 1:
+                self._log(stage, epoch, record)
+            progress.advance(1, self._note(stage, record))
+
+    def step(self, examples: np.ndarray, stage: Stage, lr: float) -> dict[str, float]:
+        """One optimiser step over one global batch -> what metrics.jsonl says of it.
+
+        The objective is summed over response tokens and divided once by their number in the whole step, so ranks and
+        micro-batches of any size give the same gradient.  Raises RunStopped for a loss that is not finite.
+        """
+        started = time.perf_counter()
+        term = self.recipe.terms[stage.index]
+        num_tokens = int(self.train.num_labels[examples].sum())
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        offenders: list[int] = []
+        for positions in micro_batches(
+            examples,
+            self.train.lengths,
+            batch_size=self.recipe.batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        ):
+            batch = self.train.batch(positions).to(self.device)
+            part = self._forward_backward(batch, term, num_tokens)
+            if not bool(torch.isfinite(part).all()):
+                offenders += batch.example_ids.tolist()
+            sums += part
+        loss, cross_entropy, divergence = (
+            value / num_tokens for value in distributed.sum_over_ranks(sums.tolist(), self.device)
+        )
+        self._check_finite(loss, cross_entropy, stage, offenders)
+        gradient_norm, applied = self.engine.step(lr)
+        if applied and not math.isfinite(gradient_norm):
+            raise RunStopped(f"the gradient is not finite at step {self.position.step + 1}; {self._kept()}")
+        self._count(examples, num_tokens)
+        return {
+            "loss": loss,
+            "cross_entropy": cross_entropy,
+            "divergence": divergence,
+            "lr": lr,
+            "gradient_norm": gradient_norm,
+            "skipped": not applied,
+            "tokens_per_second": int(self.train.lengths[examples].sum()) / (time.perf_counter() - started),
+            "peak_memory_gb": peak_memory_gb(self.device),
+        }
+
+    def _forward_backward(self, batch: Batch, term: Term, num_tokens: int) -> torch.Tensor:
+        """Add one micro-batch's gradient -> its summed (objective, cross-entropy, divergence).  -> [3], float64."""
+        teacher_states = self.teacher.states(batch) if self.teacher else None
+        loss, cross_entropy, divergence = self.engine.forward(
+            batch, term, teacher_states, self.teacher.head if self.teacher else None
+        )
+        self.engine.backward(loss, num_tokens)
+        return torch.stack([loss.detach().double(), cross_entropy.double().sum(), divergence.double().sum()])
+
+    def _check_finite(self, loss: float, cross_entropy: float, stage: Stage, offenders: list[int]) -> None:
+        if math.isfinite(loss) and math.isfinite(cross_entropy):
+            return
+        ids = sorted(distributed.gather_by_id(dict.fromkeys(offenders)))
+        raise RunStopped(
+            f"the loss is {loss} at step {self.position.step + 1}, stage {stage.index + 1}, in the micro-batch(es) of "
+            f"examples {ids}; {self._kept()}"
+        )
+
+    def _kept(self) -> str:
+        folder = self.run.checkpoints
+        return f"the last good checkpoint is kept in {folder}" if folder.exists() else "no checkpoint was written yet"
+
+    def _count(self, examples: np.ndarray, num_tokens: int) -> None:
+        seen = len(examples)
+        self.position = replace(
+            self.position,
+            step=self.position.step + 1,
+            samples=self.position.samples + seen,
+            tokens=self.position.tokens + int(self.train.lengths[examples].sum()),
+            response_tokens=self.position.response_tokens + num_tokens,
+            teacher_forward_passes=self.position.teacher_forward_passes + (seen if self.teacher else 0),
+        )
+
+    def end_epoch(self, stage: Stage, epoch: int) -> None:
+        """Evaluate on dev and write checkpoints, where this epoch is due for it; move on to the next epoch."""
+        last_of_stage = epoch == stage.epochs - 1
+        due = last_of_stage or (epoch + 1) % self.recipe.eval_every == 0
+        position = replace(
+            self.position,
+            stage=stage.index + last_of_stage,
+            epoch=0 if last_of_stage else epoch + 1,
+            done=last_of_stage and stage.index == len(self.recipe.stages) - 1,
+        )
+        self.position = position
+        if not due:
+            return
+        rouge_l = self.evaluate_dev(stage, epoch)
+        best = self.position.best_rouge_l
+        if rouge_l is None or best is None or rouge_l > best:
+            self.position = replace(position, best_rouge_l=rouge_l)
+            self.save_best()
+        self.save_last()
+
+    def evaluate_dev(self, stage: Stage, epoch: int) -> float | None:
+        """Mean ROUGE-L (0 to 100) of the student's answers to the dev prompts; None without a dev set."""
+        if self.dev is None:
+            return None
+        started = time.perf_counter()
+        records = evaluate(
+            self._whole_student(),
+            self.tokenizer,
+            self.dev.examples,
+            self.dev.prompts,
+            sampling=self.dev.sampling,
+            batch_size=self.dev.batch_size,
+            title=f"dev after stage {stage.index + 1}, epoch {epoch + 1}",
+        )
+        scores = mean_scores(records)
+        self._dev_note = f"  dev ROUGE-L {scores['rouge_l']:.2f}"
+        say(
+            f"stage {stage.index + 1} epoch {epoch + 1}  step {self.position.step}  "
+            f"dev ROUGE-L {scores['rouge_l']:.2f}  exact match {scores['exact_match']:.1f}"
+        )
+        self._record(
+            {
+                "step": self.position.step,
+                "stage": stage.index,
+                "epoch": epoch,
+                "dev_rouge_l": scores["rouge_l"],
+                "dev_exact_match": scores["exact_match"],
+                "dev_seconds": time.perf_counter() - started,
+            }
+        )
+        return scores["rouge_l"]
+
+    def _whole_student(self) -> PreTrainedModel:
+        """The student with all of its weights here: itself, or a copy where ZeRO-3 has shared them out."""
+        if self.engine.zero_stage < 3:
+            return self.student
+        model = AutoModelForCausalLM.from_config(self.student.config, dtype=self.student.dtype)
+        model.load_state_dict(self.engine.full_state_dict(self.student), strict=False)
+        model.generation_config = self.student.generation_config
+        return model.to(self.device).eval()
+
+    def save_best(self) -> None:
+        """Put the student and its tokenizer into best/, a Hugging Face folder, whole or not at all."""
+        weights = self.engine.full_state_dict(self.student)
+        if distributed.is_main():
+            temporary = self.run.path / "best.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            self.student.save_pretrained(temporary, state_dict=weights)
+            self.tokenizer.save_pretrained(temporary)
+            replace_folder(temporary, self.run.best)
+        distributed.barrier()
+
+    def save_last(self) -> None:
+        """Write everything that going on needs, then point last.json to it, then delete the one before."""
+        tag = f"step-{self.position.step}"
+        folder = self.run.checkpoints
+        self.engine.save(folder, tag)
+        torch.save(distributed.random_state(), folder / tag / f"random-{distributed.rank()}.pt")
+        distributed.barrier()
+        if distributed.is_main():
+            write_json(folder / "last.json", {"tag": tag, "position": asdict(self.position)})
+            for old in folder.glob("step-*"):
+                if old.name != tag:
+                    shutil.rmtree(old, ignore_errors=True)
+            write_json(self.run.path / "ledger.json", self.ledger())
+        distributed.barrier()
+
+    def resume(self) -> None:
+        """Take up the last checkpoint, where there is one."""
+        last = self.run.checkpoints / "last.json"
+        if distributed.is_main():
+            recover_folder(self.run.best)
+        if not last.is_file():
+            if distributed.is_main():
+                self.run.metrics.unlink(missing_ok=True)
+            return
+        saved = read_json(last)
+        self.position = Position(**saved["position"])
+        self.engine.load(self.run.checkpoints, saved["tag"])
+        random_path = self.run.checkpoints / saved["tag"] / f"random-{distributed.rank()}.pt"
+        distributed.set_random_state(torch.load(random_path, weights_only=True))
+        if distributed.is_main():
+            self.run.truncate_metrics(self.position.step)
+        say(f"going on from step {self.position.step} of {self.recipe.total_steps}")
+
+    def ledger(self) -> dict[str, Any]:
+        """What the run has seen: the terms of a fair comparison."""
+        position = self.position
+        return {
+            "samples": position.samples,
+            "tokens": position.tokens,
+            "response_tokens": position.response_tokens,
+            "optimizer_steps": position.step,
+            "global_batch_size": self.recipe.global_batch_size,
+            "lr": self.recipe.lr,
+            "teacher_forward_passes": position.teacher_forward_passes,
+            "world_size": distributed.world_size(),
+            "finished": position.done,
+        }
+
+    def _note(self, stage: Stage, record: Mapping[str, float]) -> str:
+        divergence = f"  D {record['divergence']:.3f}" if self.teacher else ""
+        return (
+            f"stage {stage.index + 1}/{len(self.recipe.stages)}  T {stage.temperature:.2f}  r {stage.kd_ratio:.2f}  "
+            f"loss {record['loss']:.3f}{divergence}{self._dev_note}"
+        )
+
+    def _log(self, stage: Stage, epoch: int, record: Mapping[str, float]) -> None:
+        place = {"step": self.position.step, "stage": stage.index, "epoch": epoch}
+        curriculum = {"pool": len(stage.pool), "temperature": stage.temperature, "kd_ratio": stage.kd_ratio}
+        self._record(place | curriculum | dict(record))
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        if not distributed.is_main():
+            return
+        self.run.append_metrics(record)
+        for name, value in record.items():
+            if self._tensorboard and name not in ("step", "stage", "epoch"):
+                self._tensorboard.add_scalar(name, value, record["step"])
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory this rank has held so far: of the GPU, or of the process on the CPU.  -> GB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

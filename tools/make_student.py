@@ -1,0 +1,111 @@
+"""Build a student from some layers of a larger model: embeddings, head and final norm are kept, the tokenizer copied.
+
+    python tools/make_student.py --model checkpoints/smollm2/teacher --layers 0 1 26 27 28 29 \\
+        --output-dir checkpoints/smollm2/student
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from pocl import config as options
+from pocl.config import flag
+from pocl.console import quiet_libraries, say
+from pocl.errors import UserError, run_main
+from pocl.files import replace_folder
+from pocl.models import count_parameters, load_model, load_tokenizer
+
+
+@dataclass(frozen=True)
+class StudentOptions:
+    """Which layers of which model."""
+
+    _argument_group_name: ClassVar[str] = "student"
+    model: str = flag("the larger model: a folder or hub name")
+    output_dir: str = flag("folder to write; replaced if it holds a model")
+    layers: list[int] | None = flag("layers to keep, counted from 0, in order", None)
+    num_layers: int | None = flag("or: how many layers to keep, the first quarter of them from the start", None)
+
+
+def main() -> None:
+    """Load, cut, save."""
+    quiet_libraries()
+    (what,) = options.parse([StudentOptions], "Build a student from some layers of a larger model.")
+    if (what.layers is None) == (what.num_layers is None):
+        raise UserError("give either --layers (which ones) or --num-layers (how many)")
+    model, tokenizer = load_model(what.model), load_tokenizer(what.model)
+    stack = layer_stack(model)
+    layers = default_layers(len(stack), what.num_layers) if what.layers is None else what.layers
+    check_layers(layers, len(stack))
+    before = count_parameters(model)
+    keep_layers(model, layers)
+    output_dir = Path(what.output_dir)
+    if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "config.json").is_file():
+        raise UserError(f"{output_dir} holds something else than a model; give another --output-dir")
+    temporary = output_dir.with_name(output_dir.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    replace_folder(temporary, output_dir)
+    say(
+        f"{output_dir}: layers {' '.join(map(str, layers))} of {len(stack)}, "
+        f"{count_parameters(model) / 1e6:.1f}M of {before / 1e6:.1f}M parameters"
+    )
+
+
+def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of transformer layers: the one ModuleList as long as the configuration says.
+
+    Raises UserError where it cannot be told.
+    """
+    wanted = model.config.num_hidden_layers
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    if len(stacks) != 1:
+        raise UserError(f"{model.config.model_type} has {len(stacks)} stacks of {wanted} layers; one was wanted")
+    return stacks[0]
+
+
+def default_layers(total: int, num_layers: int) -> list[int]:
+    """The first quarter of the kept layers from the start, the others from the end.
+
+    Measured on SmolLM2-135M (README): the last layers carry the most of what a cut model still knows.
+    """
+    first = max(1, num_layers // 4)
+    return [*range(first), *range(total - (num_layers - first), total)]
+
+
+def check_layers(layers: list[int], total: int) -> None:
+    """Raise UserError for layers that are not there, twice there, or out of order."""
+    if not layers or min(layers) < 0 or max(layers) >= total:
+        raise UserError(f"--layers {' '.join(map(str, layers))}: the model has layers 0 to {total - 1}")
+    if sorted(set(layers)) != layers:
+        raise UserError(f"--layers {' '.join(map(str, layers))}: give each once, in rising order")
+
+
+def keep_layers(model: PreTrainedModel, layers: list[int]) -> None:
+    """Cut the model down to these layers, in place."""
+    stack = layer_stack(model)
+    kept = nn.ModuleList(stack[i] for i in layers)
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if child is stack:
+                setattr(parent, name, kept)
+    for index, layer in enumerate(kept):  # the key-value cache is addressed by this number
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    model.config.num_hidden_layers = len(layers)
+    layer_types = getattr(model.config, "layer_types", None)
+    if layer_types is not None:
+        model.config.layer_types = [layer_types[i] for i in layers]
+
+
+if __name__ == "__main__":
+    run_main(main)

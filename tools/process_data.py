@@ -1,0 +1,184 @@
+"""data/<set>/raw.jsonl -> a processed Arrow dataset: split, tokenise, drop long prompts, report contamination.
+
+    python tools/process_data.py --raw data/dolly/raw.jsonl --tokenizer checkpoints/gpt2 \\
+        --output-dir processed_data/gpt2/dolly
+
+The first --num-dev records are the dev split, the others the training split. The order of the file is kept.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import datasets
+
+from pocl import config as options
+from pocl.config import flag
+from pocl.console import quiet_libraries, say, show_table
+from pocl.data import (
+    FORMAT_VERSION,
+    PROMPT_WITH_INPUT,
+    PROMPT_WITHOUT_INPUT,
+    make_prompt,
+    read_instructions,
+    tokenise,
+    tokenizer_fingerprint,
+)
+from pocl.errors import UserError, run_main
+from pocl.evaluation import SET_FOLDERS, load_set
+from pocl.files import file_sha256, replace_folder, value_sha256, write_json
+from pocl.models import load_tokenizer
+
+
+@dataclass(frozen=True)
+class ProcessOptions:
+    """What is processed, and how."""
+
+    _argument_group_name: ClassVar[str] = "processing"
+    raw: str = flag("JSONL with instruction, input and output")
+    tokenizer: str = flag("tokenizer folder or hub name: the student's")
+    output_dir: str = flag("processed folder to write")
+    num_dev: int = flag("first records of the file that become the dev split [records]", 1000)
+    max_prompt_length: int = flag("drop records with a longer prompt [tokens]", 256)
+    num_workers: int = flag("processes that tokenise [processes; default: one a core]", os.cpu_count() or 1)
+    data_root: str = flag("folder of the evaluation sets that the contamination report compares with", "data")
+
+
+def main() -> None:
+    """Read, tokenise, split, write, report."""
+    quiet_libraries()
+    (what,) = options.parse([ProcessOptions], "Process an instruction set for training.")
+    if what.num_dev < 0 or what.max_prompt_length <= 0 or what.num_workers <= 0:
+        raise UserError("--num-dev must be 0 or above, --max-prompt-length and --num-workers above 0")
+    raw, output_dir = Path(what.raw), Path(what.output_dir)
+    records = read_instructions(raw)
+    if len(records) <= what.num_dev:
+        raise UserError(f"{raw} has {len(records)} records, --num-dev takes {what.num_dev}: none is left to train on")
+    tokenizer = load_tokenizer(what.tokenizer)
+    table = tokenised(records, tokenizer, what.num_workers)
+    fits = [i for i, length in enumerate(table["num_prompt_tokens"]) if length <= what.max_prompt_length]
+    splits = {
+        "dev": table.select([i for i in fits if i < what.num_dev]),
+        "train": table.select([i for i in fits if i >= what.num_dev]),
+    }
+    if not len(splits["train"]):
+        raise UserError(f"no record of {raw} has a prompt of at most {what.max_prompt_length} tokens")
+    contamination = contamination_report(splits, Path(what.data_root))
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "raw": str(raw),
+        "raw_sha256": file_sha256(raw),
+        "tokenizer": what.tokenizer,
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "prompt_templates_sha256": value_sha256([PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT]),
+        "num_dev": what.num_dev,
+        "max_prompt_length": what.max_prompt_length,
+        "examples": {name: len(split) for name, split in splits.items()},
+        "dropped_long_prompts": len(table) - len(fits),
+    }
+    manifest["fingerprint"] = value_sha256({k: v for k, v in manifest.items() if k not in ("raw", "tokenizer")})
+    write_folder(output_dir, splits, manifest, contamination)
+    summarise(splits, manifest, contamination, output_dir)
+
+
+def tokenised(records: Sequence[Mapping[str, Any]], tokenizer: Any, num_workers: int) -> datasets.Dataset:
+    """All records in order: id, prompt and response as text and as tokens, and their lengths."""
+
+    def tokenise_row(row: Mapping[str, str]) -> dict[str, Any]:
+        prompt_ids, response_ids = tokenise(tokenizer, row["prompt"], row["response"])
+        return {
+            "prompt_ids": prompt_ids,
+            "response_ids": response_ids,
+            "num_prompt_tokens": len(prompt_ids),
+            "num_response_tokens": len(response_ids),
+        }
+
+    table = datasets.Dataset.from_dict(
+        {
+            "id": list(range(len(records))),
+            "prompt": [make_prompt(record["instruction"], record.get("input", "")) for record in records],
+            "response": [record["output"] for record in records],
+            "category": [str(record.get("category", "")) for record in records],
+        }
+    )
+    # Small sets: starting workers takes longer than the work.
+    workers = min(num_workers, max(1, len(records) // 1000))
+    datasets.enable_progress_bars()  # the one of them that takes a while
+    table = table.map(tokenise_row, num_proc=workers if workers > 1 else None, desc="tokenising")
+    datasets.disable_progress_bars()
+    return table
+
+
+def contamination_report(splits: Mapping[str, datasets.Dataset], data_root: Path) -> dict[str, Any]:
+    """Which prompts stand in two places: {"dev in train": [...], "<set> in train": [...], ...}. Nothing is dropped."""
+    places = {name: list(zip(split["id"], split["prompt"], strict=True)) for name, split in splits.items()}
+    for name in [*SET_FOLDERS, *sorted(path.parent.name for path in data_root.glob("*/valid.jsonl"))]:
+        if (data_root / SET_FOLDERS.get(name, name) / "valid.jsonl").is_file():
+            places[name] = [(example.id, example.prompt) for example in load_set(data_root, name)]
+    report = {}
+    for name, prompts in places.items():
+        for other in ("train", "dev"):
+            if name in ("train", other) or (name == "dev" and other == "dev"):
+                continue
+            ids_of: dict[str, list[int]] = {}
+            for example_id, prompt in places[other]:
+                ids_of.setdefault(prompt.strip(), []).append(example_id)
+            report[f"{name} in {other}"] = [
+                {name: example_id, other: ids_of[prompt.strip()], "prompt": prompt}
+                for example_id, prompt in prompts
+                if prompt.strip() in ids_of
+            ]
+    return report
+
+
+def write_folder(
+    output_dir: Path, splits: Mapping[str, datasets.Dataset], manifest: Mapping[str, Any], contamination: Any
+) -> None:
+    """Write the processed folder whole or not at all."""
+    if output_dir.exists() and not (output_dir / "manifest.json").is_file() and any(output_dir.iterdir()):
+        raise UserError(f"{output_dir} holds something else than processed data; give another --output-dir")
+    temporary = output_dir.with_name(output_dir.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for name, split in splits.items():
+            split.flatten_indices().save_to_disk(str(temporary / name))
+        write_json(temporary / "contamination.json", contamination)
+        write_json(temporary / "manifest.json", manifest)
+        replace_folder(temporary, output_dir)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"cannot write {output_dir}: {error.strerror or error}") from error
+
+
+def summarise(
+    splits: Mapping[str, datasets.Dataset], manifest: Mapping[str, Any], contamination: Any, output_dir: Path
+) -> None:
+    """Print what was made, what was dropped, what coincides."""
+    rows = []
+    for name, split in splits.items():
+        for column in ("num_prompt_tokens", "num_response_tokens"):
+            lengths = list(split[column]) or [0]
+            rows.append(
+                [
+                    f"{name}: {column.split('_')[1]} tokens",
+                    len(split),
+                    f"{sum(lengths) / len(lengths):.1f}",
+                    max(lengths),
+                ]
+            )
+    show_table(str(output_dir), ["split", "examples", "mean", "longest"], rows)
+    limit = manifest["max_prompt_length"]
+    say(f"dropped {manifest['dropped_long_prompts']} record(s) with a prompt of more than {limit} tokens")
+    for pair, found in contamination.items():
+        say(f"contamination: {len(found)} prompt(s) of {pair}")
+    say(f"(nothing was dropped for it; {output_dir / 'contamination.json'} names them)")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,261 @@
+"""Train a student with POCL, or with one of its baselines: load, score, plan stages, fit.
+
+    deepspeed train.py --model STUDENT --teacher TEACHER --data-dir processed_data/gpt2/dolly \\
+        --output-dir results/gpt2/pocl --type tfkl
+
+SFT, plain distillation and POCL are this one program: distillation is POCL with one stage, SFT has no teacher.
+`python train.py --help` lists the flags; scripts/ holds the paper's settings.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl import config as options
+from pocl import distributed
+from pocl.config import TrainConfig
+from pocl.console import quiet_libraries, say, show_table
+from pocl.curriculum import Curriculum, check_batches, plan_stages
+from pocl.data import Split, check_shares, check_tokenizer, load_split, read_manifest
+from pocl.difficulty import rank_examples, read_order, score_examples, write_difficulty
+from pocl.engine import Engine, check_precision
+from pocl.errors import UserError, run_main
+from pocl.evaluation import Example
+from pocl.files import write_json
+from pocl.generation import Sampling
+from pocl.losses import loss_type
+from pocl.models import (
+    check_head,
+    check_same_tokenizer,
+    load_model,
+    load_tokenizer,
+    shared_vocabulary,
+    weights_fingerprint,
+)
+from pocl.objective import StudentObjective, Term
+from pocl.rundir import ROOT, RunDir
+from pocl.teacher import OnlineTeacher, TeacherSource
+from pocl.trainer import DevSet, Position, Recipe, Trainer
+
+
+def main() -> None:
+    """The whole algorithm."""
+    quiet_libraries()
+    config = options.parse_train()
+    device = distributed.start()
+    distributed.seed_everything(config.optimiser.seed)
+    run = open_run(config, device)
+
+    tokenizer = load_tokenizer(config.models.model)
+    train, dev = load_data(config, tokenizer)
+    stages = plan(config, len(train))
+
+    student = load_model(config.models.model, config.models.dtype).to(device)
+    check_head(student, config.models.model)
+    teacher, vocab_size = load_teacher(config, student, tokenizer, device)
+    start_run(run, config, stages, student)
+
+    order = easy_to_hard(config, run, student, tokenizer, train)
+    engine = make_engine(config, student, vocab_size, device)
+    trainer = Trainer(
+        make_recipe(config, stages),
+        run=run,
+        engine=engine,
+        student=student,
+        tokenizer=tokenizer,
+        teacher=teacher,
+        train=train,
+        order=order,
+        dev=dev,
+        device=device,
+    )
+    report(run, trainer.fit())
+    distributed.stop()
+
+
+def open_run(config: TrainConfig, device: torch.device) -> RunDir:
+    """The run's folder, checked for another run's options, before anything is loaded."""
+    check_shares(config.optimiser.global_batch_size, distributed.world_size())
+    check_precision(deepspeed_config(config), config.models.dtype, device)
+    name = config.run.run_name or f"seed{config.optimiser.seed}"
+    run = RunDir(Path(config.run.output_dir) / config.loss.type / name)
+    run.check_options(run_options(config), distributed.world_size())
+    return run
+
+
+def run_options(config: TrainConfig) -> dict[str, dict[str, object]]:
+    """The options that make a run what it is: all but where it is written."""
+    values = asdict(config)
+    values["run"].pop("output_dir")
+    return values
+
+
+def deepspeed_config(config: TrainConfig) -> Path:
+    """The DeepSpeed JSON, from here or from the project's root."""
+    path = Path(config.optimiser.deepspeed_config)
+    return path if path.is_file() else ROOT / path
+
+
+def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Split, DevSet | None]:
+    """The training split, and the dev split as prompts and references (None with --num-dev 0)."""
+    data_dir = Path(config.data.data_dir)
+    check_tokenizer(data_dir, tokenizer, config.models.model)
+    train = load_split(data_dir, "train", max_length=config.data.max_length, num_examples=config.data.num_train)
+    if len(train) == 0:
+        raise UserError(f"{data_dir} holds no training example; run tools/process_data.py with a smaller --num-dev")
+    dev = load_split(data_dir, "dev", max_length=config.data.max_length, num_examples=config.data.num_dev)
+    if len(dev) == 0:
+        return train, None
+    generation = config.generation
+    sampling = Sampling(
+        answer_length(config),
+        temperature=generation.sampling_temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        no_repeat_ngram=generation.no_repeat_ngram,
+        seed=config.optimiser.seed,
+    )
+    rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
+    examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
+    return train, DevSet(examples, dev.column("prompt_ids"), sampling, generation.eval_batch_size)
+
+
+def answer_length(config: TrainConfig) -> int:
+    """The longest answer in tokens: what --max-length leaves behind the longest prompt that was kept."""
+    longest_prompt = read_manifest(Path(config.data.data_dir))["max_prompt_length"]
+    if longest_prompt >= config.data.max_length:
+        raise UserError(
+            f"--max-length {config.data.max_length} leaves no room for an answer behind prompts of up to "
+            f"{longest_prompt} tokens; raise it, or run tools/process_data.py with a lower --max-prompt-length"
+        )
+    return config.data.max_length - longest_prompt
+
+
+def plan(config: TrainConfig, num_examples: int) -> Curriculum:
+    """The stages, printed before anything is trained."""
+    stages = plan_stages(
+        num_examples,
+        curriculum=config.curriculum.curriculum,
+        num_stages=config.curriculum.num_stages,
+        epochs=config.curriculum.epochs,
+        temperature=options.stage_temperatures(config),
+        kd_ratio=options.stage_kd_ratios(config),
+    )
+    batch = config.optimiser.global_batch_size
+    check_batches(stages, batch)
+    show_table(
+        f"--type {config.loss.type}, {num_examples} examples, {sum(s.steps(batch) for s in stages)} optimiser steps",
+        ["stage", "pool", "epochs", "T", "KD ratio", "steps an epoch", "steps"],
+        [
+            [s.index + 1, f"{s.pool.start}..{s.pool.stop - 1}", s.epochs, f"{s.temperature:.2f}"]
+            + [f"{s.kd_ratio:.2f}", s.steps_per_epoch(batch), s.steps(batch)]
+            for s in stages
+        ],
+    )
+    return stages
+
+
+def load_teacher(
+    config: TrainConfig, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> tuple[TeacherSource | None, int | None]:
+    """(the teacher, how many logits both keep), or (None, None) for SFT."""
+    if config.models.teacher is None:
+        return None, None
+    check_same_tokenizer(config.models.model, config.models.teacher, tokenizer)
+    model = load_model(config.models.teacher, config.models.dtype).to(device)
+    check_head(model, config.models.teacher)
+    vocab_size = shared_vocabulary(student, model, len(tokenizer))
+    return OnlineTeacher(model, vocab_size), vocab_size
+
+
+def start_run(run: RunDir, config: TrainConfig, stages: Curriculum, student: PreTrainedModel) -> None:
+    """Write what is decided before step 0: the options and the stages."""
+    fingerprints = {
+        "student": weights_fingerprint(student),
+        "data": read_manifest(Path(config.data.data_dir))["fingerprint"],
+    }
+    if distributed.is_main():
+        run.write_config(run_options(config), fingerprints, distributed.world_size())
+        records = [asdict(stage) | {"pool": [stage.pool.start, stage.pool.stop]} for stage in stages]
+        write_json(run.path / "stages.json", records)
+    distributed.barrier()
+    say(f"run folder {run.path}")
+
+
+def easy_to_hard(
+    config: TrainConfig, run: RunDir, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Split
+) -> np.ndarray:
+    """Positions of the training examples from the easiest to the hardest for the student.  -> [N]."""
+    if config.curriculum.curriculum == "whole-pool":
+        return np.arange(len(train))  # every stage holds every example: the order means nothing
+    if config.curriculum.difficulty_file:
+        return read_order(Path(config.curriculum.difficulty_file), train)
+    if not distributed.broadcast(run.difficulty.is_file()):
+        limits = {"max_new_tokens": answer_length(config), "no_repeat_ngram": config.generation.no_repeat_ngram}
+        scores = score_examples(
+            student,
+            tokenizer,
+            train,
+            batch_size=config.generation.eval_batch_size,
+            chunk_tokens=config.loss.chunk_tokens,
+            parts_dir=run.path / "scoring",
+            key=limits | {"student": weights_fingerprint(student), "max_length": config.data.max_length},
+            **limits,
+        )
+        if distributed.is_main():
+            write_difficulty(run.difficulty, rank_examples(scores))
+        distributed.barrier()
+    return read_order(run.difficulty, train)
+
+
+def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int | None, device: torch.device) -> Engine:
+    """Student and objective under DeepSpeed."""
+    if config.models.gradient_checkpointing:
+        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Engine(
+        StudentObjective(student, chunk_tokens=config.loss.chunk_tokens, vocab_size=vocab_size),
+        lr=config.optimiser.lr,
+        weight_decay=config.optimiser.weight_decay,
+        clip_grad=config.optimiser.clip_grad,
+        dtype=config.models.dtype,
+        config_path=deepspeed_config(config),
+        global_batch_size=config.optimiser.global_batch_size,
+        world_size=distributed.world_size(),
+        device=device,
+    )
+
+
+def make_recipe(config: TrainConfig, stages: Curriculum) -> Recipe:
+    """How the stages are trained: one objective per stage, and the optimiser's settings."""
+    loss = loss_type(config.loss.type)
+    if loss is None:
+        terms = (Term(),) * len(stages)
+    else:
+        divergence = loss.bind(skew=config.loss.skew, teacher_weight=config.loss.teacher_weight)
+        power = loss.power(config.loss.loss_scaling)
+        terms = tuple(Term(divergence, s.temperature, s.temperature**power, s.kd_ratio) for s in stages)
+    return Recipe(
+        stages=stages,
+        terms=terms,
+        global_batch_size=config.optimiser.global_batch_size,
+        batch_size=config.optimiser.batch_size,
+        lr=config.optimiser.lr,
+        min_lr=config.optimiser.min_lr,
+        restart_optimizer=config.curriculum.restart_optimizer,
+        seed=config.optimiser.seed,
+        eval_every=config.run.eval_every,
+        log_every=config.run.log_every,
+    )
+
+
+def report(run: RunDir, position: Position) -> None:
+    """Say how the run ended."""
+    best = "" if position.best_rouge_l is None else f" (dev ROUGE-L {position.best_rouge_l:.2f})"
+    say(f"done after {position.step} optimiser steps; the best student{best} is in {run.best}")
+
+
+if __name__ == "__main__":
+    run_main(main)
