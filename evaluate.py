@@ -45,7 +45,6 @@ def main() -> None:
     else:
         summary = sample_and_score(what, generation, sets, output_dir)
     show(summary, what.answers or what.model)
-    distributed.stop()
 
 
 def results_folder(what: EvaluateOptions) -> Path | None:
@@ -134,3 +133,4 @@ def show(summary: Mapping[str, Any], title: str | None) -> None:
 
 if __name__ == "__main__":
     run_main(main)
+    distributed.stop()

@@ -33,6 +33,7 @@ from pocl.models import (
     load_model,
     load_tokenizer,
     shared_vocabulary,
+    train_only_last_layers,
     weights_fingerprint,
 )
 from pocl.objective import StudentObjective, Term
@@ -73,7 +74,6 @@ def main() -> None:
         device=device,
     )
     report(run, trainer.fit())
-    distributed.stop()
 
 
 def open_run(config: TrainConfig, device: torch.device) -> RunDir:
@@ -213,6 +213,8 @@ def easy_to_hard(
 
 def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int | None, device: torch.device) -> Engine:
     """Student and objective under DeepSpeed."""
+    if config.models.train_last_layers:
+        train_only_last_layers(student, config.models.train_last_layers)
     if config.models.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Engine(
@@ -259,3 +261,4 @@ def report(run: RunDir, position: Position) -> None:
 
 if __name__ == "__main__":
     run_main(main)
+    distributed.stop()

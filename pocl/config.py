@@ -35,6 +35,9 @@ class ModelOptions:
     model: str = flag("the student: a Hugging Face model folder (safetensors) or hub name")
     teacher: str | None = flag("the teacher, likewise; needed by every --type but sft", None)
     dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of student and teacher; master weights stay fp32", "fp32")
+    train_last_layers: int | None = flag(
+        "train the last N layers and the final norm only [layers; default: all]", None
+    )
     gradient_checkpointing: bool = flag("recompute the student's activations in the backward pass", False)
 
 
@@ -224,8 +227,12 @@ def _check_positive(config: TrainConfig) -> None:
         "lr": config.optimiser.lr,
         "clip-grad": config.optimiser.clip_grad,
     }
-    if config.data.num_train is not None:
-        counts["num-train"] = config.data.num_train
+    for name, value in (
+        ("num-train", config.data.num_train),
+        ("train-last-layers", config.models.train_last_layers),
+    ):
+        if value is not None:
+            counts[name] = value
     for name, value in counts.items():
         if not value > 0:
             raise UserError(f"--{name} is {value}; it must be above 0")

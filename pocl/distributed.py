@@ -22,7 +22,7 @@ def start() -> torch.device:
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
         backend = "nccl" if use_cuda else "gloo"
-        if "RANK" in os.environ:
+        if "MASTER_ADDR" in os.environ:
             # Two hours: rank 0 may score or evaluate alone for a while, and the others wait.
             dist.init_process_group(backend, timeout=timedelta(hours=2))
         else:

@@ -118,7 +118,7 @@ def check_head(model: PreTrainedModel, name: str) -> None:
     ids = torch.arange(1, 7, device=device)[None] % model.config.vocab_size
     whole = model(input_ids=ids, use_cache=False).logits.float()
     apart = make_head(model)(trunk(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
-    if whole.shape != apart.shape or not torch.allclose(whole, apart, atol=1e-2, rtol=1e-2):
+    if whole.shape != apart.shape or not torch.allclose(whole, apart, atol=1e-2, rtol=1e-2, equal_nan=True):
         raise UserError(
             f"{name!r} ({model.config.model_type}) changes its logits behind the head in a way that is not known "
             f"here; add it to make_head in pocl/models.py"
@@ -167,6 +167,33 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(sample.tobytes())
     return digest.hexdigest()
+
+
+def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of transformer layers: the one ModuleList as long as the configuration says.
+
+    Raises UserError where it cannot be told.
+    """
+    wanted = model.config.num_hidden_layers
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    if len(stacks) != 1:
+        raise UserError(f"{model.config.model_type} has {len(stacks)} stacks of {wanted} layers; one was wanted")
+    return stacks[0]
+
+
+def train_only_last_layers(model: PreTrainedModel, num_layers: int) -> None:
+    """Freeze all but the last ``num_layers`` layers and what stands behind them; a head tied to the embeddings stays.
+
+    The backward pass then ends at the first of these layers.  Raises UserError where there are fewer layers.
+    """
+    stack = layer_stack(model)
+    if num_layers > len(stack):
+        raise UserError(f"--train-last-layers {num_layers}: the student has {len(stack)} layers")
+    model.requires_grad_(False)
+    stack[-num_layers:].requires_grad_(True)
+    for child in trunk(model).children():
+        if not any(True for _ in child.children()) and not isinstance(child, (nn.Embedding, nn.ModuleList)):
+            child.requires_grad_(True)  # the final norm
 
 
 def count_parameters(model: nn.Module) -> int:

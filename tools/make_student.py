@@ -20,7 +20,7 @@ from pocl.config import flag
 from pocl.console import quiet_libraries, say
 from pocl.errors import UserError, run_main
 from pocl.files import replace_folder
-from pocl.models import count_parameters, load_model, load_tokenizer
+from pocl.models import count_parameters, layer_stack, load_model, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,6 @@ def main() -> None:
         f"{output_dir}: layers {' '.join(map(str, layers))} of {len(stack)}, "
         f"{count_parameters(model) / 1e6:.1f}M of {before / 1e6:.1f}M parameters"
     )
-
-
-def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of transformer layers: the one ModuleList as long as the configuration says.
-
-    Raises UserError where it cannot be told.
-    """
-    wanted = model.config.num_hidden_layers
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
-    if len(stacks) != 1:
-        raise UserError(f"{model.config.model_type} has {len(stacks)} stacks of {wanted} layers; one was wanted")
-    return stacks[0]
 
 
 def default_layers(total: int, num_layers: int) -> list[int]:

@@ -1,0 +1,112 @@
+"""What the run-level tests share: a processed set, model pairs, commands in this process and under the launcher."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from tests.tiny import ROOT, save_pair, tiny_tokenizer
+
+# Short enough that a run takes seconds: 48 prompts of at most 160 tiny tokens, answers of at most 32.
+NUM_TRAIN, MAX_PROMPT, MAX_LENGTH = 48, 160, 192
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A student, a teacher, processed data, an evaluation set."""
+
+    student: Path
+    teacher: Path
+    data: Path
+    data_root: Path
+
+
+def make_folders(root: Path, family: str) -> Folders:
+    """Build all of them under ``root``."""
+    from tools import process_data
+
+    folders = Folders(root / "student", root / "teacher", root / "processed", root / "data")
+    save_pair(family, folders.student, folders.teacher, tiny_tokenizer())
+    short = folders.data_root / "short"
+    short.mkdir(parents=True)
+    lines = (ROOT / "data" / "sample" / "raw.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = sorted(lines, key=len)[: NUM_TRAIN + 8]
+    random.Random(0).shuffle(lines)
+    (short / "raw.jsonl").write_text("".join(lines), encoding="utf-8")
+    (short / "valid.jsonl").write_text("".join(lines[:5]), encoding="utf-8")
+    result = call(
+        process_data,
+        ["--raw", short / "raw.jsonl", "--tokenizer", folders.student, "--output-dir", folders.data]
+        + ["--num-dev", 8, "--max-prompt-length", MAX_PROMPT, "--num-workers", 1, "--data-root", folders.data_root],
+    )
+    assert result.status == 0, result.output
+    return folders
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    status: int
+    output: str
+
+    @property
+    def last_line(self) -> str:
+        return self.output.strip().splitlines()[-1]
+
+
+def call(module: Any, arguments: Sequence[object]) -> Result:
+    """Run a tool's or entry point's main in this process, as ``python FILE ARGUMENTS`` would."""
+    from pocl.errors import run_main
+
+    captured, status = io.StringIO(), 0
+    argv = [str(module.__file__), *map(str, arguments)]
+    with (
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(captured),
+        contextlib.redirect_stderr(captured),
+    ):
+        try:
+            run_main(module.main)
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+    return Result(status, captured.getvalue())
+
+
+def train_arguments(folders: Folders, output_dir: Path, *extra: object, teacher: bool = True) -> list[str]:
+    """A short train.py command: 4 stages, 1 epoch each, greedy dev evaluation of 4 prompts."""
+    arguments = ["--model", folders.student, "--data-dir", folders.data, "--output-dir", output_dir]
+    arguments += ["--teacher", folders.teacher] if teacher else []
+    arguments += ["--max-length", MAX_LENGTH, "--global-batch-size", 8, "--batch-size", 4, "--epochs", 1]
+    arguments += ["--num-dev", 4, "--sampling-temperature", 0, "--lr", 1e-3, *extra]
+    return [str(argument) for argument in arguments]
+
+
+def launch(script: str, arguments: Sequence[object], *, num_ranks: int, timeout: float = 300) -> Result:
+    """Run an entry point under DeepSpeed's launcher on the CPU."""
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--num_accelerators",
+        str(num_ranks),
+        "--no_local_rank",
+    ]
+    command += ["--master_port", str(random.SystemRandom().randint(20000, 40000)), str(ROOT / script)]
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    process = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment
+    )
+    return Result(process.returncode, process.stdout + process.stderr)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

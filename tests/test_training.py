@@ -1,0 +1,261 @@
+"""The real train.py and evaluate.py on tiny models: every type, family and ZeRO stage, one rank and two, cut off."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import evaluate
+import train
+from pocl.losses import LOSSES
+from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+@pytest.fixture(scope="module")
+def ranked(gpt2: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished POCL run on one rank."""
+    output_dir = tmp_path_factory.mktemp("pocl")
+    result = call(train, train_arguments(gpt2, output_dir))
+    assert result.status == 0, result.output
+    return output_dir / "tfkl" / "seed10"
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in read_jsonl(run / "metrics.jsonl") if "loss" in record]
+
+
+def test_a_pocl_run_leaves_every_file_that_the_design_names(ranked: Path) -> None:
+    names = {path.name for path in ranked.iterdir()}
+    wanted = {"config.json", "stages.json", "difficulty.jsonl", "metrics.jsonl", "ledger.json", "tensorboard"}
+    assert wanted | {"checkpoints", "best"} <= names
+    config = json.loads((ranked / "config.json").read_text())
+    assert config["options"]["loss"]["type"] == "tfkl"
+    assert config["options"]["optimiser"]["min_lr"] == 1e-7  # defaults are resolved
+    assert set(config["fingerprints"]) == {"student", "data"}
+    assert list((ranked / "tensorboard").iterdir())
+
+
+def test_stages_widen_from_easy_to_hard_while_temperature_and_ratio_rise(ranked: Path) -> None:
+    stages = json.loads((ranked / "stages.json").read_text())
+    assert [stage["pool"] for stage in stages] == [[0, 12], [0, 24], [0, 36], [0, 48]]
+    assert [round(stage["temperature"], 2) for stage in stages] == [1.0, 1.33, 1.67, 2.0]
+    assert [round(stage["kd_ratio"], 2) for stage in stages] == [0.7, 0.8, 0.9, 1.0]
+    records = [record for record in read_jsonl(ranked / "metrics.jsonl") if "loss" in record]
+    assert [record["stage"] for record in records] == [0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3]
+    assert [record["step"] for record in records] == list(range(1, 15))
+    # A fresh cosine in each stage starts at the peak.
+    assert [record["lr"] for record in records if record["step"] in (1, 2, 5, 9)] == [1e-3] * 4
+
+
+def test_the_objective_is_the_weighted_sum_that_the_paper_states(ranked: Path) -> None:
+    for record in read_jsonl(ranked / "metrics.jsonl"):
+        if "loss" in record:
+            r, t = record["kd_ratio"], record["temperature"]
+            wanted = (1 - r) * record["cross_entropy"] + r * t**2 * record["divergence"]
+            assert record["loss"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_ranking_fuses_the_two_ranks_of_every_training_example(ranked: Path, gpt2: Folders) -> None:
+    records = read_jsonl(ranked / "difficulty.jsonl")
+    assert sorted(record["id"] for record in records) == list(range(8, 56))
+    for record in records:
+        assert record["score"] == pytest.approx(
+            1 / (60 + record["rouge_l_rank"]) + 1 / (60 + record["cross_entropy_rank"])
+        )
+    keys = [(-record["score"], record["id"]) for record in records]
+    assert keys == sorted(keys)
+    by_loss = sorted(records, key=lambda record: (record["cross_entropy"], record["id"]))
+    assert [record["cross_entropy_rank"] for record in by_loss] == list(range(1, 49))
+
+
+def test_the_cross_entropy_of_the_ranking_is_the_models_own_loss(ranked: Path, gpt2: Folders) -> None:
+    import datasets
+
+    model = AutoModelForCausalLM.from_pretrained(gpt2.student)
+    rows = {row["id"]: row for row in datasets.load_from_disk(str(gpt2.data / "train"))}
+    for record in read_jsonl(ranked / "difficulty.jsonl")[::7]:
+        row = rows[record["id"]]
+        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+        labels = ids.clone()
+        labels[:, : len(row["prompt_ids"])] = -100
+        assert record["cross_entropy"] == pytest.approx(model(input_ids=ids, labels=labels).loss.item(), rel=1e-4)
+
+
+def test_best_is_a_model_folder_with_its_tokenizer_that_evaluate_reads(ranked: Path, gpt2: Folders) -> None:
+    dev = [record for record in read_jsonl(ranked / "metrics.jsonl") if "dev_rouge_l" in record]
+    assert len(dev) == 4
+    assert (ranked / "best" / "model.safetensors").is_file()
+    AutoTokenizer.from_pretrained(ranked / "best")
+    arguments = ["--model", ranked / "best", "--sets", "short", "--data-root", gpt2.data_root, "--seeds", 1, 2]
+    arguments += ["--max-length", 192, "--max-prompt-length", 160]
+    result = call(evaluate, arguments)
+    assert result.status == 0, result.output
+    summary = json.loads((ranked / "eval" / "summary.json").read_text())
+    for seed in ("1", "2"):
+        scores = [record["rouge_l"] for record in read_jsonl(ranked / "eval" / "short" / f"{seed}.jsonl")]
+        assert len(scores) == 5
+        assert summary["short"]["rouge_l"]["seeds"][seed] == pytest.approx(sum(scores) / 5)
+    first, second = summary["short"]["rouge_l"]["seeds"].values()
+    assert summary["short"]["rouge_l"]["mean"] == pytest.approx((first + second) / 2)
+    assert summary["short"]["rouge_l"]["std"] == pytest.approx(abs(first - second) / math.sqrt(2))
+
+
+def test_two_ranks_train_the_same_curve_on_the_same_ranking_as_one(
+    ranked: Path, gpt2: Folders, tmp_path: Path
+) -> None:
+    result = launch("train.py", train_arguments(gpt2, tmp_path), num_ranks=2)
+    assert result.status == 0, result.output
+    run = tmp_path / "tfkl" / "seed10"
+    alone, together = read_jsonl(ranked / "difficulty.jsonl"), read_jsonl(run / "difficulty.jsonl")
+    assert [record["id"] for record in together] == [record["id"] for record in alone]
+    assert losses(run) == pytest.approx(losses(ranked), rel=1e-4)
+    assert json.loads((run / "ledger.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [["--batch-size", 1], ["--batch-size", 8], ["--chunk-tokens", 16], ["--gradient-checkpointing"]],
+    ids=lambda extra: "=".join(map(str, extra)).strip("-"),
+)
+def test_how_a_batch_is_cut_does_not_change_the_curve(
+    ranked: Path, gpt2: Folders, tmp_path: Path, extra: list[object]
+) -> None:
+    arguments = train_arguments(
+        gpt2, tmp_path, "--difficulty-file", ranked / "difficulty.jsonl", "--num-dev", 0, *extra
+    )
+    assert call(train, arguments).status == 0
+    assert losses(tmp_path / "tfkl" / "seed10") == pytest.approx(losses(ranked), rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_every_zero_stage_trains_the_same_curve(ranked: Path, gpt2: Folders, tmp_path: Path, stage: int) -> None:
+    extra = [
+        "--difficulty-file",
+        ranked / "difficulty.jsonl",
+        "--deepspeed-config",
+        f"scripts/deepspeed/zero{stage}.json",
+    ]
+    arguments = train_arguments(gpt2, tmp_path, *extra)
+    # Stage 3 shares the weights out, so it is only itself on two ranks.
+    result = launch("train.py", arguments, num_ranks=2) if stage == 3 else call(train, arguments)
+    assert result.status == 0, result.output
+    run = tmp_path / "tfkl" / "seed10"
+    assert losses(run) == pytest.approx(losses(ranked), rel=1e-4)
+    assert AutoModelForCausalLM.from_pretrained(run / "best").num_parameters() > 0
+
+
+def test_bf16_follows_the_fp32_curve(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
+    extra = ["--difficulty-file", ranked / "difficulty.jsonl", "--dtype", "bf16", "--num-dev", 0]
+    assert call(train, train_arguments(gpt2, tmp_path, *extra)).status == 0
+    assert losses(tmp_path / "tfkl" / "seed10") == pytest.approx(losses(ranked), rel=2e-2)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_divergence_trains(gpt2: Folders, tmp_path: Path, name: str) -> None:
+    extra = ["--type", name, "--num-stages", 1, "--curriculum", "whole-pool", "--temperature", 2.0]
+    extra += ["--kd-ratio", 1.0, "--num-dev", 0, "--num-train", 16, "--epochs", 6]
+    if not LOSSES[name].tempered:
+        extra[extra.index("--temperature") + 1] = 1.0
+    assert call(train, train_arguments(gpt2, tmp_path, *extra)).status == 0
+    curve = [record["divergence"] for record in read_jsonl(tmp_path / name / "seed10" / "metrics.jsonl")]
+    assert curve[-1] < curve[0]
+    assert min(curve) > 0
+
+
+def test_sft_trains_without_a_teacher_and_lowers_cross_entropy(gpt2: Folders, tmp_path: Path) -> None:
+    extra = ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool", "--epochs", 4]
+    assert call(train, train_arguments(gpt2, tmp_path, *extra, teacher=False)).status == 0
+    curve = losses(tmp_path / "sft" / "seed10")
+    assert curve[-1] < curve[0] - 0.1
+    ledger = json.loads((tmp_path / "sft" / "seed10" / "ledger.json").read_text())
+    assert ledger["teacher_forward_passes"] == 0
+    assert ledger["samples"] == 4 * 48
+    assert ledger["finished"]
+
+
+def test_frozen_layers_stay_as_they_were(gpt2: Folders, tmp_path: Path) -> None:
+    extra = ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool", "--train-last-layers", 1]
+    assert call(train, train_arguments(gpt2, tmp_path, *extra, teacher=False)).status == 0
+    before = AutoModelForCausalLM.from_pretrained(gpt2.student).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "sft" / "seed10" / "best").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith(("transformer.h.1.", "transformer.ln_f.")) for name in changed)
+
+
+@pytest.mark.parametrize("family", ["opt", "llama", "qwen2"])
+def test_every_family_runs_from_ranking_to_scores(family: str, tmp_path: Path) -> None:
+    folders = make_folders(tmp_path, family)
+    result = call(train, train_arguments(folders, tmp_path / "results", "--type", "tsrkl"))
+    assert result.status == 0, result.output
+    best = tmp_path / "results" / "tsrkl" / "seed10" / "best"
+    arguments = ["--model", best, "--sets", "short", "--data-root", folders.data_root, "--seeds", 1]
+    result = call(evaluate, [*arguments, "--max-length", 192, "--max-prompt-length", 160])
+    assert result.status == 0, result.output
+
+
+def test_a_run_that_is_cut_off_ends_with_the_same_weights(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
+    """The folder as it was after stage 2 (epoch checkpoints), gone on with, equals the run in one go, bit for bit."""
+    arguments = train_arguments(gpt2, tmp_path, "--difficulty-file", ranked / "difficulty.jsonl")
+    copied: list[Path] = []
+    save_last = train.Trainer.save_last
+
+    def save_and_stop(self: train.Trainer) -> None:
+        save_last(self)
+        if self.position.stage == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "save_last", save_and_stop)
+        assert call(train, arguments).status == 130
+    copied.append(tmp_path / "tfkl" / "seed10")
+    assert not (copied[0] / "checkpoints" / "last.json").read_text().count('"done": true')
+    assert call(train, arguments).status == 0
+    whole = tmp_path / "whole"
+    assert call(train, train_arguments(gpt2, whole, "--difficulty-file", ranked / "difficulty.jsonl")).status == 0
+    assert losses(copied[0]) == losses(whole / "tfkl" / "seed10")
+    for name in ("best/model.safetensors", "ledger.json"):
+        assert (copied[0] / name).read_bytes() == (whole / "tfkl" / "seed10" / name).read_bytes()
+
+
+def test_a_finished_run_started_again_changes_nothing(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
+    copy = tmp_path / "tfkl" / "seed10"
+    shutil.copytree(ranked, copy)
+    before = (copy / "best" / "model.safetensors").read_bytes(), (copy / "metrics.jsonl").read_bytes()
+    result = call(train, train_arguments(gpt2, tmp_path))
+    assert result.status == 0, result.output
+    assert ((copy / "best" / "model.safetensors").read_bytes(), (copy / "metrics.jsonl").read_bytes()) == before
+
+
+def test_scoring_that_was_cut_off_goes_on_with_the_same_result(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
+    copy = tmp_path / "tfkl" / "seed10"
+    shutil.copytree(ranked / "scoring", copy / "scoring")
+    part = copy / "scoring" / "0.jsonl"
+    part.write_text(part.read_text()[:3000])  # cut in the middle of a line, as a crash would
+    assert call(train, train_arguments(gpt2, tmp_path)).status == 0
+    assert (copy / "difficulty.jsonl").read_bytes() == (ranked / "difficulty.jsonl").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_examples(gpt2: Folders, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(gpt2.student, broken)
+    model = AutoModelForCausalLM.from_pretrained(broken)
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = math.nan
+    model.save_pretrained(broken)
+    folders = Folders(broken, gpt2.teacher, gpt2.data, gpt2.data_root)
+    extra = ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool"]
+    result = call(train, train_arguments(folders, tmp_path, *extra, teacher=False))
+    assert result.status == 1
+    assert "at step 1, stage 1" in result.last_line
+    assert "examples [" in result.last_line
+    assert not (tmp_path / "sft" / "seed10" / "best").exists()
