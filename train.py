@@ -7,6 +7,7 @@ SFT, plain distillation and POCL are this one program: distillation is POCL with
 `python train.py --help` lists the flags; scripts/ holds the paper's settings.
 """
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pocl.difficulty import rank_examples, read_order, score_examples, write_dif
 from pocl.engine import Engine, check_precision
 from pocl.errors import UserError, run_main
 from pocl.evaluation import Example
-from pocl.files import write_json
+from pocl.files import value_sha256, write_json
 from pocl.generation import Sampling
 from pocl.losses import loss_type
 from pocl.models import (
@@ -38,7 +39,7 @@ from pocl.models import (
 )
 from pocl.objective import StudentObjective, Term
 from pocl.rundir import ROOT, RunDir
-from pocl.teacher import OnlineTeacher, TeacherSource
+from pocl.teacher import OnlineTeacher, TeacherSource, cache_bytes, cached_teacher
 from pocl.trainer import DevSet, Position, Recipe, Trainer
 
 
@@ -56,7 +57,7 @@ def main() -> None:
 
     student = load_model(config.models.model, config.models.dtype).to(device)
     check_head(student, config.models.model)
-    teacher, vocab_size = load_teacher(config, student, tokenizer, device)
+    teacher, vocab_size = load_teacher(config, student, tokenizer, train, device)
     start_run(run, config, stages, student)
 
     order = easy_to_hard(config, run, student, tokenizer, train)
@@ -159,16 +160,46 @@ def plan(config: TrainConfig, num_examples: int) -> Curriculum:
 
 
 def load_teacher(
-    config: TrainConfig, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    config: TrainConfig,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Split,
+    device: torch.device,
 ) -> tuple[TeacherSource | None, int | None]:
-    """(the teacher, how many logits both keep), or (None, None) for SFT."""
+    """(the teacher, how many logits student and teacher keep), or (None, None) for SFT."""
     if config.models.teacher is None:
         return None, None
     check_same_tokenizer(config.models.model, config.models.teacher, tokenizer)
     model = load_model(config.models.teacher, config.models.dtype).to(device)
     check_head(model, config.models.teacher)
     vocab_size = shared_vocabulary(student, model, len(tokenizer))
-    return OnlineTeacher(model, vocab_size), vocab_size
+    folder, key = teacher_cache(config, model, train)
+    if folder is None:
+        return OnlineTeacher(model, vocab_size), vocab_size
+    batch_size = config.generation.eval_batch_size
+    return cached_teacher(model, train, folder, key=key, batch_size=batch_size, vocab_size=vocab_size), vocab_size
+
+
+def teacher_cache(
+    config: TrainConfig, teacher: PreTrainedModel, train: Split
+) -> tuple[Path | None, dict[str, object]]:
+    """(where the teacher's states are kept, or None for an online teacher; what they depend on)."""
+    data_dir, place = Path(config.data.data_dir), config.models.teacher_cache
+    key: dict[str, object] = {
+        "teacher": weights_fingerprint(teacher),
+        "data": read_manifest(data_dir)["fingerprint"],
+        "max_length": config.data.max_length,
+        "examples": len(train),
+    }
+    if place == "auto":
+        seen_once = config.curriculum.num_stages * config.curriculum.epochs == 1
+        room = distributed.broadcast(shutil.disk_usage(data_dir).free)
+        place = "off" if seen_once or room < 2 * cache_bytes(train, teacher) else "auto"
+    if place == "off":
+        return None, key
+    if place == "auto":
+        return data_dir / "teacher-cache" / value_sha256([key, config.models.dtype])[:16], key
+    return Path(place), key
 
 
 def start_run(run: RunDir, config: TrainConfig, stages: Curriculum, student: PreTrainedModel) -> None:

@@ -34,6 +34,11 @@ class ModelOptions:
     _argument_group_name: ClassVar[str] = "models"
     model: str = flag("the student: a Hugging Face model folder (safetensors) or hub name")
     teacher: str | None = flag("the teacher, likewise; needed by every --type but sft", None)
+    teacher_cache: str = flag(
+        "off, a folder for the teacher's hidden states, or auto: beside the processed data, where examples are seen "
+        "more than once and the disk has twice the room",
+        "auto",
+    )
     dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of student and teacher; master weights stay fp32", "fp32")
     train_last_layers: int | None = flag(
         "train the last N layers and the final norm only [layers; default: all]", None

@@ -12,11 +12,16 @@ from pocl.data import IGNORE, Batch, tokenizer_fingerprint
 from pocl.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 Head = Callable[[Tensor], Tensor]
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name.  Raises UserError where there is none or it has no end-of-text."""
+    folder = Path(path)
+    # Without any of these files AutoTokenizer returns an empty tokenizer, silently.
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise UserError(f"no tokenizer in {path!r}: none of {', '.join(_TOKENIZER_FILES)} is there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,22 +1,39 @@
 """The teacher as a source of hidden states at response positions, and a head that turns them into logits.
 
-Whatever the source, the objective sees the same two things; a cache of states can stand here instead of the model.
+Online, the teacher's trunk reads every batch. Cached, it has read every training text once and is gone: the hidden
+states behind its last norm lie in one memory-mapped file in the dtype that it computes in, and only its head stays.
+The head gives the full distribution at any temperature, so the cache is exact; logits would be far larger.
 """
 
-from typing import Protocol
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.data import Batch
+from pocl import distributed
+from pocl.console import Progressing, say
+from pocl.data import Batch, Split, blocks_by_length
+from pocl.errors import UserError
+from pocl.files import read_json, write_json
 from pocl.models import Head, make_head, response_states
+from pocl.rundir import read_lines
+
+# How the file's numbers look to numpy, which knows no bfloat16.
+_STORAGE = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.float64: np.float64}
+_NUM_VERIFIED = 8  # examples that are read again when a finished cache is opened
 
 
 class TeacherSource(Protocol):
     """What the training step asks of a teacher."""
 
     head: Head
+    online: bool  # whether ``states`` runs the teacher's trunk
 
     def states(self, batch: Batch) -> Tensor:
         """The hidden states behind the last norm at the batch's response positions, in order.  -> [N, H]."""
@@ -26,6 +43,8 @@ class TeacherSource(Protocol):
 class OnlineTeacher:
     """The teacher model itself, frozen, run on every batch."""
 
+    online = True
+
     def __init__(self, model: PreTrainedModel, vocab_size: int | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
         self.head: Head = make_head(model, vocab_size)
@@ -34,3 +53,148 @@ class OnlineTeacher:
     def states(self, batch: Batch) -> Tensor:
         """See TeacherSource."""
         return response_states(self.model, batch)
+
+
+class CachedTeacher:
+    """The states of a training split on disk, and the teacher's head; the trunk is not kept."""
+
+    online = False
+
+    def __init__(self, folder: Path, split: Split, model: PreTrainedModel, vocab_size: int | None = None) -> None:
+        self.head: Head = make_head(model.eval().requires_grad_(False), vocab_size)
+        self.dtype = model.dtype
+        self._states = _open(folder, split, model, mode="r")
+        starts = _starts(split)
+        self._rows = {int(i): (starts[p], starts[p + 1]) for p, i in enumerate(split.ids)}
+
+    def states(self, batch: Batch) -> Tensor:
+        """See TeacherSource.  Raises KeyError for an example that the split does not hold."""
+        spans = [self._rows[i] for i in batch.example_ids.tolist()]
+        rows = np.concatenate([self._states[start:stop] for start, stop in spans])
+        return torch.from_numpy(rows).view(self.dtype).to(batch.input_ids.device)
+
+
+def cache_bytes(split: Split, model: PreTrainedModel) -> int:
+    """How large the cache of a split is: response tokens times hidden size times the size of a number."""
+    return int(split.num_labels.sum()) * _width(model) * model.dtype.itemsize
+
+
+def cached_teacher(
+    model: PreTrainedModel,
+    split: Split,
+    folder: Path,
+    *,
+    key: Mapping[str, Any],
+    batch_size: int,
+    vocab_size: int | None,
+) -> CachedTeacher:
+    """The teacher behind a cache in ``folder``, which is built, completed or verified first, over all ranks.
+
+    ``key`` says what the states depend on besides the model's dtype (weights, texts, limits).  Raises UserError where
+    the folder holds a cache of something else, where it does not verify, or where the disk has no room.
+    """
+    key = json.loads(json.dumps(dict(key) | {"dtype": str(model.dtype), "width": _width(model)}))
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        if read_json(manifest) != key:
+            raise UserError(
+                f"{folder} caches another teacher or other texts; give another --teacher-cache, or delete it"
+            )
+        _verify(folder, split, model)
+        say(f"teacher states from {folder}")
+    else:
+        _build(folder, split, model, key, batch_size)
+    return CachedTeacher(folder, split, model, vocab_size)
+
+
+def _build(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[str, Any], batch_size: int) -> None:
+    """Run the trunk over every training text once; a pass that was cut off goes on with the missing blocks."""
+    needed = cache_bytes(split, model)
+    with distributed.main_first():
+        if distributed.is_main():
+            _prepare(folder, split, model, key, needed)
+    say(f"caching the teacher's states of {len(split)} examples: {needed / 1e9:.2f} GB in {folder}")
+    blocks = blocks_by_length(split.lengths, batch_size)
+    done = {record["block"] for path in folder.glob("done-*.jsonl") for record in read_lines(path)}
+    distributed.barrier()
+    states, starts = _open(folder, split, model, mode="r+"), _starts(split)
+    device = next(model.parameters()).device
+    todo = [i for i in range(len(blocks)) if i not in done]
+    with (
+        Progressing("caching", len(blocks), len(done)) as progress,
+        open(folder / f"done-{distributed.rank()}.jsonl", "a", encoding="utf-8") as marks,
+        torch.no_grad(),
+    ):
+        for number in distributed.my_share(todo):
+            rows = response_states(model, split.batch(blocks[number]).to(device)).cpu()
+            counts = split.num_labels[blocks[number]].tolist()
+            for position, part in zip(blocks[number], rows.split(counts), strict=True):
+                states[starts[position] : starts[position + 1]] = _to_numpy(part)
+            states.flush()
+            marks.write(json.dumps({"block": int(number)}) + "\n")
+            marks.flush()
+            progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+    distributed.barrier()
+    if distributed.is_main():
+        write_json(folder / "manifest.json", key)
+        for path in folder.glob("done-*.jsonl"):
+            path.unlink()
+    distributed.barrier()
+
+
+def _prepare(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[str, Any], needed: int) -> None:
+    """Make the empty file, unless an interrupted pass under the same key has left one."""
+    unfinished = folder / "unfinished.json"
+    if unfinished.is_file() and read_json(unfinished) == key:
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        folder.rmdir()
+        raise UserError(
+            f"the teacher cache needs {needed / 1e9:.2f} GB and {folder.parent} has {free / 1e9:.2f} GB free; "
+            f"give --teacher-cache another disk, or --teacher-cache off"
+        )
+    _open(folder, split, model, mode="w+").flush()
+    write_json(unfinished, key)
+
+
+def _verify(folder: Path, split: Split, model: PreTrainedModel) -> None:
+    """Read some examples again.  Raises UserError where the cache holds other states than the teacher gives."""
+    states, starts = _open(folder, split, model, mode="r"), _starts(split)
+    device = next(model.parameters()).device
+    tolerance = {torch.float32: 1e-3, torch.float64: 1e-6}.get(model.dtype, 5e-2)
+    for position in np.linspace(0, len(split) - 1, min(_NUM_VERIFIED, len(split))).astype(int):
+        with torch.no_grad():
+            fresh = response_states(model, split.batch([position]).to(device)).cpu().float()
+        kept = torch.from_numpy(states[starts[position] : starts[position + 1]].copy()).view(model.dtype).float()
+        if not torch.allclose(fresh, kept, atol=tolerance, rtol=tolerance):
+            raise UserError(
+                f"{folder} does not hold what the teacher says of example {split.ids[position]}; delete it, or give "
+                f"--teacher-cache off"
+            )
+
+
+def _open(folder: Path, split: Split, model: PreTrainedModel, *, mode: Any) -> np.memmap:
+    """The file of states as an array.  -> [all response tokens, H]."""
+    path, shape = folder / "states.bin", (int(split.num_labels.sum()), _width(model))
+    wanted = shape[0] * shape[1] * model.dtype.itemsize
+    if mode != "w+" and (not path.is_file() or path.stat().st_size != wanted):
+        raise UserError(f"{path} is missing or has not the {wanted} bytes that it should; delete {folder}")
+    return np.memmap(path, dtype=_STORAGE[model.dtype], mode=mode, shape=shape)
+
+
+def _to_numpy(states: Tensor) -> np.ndarray:
+    return (states.view(torch.uint16) if states.dtype == torch.bfloat16 else states).numpy()
+
+
+def _starts(split: Split) -> np.ndarray:
+    """Where each example's rows start, and where the last one's stop.  -> [len(split) + 1]."""
+    return np.concatenate([[0], np.cumsum(split.num_labels)])
+
+
+def _width(model: PreTrainedModel) -> int:
+    """H: what goes into the head."""
+    return model.get_output_embeddings().weight.shape[1]

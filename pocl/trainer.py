@@ -106,6 +106,7 @@ class Trainer:
         self.student, self.tokenizer, self.teacher = student, tokenizer, teacher
         self.train, self.order, self.dev = train, order, dev
         self.position = Position()
+        self._teacher_reads = teacher is not None and teacher.online
         self._dev_note = ""
         self._tensorboard: SummaryWriter | None = None
 
@@ -210,7 +211,7 @@ class Trainer:
             samples=self.position.samples + seen,
             tokens=self.position.tokens + int(self.train.lengths[examples].sum()),
             response_tokens=self.position.response_tokens + num_tokens,
-            teacher_forward_passes=self.position.teacher_forward_passes + (seen if self.teacher else 0),
+            teacher_forward_passes=self.position.teacher_forward_passes + (seen if self._teacher_reads else 0),
         )
 
     def end_epoch(self, stage: Stage, epoch: int) -> None:
@@ -328,7 +329,9 @@ class Trainer:
             "optimizer_steps": position.step,
             "global_batch_size": self.recipe.global_batch_size,
             "lr": self.recipe.lr,
-            "teacher_forward_passes": position.teacher_forward_passes,
+            # A cache was made by reading every example once.
+            "teacher_forward_passes": position.teacher_forward_passes
+            + (len(self.train) if self.teacher and not self._teacher_reads else 0),
             "world_size": distributed.world_size(),
             "finished": position.done,
         }

@@ -12,18 +12,18 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import huggingface_hub
-from huggingface_hub.errors import HTTPError, XetDownloadError
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, XetDownloadError
 
 from pocl import config as options
 from pocl.config import flag
-from pocl.console import say, show_table
+from pocl.console import say
 from pocl.errors import UserError, closest, run_main
 from pocl.files import read_jsonl, replace_folder, write_text
 
@@ -117,10 +117,7 @@ def main() -> None:
     }
     command, *rest = sys.argv[1:] or [""]
     if command in ("-h", "--help"):
-        print(__doc__)
-        for kind, _ in commands.values():
-            for field in fields(kind):
-                print(f"--{field.name.replace('_', '-')}: {field.metadata['help']}")
+        say(f"{__doc__}\n`python tools/fetch.py data --help` lists the flags of data; models and list likewise.")
         return
     if command not in commands:
         hint = closest(command, commands)
@@ -134,7 +131,7 @@ def fetch_data(what: DataOptions) -> None:
     """Bring data sets into --data-root."""
     check_names("--sets", what.sets, SETS)
     root = Path(what.data_root)
-    failures: dict[str, str] = {}
+    failures: dict[Path, tuple[str, str]] = {}
     for file in (file for name in what.sets for file in SETS[name]):
         place = root / file.path
         if place.is_file():
@@ -143,7 +140,7 @@ def fetch_data(what: DataOptions) -> None:
         try:
             fetch_file(file, place)
         except Unreachable as error:
-            failures[str(place)] = f"{file.repo}: {error}"
+            failures[place] = (str(error), file.repo)
     raise_failures(failures, "data/README.md says what a line holds")
 
 
@@ -153,7 +150,7 @@ def fetch_models(what: ModelsOptions) -> None:
     if what.revision and len(what.names) != 1:
         raise UserError(f"--revision belongs to one repository, --names has {len(what.names)}")
     root = Path(what.checkpoints_root)
-    failures: dict[str, str] = {}
+    failures: dict[Path, tuple[str, str]] = {}
     for model in (MODELS[name] for name in what.names):
         place = root / model.path
         if is_model(place):
@@ -162,20 +159,19 @@ def fetch_models(what: ModelsOptions) -> None:
         try:
             fetch_model(model, place, what.revision)
         except Unreachable as error:
-            failures[str(place)] = f"{model.repo}: {error}"
+            failures[place] = (str(error), model.repo)
     raise_failures(failures, "each a folder of config.json, *.safetensors and the tokenizer's files")
 
 
 def list_all(what: ListOptions) -> None:
     """Show what can be fetched, where it goes, and whether it is there."""
-    rows = []
     for name, files in SETS.items():
-        for place, repo in ((Path(what.data_root) / file.path, file.repo) for file in files):
-            rows.append(["data", name, repo, place, "yes" if place.is_file() else "no"])
+        for file in files:
+            place = Path(what.data_root) / file.path
+            say(f"{'there  ' if place.is_file() else 'missing'}  data    {name:17}  {place}  <- {file.repo}")
     for name, model in MODELS.items():
         place = Path(what.checkpoints_root) / model.path
-        rows.append(["models", name, model.repo, place, "yes" if is_model(place) else "no"])
-    show_table("What tools/fetch.py brings", ["what", "name", "hub", "goes to", "is there"], rows)
+        say(f"{'there  ' if is_model(place) else 'missing'}  models  {name:17}  {place}  <- {model.repo}")
 
 
 def check_names(flag_name: str, names: Collection[str], known: Mapping[str, Any]) -> None:
@@ -185,14 +181,18 @@ def check_names(flag_name: str, names: Collection[str], known: Mapping[str, Any]
             raise UserError(f"unknown {flag_name} {name!r}{closest(name, known)} (known: {', '.join(known)})")
 
 
-def raise_failures(failures: Mapping[str, str], needed: str) -> None:
-    """Raise UserError that says what to place by hand, where something could not be fetched."""
-    if failures:
-        reasons = "; ".join(dict.fromkeys(failures.values()))
-        raise UserError(
-            f"the hub did not give everything ({reasons}); "
-            f"with a network run the command again, or place by hand: {', '.join(failures)} ({needed})"
-        )
+def raise_failures(failures: Mapping[Path, tuple[str, str]], needed: str) -> None:
+    """Raise UserError that says why and what to place by hand; ``failures`` maps places to (reason, repository)."""
+    if not failures:
+        return
+    repos_of: dict[str, dict[str, None]] = {}
+    for reason, repo in failures.values():
+        repos_of.setdefault(reason, {})[repo] = None
+    reasons = "; ".join(f"{reason} ({', '.join(repos)})" for reason, repos in repos_of.items())
+    raise UserError(
+        f"the hub did not give everything: {reasons}. Run the command again where there is a network, or place by "
+        f"hand: {', '.join(map(str, failures))} ({needed})"
+    )
 
 
 def is_model(folder: Path) -> bool:
@@ -206,7 +206,7 @@ def fetch_file(file: File, place: Path) -> None:
     name = choose_file(names, file.path)
     if name is None:
         found = ", ".join(n for n in names if n.endswith(".jsonl")) or "none"
-        raise Unreachable(f"no {Path(file.path).name} among its JSONL files ({found})")
+        raise Unreachable(f"no {Path(file.path).name} among the JSONL files {found}")
     copy = Path(ask_hub(huggingface_hub.hf_hub_download, file.repo, name, repo_type="dataset", revision=commit))
     read_jsonl(copy)
     lines = copy.read_bytes().splitlines(keepends=True)[: file.num_records if file.cut else None]
@@ -282,6 +282,8 @@ def ask_hub(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except (HTTPError, XetDownloadError, OSError) as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise UserError(f"cannot write what the hub gives: {error}") from error
+        if isinstance(error, OfflineModeIsEnabled):
+            raise Unreachable("offline mode is on, HF_HUB_OFFLINE") from error
         raise Unreachable((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
 
 

@@ -40,6 +40,8 @@ def main() -> None:
     (what,) = options.parse([StudentOptions], "Build a student from some layers of a larger model.")
     if (what.layers is None) == (what.num_layers is None):
         raise UserError("give either --layers (which ones) or --num-layers (how many)")
+    if what.num_layers is not None and what.num_layers <= 0:
+        raise UserError(f"--num-layers is {what.num_layers}; it must be above 0")
     model, tokenizer = load_model(what.model), load_tokenizer(what.model)
     stack = layer_stack(model)
     layers = default_layers(len(stack), what.num_layers) if what.layers is None else what.layers
@@ -65,6 +67,8 @@ def default_layers(total: int, num_layers: int) -> list[int]:
 
     Measured on SmolLM2-135M (README): the last layers carry the most of what a cut model still knows.
     """
+    if num_layers > total:
+        raise UserError(f"--num-layers {num_layers}: the model has {total} layers")
     first = max(1, num_layers // 4)
     return [*range(first), *range(total - (num_layers - first), total)]
 

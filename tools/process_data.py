@@ -9,7 +9,7 @@ The first --num-dev records are the dev split, the others the training split. Th
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -116,25 +116,32 @@ def tokenised(records: Sequence[Mapping[str, Any]], tokenizer: Any, num_workers:
 
 
 def contamination_report(splits: Mapping[str, datasets.Dataset], data_root: Path) -> dict[str, Any]:
-    """Which prompts stand in two places: {"dev in train": [...], "<set> in train": [...], ...}. Nothing is dropped."""
-    places = {name: list(zip(split["id"], split["prompt"], strict=True)) for name, split in splits.items()}
+    """Which prompts stand in two places: {"dev in train": [{"prompt", "dev": ids, "train": ids}, ...], ...}.
+
+    Evaluation sets are compared with both splits. Nothing is dropped.
+    """
+    places = {name: ids_by_prompt(zip(split["id"], split["prompt"], strict=True)) for name, split in splits.items()}
     for name in [*SET_FOLDERS, *sorted(path.parent.name for path in data_root.glob("*/valid.jsonl"))]:
         if (data_root / SET_FOLDERS.get(name, name) / "valid.jsonl").is_file():
-            places[name] = [(example.id, example.prompt) for example in load_set(data_root, name)]
-    report = {}
-    for name, prompts in places.items():
-        for other in ("train", "dev"):
-            if name in ("train", other) or (name == "dev" and other == "dev"):
-                continue
-            ids_of: dict[str, list[int]] = {}
-            for example_id, prompt in places[other]:
-                ids_of.setdefault(prompt.strip(), []).append(example_id)
-            report[f"{name} in {other}"] = [
-                {name: example_id, other: ids_of[prompt.strip()], "prompt": prompt}
-                for example_id, prompt in prompts
-                if prompt.strip() in ids_of
-            ]
-    return report
+            examples = load_set(data_root, name)
+            places[name] = ids_by_prompt((example.id, example.prompt) for example in examples)
+    pairs = [("dev", "train"), *((name, split) for name in places if name not in splits for split in ("train", "dev"))]
+    return {
+        f"{name} in {other}": [
+            {"prompt": prompt, name: ids, other: places[other][prompt]}
+            for prompt, ids in places[name].items()
+            if prompt in places[other]
+        ]
+        for name, other in pairs
+    }
+
+
+def ids_by_prompt(examples: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
+    """The example ids of each distinct prompt."""
+    ids: dict[str, list[int]] = {}
+    for example_id, prompt in examples:
+        ids.setdefault(prompt, []).append(example_id)
+    return ids
 
 
 def write_folder(
@@ -176,7 +183,7 @@ def summarise(
     limit = manifest["max_prompt_length"]
     say(f"dropped {manifest['dropped_long_prompts']} record(s) with a prompt of more than {limit} tokens")
     for pair, found in contamination.items():
-        say(f"contamination: {len(found)} prompt(s) of {pair}")
+        say(f"contamination: {len(found)} distinct prompt(s) of {pair}")
     say(f"(nothing was dropped for it; {output_dir / 'contamination.json'} names them)")
 
 

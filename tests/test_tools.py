@@ -1,0 +1,159 @@
+"""The tools on tiny models and real runs: a student cut from layers, tables, pictures, answers side by side."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pocl.files import write_json, write_jsonl
+from tests.runs import call
+from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
+from tools import make_student, make_tables, plot_run, process_data, show_answers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_of_some_layers_keeps_their_weights_and_generates(family: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    size = {"vocab_size": len(tokenizer), "end_id": tokenizer.eos_token_id}
+    teacher = save_model(tiny_model(family, num_layers=5, **size), tokenizer, tmp_path / "teacher")
+    result = call(make_student, ["--model", teacher, "--layers", 0, 3, 4, "--output-dir", tmp_path / "student"])
+    assert result.status == 0, result.output
+    whole = AutoModelForCausalLM.from_pretrained(teacher)
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student").eval()
+    kept = make_student.layer_stack(student)
+    assert len(kept) == student.config.num_hidden_layers == 3
+    for layer, index in zip(kept, (0, 3, 4), strict=True):
+        for name, weight in make_student.layer_stack(whole)[index].state_dict().items():
+            assert torch.equal(weight, layer.state_dict()[name])
+    assert torch.equal(student.get_input_embeddings().weight, whole.get_input_embeddings().weight)
+    assert torch.equal(student.get_output_embeddings().weight, whole.get_output_embeddings().weight)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "student")("Say yes.", return_tensors="pt").input_ids
+    # With the key-value cache and without it: the layers' own numbers have to fit the cache.
+    cached, plain = (student.generate(ids, max_new_tokens=8, do_sample=False, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, plain)
+
+
+def test_how_many_layers_takes_a_quarter_from_the_start_and_the_rest_from_the_end() -> None:
+    assert make_student.default_layers(30, 8) == [0, 1, 24, 25, 26, 27, 28, 29]
+    assert make_student.default_layers(12, 3) == [0, 10, 11]
+    assert make_student.default_layers(4, 4) == [0, 1, 2, 3]
+
+
+def summary(folder: Path, name: str, by_seed: dict[str, float]) -> None:
+    values = list(by_seed.values())
+    scores = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+    path = folder / "summary.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, before | {name: {metric: scores | {"seeds": by_seed} for metric in ("rouge_l", "exact_match")}})
+
+
+def test_the_table_holds_mean_spread_and_average_and_a_dash_for_what_is_missing(tmp_path: Path) -> None:
+    summary(tmp_path / "a", "dolly", {"10": 20.0, "20": 24.0})
+    summary(tmp_path / "a", "vicuna", {"10": 10.0})
+    summary(tmp_path / "b" / "eval", "dolly", {"10": 30.0})
+    arguments = ["--rows", f"A={tmp_path / 'a'}", f"B={tmp_path / 'b'}", "--output", tmp_path / "table.md"]
+    result = call(make_tables, arguments)
+    assert result.status == 0, result.output
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[0] == "| ROUGE-L | dolly | vicuna | average |"
+    assert lines[2] == "| A | 22.00 ± 2.83 | 10.00 | 16.00 |"
+    assert lines[3] == "| B | 30.00 | – | – |"
+
+
+def test_the_picture_is_a_png_of_every_panel(tmp_path: Path) -> None:
+    records: list[dict[str, float]] = []
+    for step in range(1, 13):
+        stage = (step - 1) // 3
+        records.append(
+            {"step": step, "stage": stage, "epoch": 0, "pool": 12 * (stage + 1), "temperature": 1 + stage / 3}
+            | {"kd_ratio": 0.7 + stage / 10, "loss": 2 / step, "cross_entropy": 3 / step, "divergence": 1 / step}
+        )
+        if step % 3 == 0:
+            records.append({"step": step, "stage": stage, "epoch": 0, "dev_rouge_l": 10.0 * stage})
+    write_jsonl(tmp_path / "metrics.jsonl", records)
+    result = call(plot_run, ["--run", tmp_path])
+    assert result.status == 0, result.output
+    content = (tmp_path / "curves.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) > 20_000
+
+
+def test_a_running_mean_starts_at_the_first_value_without_bias() -> None:
+    assert plot_run.running_mean([4.0]) == pytest.approx([4.0])
+    # Weights 0.8 * 0.2 and 0.2 of 0.36.
+    assert plot_run.running_mean([1.0, 2.0])[1] == pytest.approx((0.16 * 1 + 0.2 * 2) / 0.36)
+
+
+def test_answers_of_several_models_stand_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    write_jsonl(tmp_path / "data" / "mine" / "valid.jsonl", [{"instruction": "Say yes.", "output": "Yes."}])
+    for name, answer in (("a", "No."), ("b", "Yes.")):
+        write_jsonl(tmp_path / name / "mine" / "10.jsonl", [{"id": 0, "answer": answer, "rouge_l": 7.0}])
+    arguments = ["--set", "mine", "--data-root", tmp_path / "data"]
+    result = call(show_answers, [*arguments, "--rows", f"before={tmp_path / 'a'}", f"after={tmp_path / 'b'}"])
+    assert result.status == 0, result.output
+    for word in ("Say yes.", "reference", "before", "No.", "after"):
+        assert word in result.output
+
+
+def test_the_contamination_report_names_exactly_the_prompts_that_coincide(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("gpt2", vocab_size=len(tokenizer), end_id=tokenizer.eos_token_id)
+    folder = save_model(model, tokenizer, tmp_path / "model")
+    raw = tmp_path / "data" / "mine" / "raw.jsonl"
+    raw.parent.mkdir(parents=True)
+    names = ["a", "b", "c", "b", "d", "d"]  # 0..1 dev, 2..5 train
+    write_jsonl(raw, [{"instruction": f"Say {name}.", "input": "", "output": name} for name in names])
+    test_set = [{"instruction": f"Say {name}.", "output": name} for name in ("x", "d", "a")]
+    write_jsonl(raw.parent / "valid.jsonl", test_set)
+    arguments = ["--raw", raw, "--tokenizer", folder, "--output-dir", tmp_path / "out", "--num-dev", 2]
+    result = call(process_data, [*arguments, "--data-root", tmp_path / "data", "--num-workers", 1])
+    assert result.status == 0, result.output
+    report = json.loads((tmp_path / "out" / "contamination.json").read_text())
+    found = {pair: [{k: v for k, v in hit.items() if k != "prompt"} for hit in hits] for pair, hits in report.items()}
+    assert found == {
+        "dev in train": [{"dev": [1], "train": [3]}],
+        "mine in train": [{"mine": [1], "train": [4, 5]}],
+        "mine in dev": [{"mine": [2], "dev": [0]}],
+    }
+    assert "contamination: 1 distinct prompt(s) of dev in train" in result.output
+
+
+def test_several_workers_keep_the_order_and_the_tokens(tmp_path: Path) -> None:
+    import datasets
+
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("gpt2", vocab_size=len(tokenizer), end_id=tokenizer.eos_token_id)
+    folder = save_model(model, tokenizer, tmp_path / "model")
+    write_jsonl(tmp_path / "raw.jsonl", [{"instruction": f"Say {i}.", "output": str(i * i)} for i in range(2500)])
+    for workers in (1, 2):
+        arguments = ["--raw", tmp_path / "raw.jsonl", "--tokenizer", folder, "--num-workers", workers]
+        result = call(process_data, [*arguments, "--output-dir", tmp_path / str(workers), "--data-root", tmp_path])
+        assert result.status == 0, result.output
+    one, two = (datasets.load_from_disk(str(tmp_path / workers / "train")) for workers in ("1", "2"))
+    assert list(one["id"]) == list(range(1000, 2500))
+    assert one.to_dict() == two.to_dict()
+    manifests = [json.loads((tmp_path / workers / "manifest.json").read_text()) for workers in ("1", "2")]
+    assert manifests[0] == manifests[1]
+
+
+def test_dolly_with_gpt2_tokens_becomes_the_published_counts(shared_data: Path, tmp_path: Path) -> None:
+    from transformers import GPT2TokenizerFast
+
+    files = {
+        "vocab": shared_data / "gpt2-tokenizer" / "vocab.json",
+        "merges": shared_data / "gpt2-tokenizer" / "merges.txt",
+    }
+    tokenizer = GPT2TokenizerFast(**{name: str(path) for name, path in files.items()})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    arguments = ["--raw", shared_data / "dolly" / "raw.jsonl", "--tokenizer", tmp_path / "tokenizer"]
+    result = call(process_data, [*arguments, "--output-dir", tmp_path / "out", "--data-root", shared_data])
+    assert result.status == 0, result.output
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["examples"]["train"] == 11_435
+    report = json.loads((tmp_path / "out" / "contamination.json").read_text())
+    assert len(report["dev in train"]) == 25
+    assert len(report["dolly in train"]) == 8

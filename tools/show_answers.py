@@ -1,0 +1,78 @@
+"""Print some prompts with the answers of several models and their ROUGE-L, to see what the numbers mean.
+
+python tools/show_answers.py --set sample --rows "before=results/a/eval" "after=results/b/eval"
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pocl import config as options
+from pocl.config import flag
+from pocl.console import quiet_libraries, show_table
+from pocl.errors import UserError, run_main
+from pocl.evaluation import load_set
+from pocl.files import read_jsonl
+
+
+@dataclass(frozen=True)
+class AnswersOptions:
+    """Whose answers to which prompts."""
+
+    _argument_group_name: ClassVar[str] = "answers"
+    set: str = flag("evaluation set")
+    rows: list[str] = flag("NAME=FOLDER, one a model: folders that evaluate.py wrote")
+    seed: int | None = flag("sampling seed whose answers are shown [default: the first there is]", None)
+    num_examples: int = flag("prompts to show, spread over the set [examples]", 5)
+    data_root: str = flag("folder that holds the evaluation sets", "data")
+
+
+def main() -> None:
+    """Read, pick prompts, print."""
+    quiet_libraries()
+    (what,) = options.parse([AnswersOptions], "Print some prompts with the answers of several models.")
+    answers = {}
+    for row in what.rows:
+        name, equals, folder = row.partition("=")
+        if not equals or not name or not folder:
+            raise UserError(f"--rows {row!r}: give NAME=FOLDER")
+        answers[name] = {
+            record["id"]: record for record in read_jsonl(answers_path(Path(folder), what.set, what.seed))
+        }
+    shared = sorted(set.intersection(*(set(records) for records in answers.values())))
+    examples = {example.id: example for example in load_set(Path(what.data_root), what.set)}
+    stride = max(1, len(shared) // max(1, what.num_examples))
+    for example_id in shared[::stride][: what.num_examples]:
+        example = examples[example_id]
+        rows = [["reference", example.references[0], ""]]
+        for name, records in answers.items():
+            record = records[example_id]
+            rows.append([name, shorten(record["answer"]), f"{record['rouge_l']:.0f}"])
+        show_table(question(example.prompt), ["", "answer", "ROUGE-L"], rows)
+
+
+def answers_path(folder: Path, name: str, seed: int | None) -> Path:
+    """The per-example file of one set and seed.  Raises UserError where there is none."""
+    files = sorted((folder / name).glob(f"{seed if seed is not None else '*'}.jsonl"))
+    if not files:
+        raise UserError(f"{folder} holds no answers to {name} (folder {name}/ with SEED.jsonl); run evaluate.py first")
+    return files[0]
+
+
+def question(prompt: str) -> str:
+    """The instruction and input of a prompt, without the words around them."""
+    text = prompt.partition("### Instruction:\n")[2].rpartition("\n\n### Response:")[0] or prompt
+    return shorten(text.replace("\n\n### Input:\n", " | "), 300)
+
+
+def shorten(text: str, length: int = 200) -> str:
+    """The text on one line, cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+if __name__ == "__main__":
+    run_main(main)
