@@ -142,16 +142,16 @@ def plan(config: TrainConfig, num_examples: int) -> Curriculum:
         curriculum=config.curriculum.curriculum,
         num_stages=config.curriculum.num_stages,
         epochs=config.curriculum.epochs,
-        temperature=options.stage_temperatures(config),
-        kd_ratio=options.stage_kd_ratios(config),
+        temperature=config.loss.temperature,
+        kd_ratio=config.loss.kd_ratio,
     )
     batch = config.optimiser.global_batch_size
     check_batches(stages, batch)
     show_table(
         f"--type {config.loss.type}, {num_examples} examples, {sum(s.steps(batch) for s in stages)} optimiser steps",
-        ["stage", "pool", "epochs", "T", "KD ratio", "steps an epoch", "steps"],
+        ["stage", "easy to hard", "epochs", "T", "KD ratio", "steps an epoch", "steps"],
         [
-            [s.index + 1, f"{s.pool.start}..{s.pool.stop - 1}", s.epochs, f"{s.temperature:.2f}"]
+            [s.index + 1, f"{s.pool.start + 1}–{s.pool.stop}", s.epochs, f"{s.temperature:.2f}"]
             + [f"{s.kd_ratio:.2f}", s.steps_per_epoch(batch), s.steps(batch)]
             for s in stages
         ],

@@ -5,7 +5,7 @@ The files of this package stand in four layers, and imports run down only:
     4  trainer  difficulty  evaluation
     3  objective  teacher  engine  generation  models  data
     2  rundir  tables  console
-    1  losses  curriculum  ranking  metrics  config  distributed  errors
+    1  losses  curriculum  ranking  metrics  config  distributed  files  errors
 """
 
 __version__ = "0.1.0"

@@ -5,7 +5,9 @@ Nobody writes to these objects after parsing; below the entry points functions t
 
 import argparse
 import dataclasses
+import math
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -65,8 +67,12 @@ class LossOptions:
     type: str = flag(
         "sft, a divergence (fkl rkl jsd tvd sfkl srkl) or its tempered form (tfkl trkl tjsd ttvd tsfkl tsrkl)", "tfkl"
     )
-    temperature: list[float] = flag("T of the tempered types: one value, first and last, or one a stage", [1.0, 2.0])
-    kd_ratio: list[float] = flag("r: one value, first and last, or one a stage [0 to 1]", [0.7, 1.0])
+    temperature: list[float] | None = flag(
+        "T of the tempered types: one value, first and last, or one a stage [default: 1 2, with one stage 1]", None
+    )
+    kd_ratio: list[float] | None = flag(
+        "r: one value, first and last, or one a stage [0 to 1; default: 0.7 1, with one stage 1]", None
+    )
     loss_scaling: Literal["uniform", "published"] = flag(
         "k of T^k. uniform: 2, and 1 for total variation; published: 2 for tfkl, tjsd, tsrkl and 0 for the rest",
         "uniform",
@@ -161,6 +167,25 @@ class TrainConfig:
     run: RunOptions
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of each flag, and defaults only where there is one to say."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=min(110, shutil.get_terminal_size().columns))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        spelling = action.option_strings[-1]  # the hyphened one
+        if action.nargs in (0, "?"):
+            return spelling
+        value = "|".join(map(str, action.choices)) if action.choices else action.dest.split("_")[-1].upper()
+        return f"{spelling} {value}" + (" ..." if action.nargs in ("+", "*") else "")
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.required else super()._get_help_string(action)
+
+
 class _Parser(HfArgumentParser):
     """HfArgumentParser whose complaints are UserErrors of one line."""
 
@@ -176,8 +201,9 @@ def parse(dataclass_types: Sequence[type], description: str, argv: Sequence[str]
     parser = _Parser(
         list(dataclass_types),
         description=description,
+        usage="%(prog)s [flags]",
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     argv = list(sys.argv[1:] if argv is None else argv)
     # The launchers' own flag, in case somebody starts an older one.
@@ -196,7 +222,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
     types = [f.type for f in dataclasses.fields(TrainConfig)]
     config = TrainConfig(*parse(types, "Distil a language model with a curriculum (POCL), or train a baseline.", argv))
     check_train(config)
-    return config
+    return resolve_ramps(config)
 
 
 def check_train(config: TrainConfig) -> None:
@@ -212,10 +238,6 @@ def check_train(config: TrainConfig) -> None:
         name = config.curriculum.curriculum
         raise UserError(f"unknown --curriculum {name!r}{closest(name, CURRICULA)} (known: {', '.join(CURRICULA)})")
     _check_positive(config)
-    stage_temperatures(config)
-    for ratio in stage_kd_ratios(config):
-        if not 0.0 <= ratio <= 1.0:
-            raise UserError(f"--kd-ratio {ratio} is outside 0 to 1")
 
 
 def _check_positive(config: TrainConfig) -> None:
@@ -239,8 +261,19 @@ def _check_positive(config: TrainConfig) -> None:
         if value is not None:
             counts[name] = value
     for name, value in counts.items():
-        if not value > 0:
-            raise UserError(f"--{name} is {value}; it must be above 0")
+        if not 0 < value < math.inf:
+            raise UserError(f"--{name} is {value}; it must be above 0 and finite")
+    optional = {
+        "min-lr": config.optimiser.min_lr,
+        "weight-decay": config.optimiser.weight_decay,
+        "seed": config.optimiser.seed,
+        "num-dev": config.data.num_dev or 0,
+    }
+    for name, value in optional.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} is {value}; it must be 0 or above, and finite")
+    if config.optimiser.min_lr > config.optimiser.lr:
+        raise UserError(f"--min-lr {config.optimiser.min_lr} is above --lr {config.optimiser.lr}")
     check_generation(config.generation)
 
 
@@ -252,6 +285,8 @@ def check_evaluate(what: EvaluateOptions, generation: GenerationOptions) -> None
         raise UserError(f"--answers belongs to one set, --sets names {len(what.sets)}")
     if not what.sets or not what.seeds:
         raise UserError("--sets and --seeds want at least one value each")
+    if min(what.seeds) < 0:
+        raise UserError(f"--seeds holds {min(what.seeds)}; a seed is 0 or above")
     if what.num_examples is not None and what.num_examples <= 0:
         raise UserError(f"--num-examples is {what.num_examples}; it must be above 0")
     if not 0 < what.max_prompt_length < what.max_length:
@@ -266,7 +301,7 @@ def check_evaluate(what: EvaluateOptions, generation: GenerationOptions) -> None
 
 def check_generation(options: GenerationOptions) -> None:
     """Raise UserError for sampling values outside their range."""
-    if options.sampling_temperature < 0:
+    if not 0 <= options.sampling_temperature < math.inf:
         raise UserError(f"--sampling-temperature is {options.sampling_temperature}; it must be 0 (greedy) or above")
     if not 0 < options.top_p <= 1:
         raise UserError(f"--top-p is {options.top_p}; it must be above 0 and at most 1")
@@ -275,29 +310,50 @@ def check_generation(options: GenerationOptions) -> None:
             raise UserError(f"--{name} is {value}; it must be 0 (off) or above")
 
 
+def resolve_ramps(config: TrainConfig) -> TrainConfig:
+    """The same options with T and r of every stage in place of what was said, or not said, of them.
+
+    Raises UserError where a type was given what it does not have.
+    """
+    temperature, kd_ratio = stage_temperatures(config), stage_kd_ratios(config)
+    loss = dataclasses.replace(config.loss, temperature=list(temperature), kd_ratio=list(kd_ratio))
+    return dataclasses.replace(config, loss=loss)
+
+
 def stage_temperatures(config: TrainConfig) -> tuple[float, ...]:
     """T of each stage: 1 for the types that have no temperature.  Raises UserError where one was given to them."""
-    loss = loss_type(config.loss.type)
-    num_stages = config.curriculum.num_stages
-    default = LossOptions().temperature
+    loss, num_stages, given = loss_type(config.loss.type), config.curriculum.num_stages, config.loss.temperature
     if loss is None or not loss.tempered:
-        if config.loss.temperature not in (default, [1.0]) and set(config.loss.temperature) != {1.0}:
+        if given is not None and set(given) != {1.0}:
             raise UserError(
-                f"--type {config.loss.type} has T = 1, but --temperature is {config.loss.temperature}; "
+                f"--type {config.loss.type} has T = 1, but --temperature is {' '.join(map(str, given))}; "
                 f"for a temperature use --type t{loss.name if loss else 'fkl'}"
             )
         return (1.0,) * num_stages
-    temperatures = ramp(config.loss.temperature, num_stages, name="temperature")
-    if min(temperatures) <= 0:
-        raise UserError(f"--temperature {config.loss.temperature} must be above 0 at every stage")
+    temperatures = ramp(_or_default(given, (1.0, 2.0), num_stages), num_stages, name="temperature")
+    if not all(0 < temperature < math.inf for temperature in temperatures):
+        raise UserError(f"--temperature {' '.join(map(str, temperatures))} must be above 0 and finite at every stage")
     return temperatures
 
 
 def stage_kd_ratios(config: TrainConfig) -> tuple[float, ...]:
-    """r of each stage; 0 for SFT, which has no teacher."""
+    """r of each stage; 0 for SFT, which has no teacher.  Raises UserError for values outside 0 to 1."""
+    num_stages, given = config.curriculum.num_stages, config.loss.kd_ratio
     if loss_type(config.loss.type) is None:
-        return (0.0,) * config.curriculum.num_stages
-    return ramp(config.loss.kd_ratio, config.curriculum.num_stages, name="kd-ratio")
+        if given is not None and set(given) != {0.0}:
+            raise UserError(f"--type {config.loss.type} has no teacher, but --kd-ratio is {' '.join(map(str, given))}")
+        return (0.0,) * num_stages
+    ratios = ramp(_or_default(given, (0.7, 1.0), num_stages), num_stages, name="kd-ratio")
+    for ratio in ratios:
+        if not 0.0 <= ratio <= 1.0:
+            raise UserError(f"--kd-ratio {ratio} is outside 0 to 1")
+    return ratios
+
+
+def _or_default(given: list[float] | None, first_and_last: tuple[float, float], num_stages: int) -> Sequence[float]:
+    if given is not None:
+        return given
+    return first_and_last if num_stages > 1 else (1.0,)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

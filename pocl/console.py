@@ -44,10 +44,13 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 class Progressing:
-    """A progress bar on a terminal; a line now and then elsewhere; nothing on other ranks. A context manager."""
+    """A progress bar on a terminal; a line now and then elsewhere; nothing on other ranks. A context manager.
 
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
-        self.title, self.total, self.done = title, total, done
+    A ``transient`` bar goes away when it is full, and elsewhere says nothing: a line with the result follows.
+    """
+
+    def __init__(self, title: str, total: int, done: int = 0, *, transient: bool = False) -> None:
+        self.title, self.total, self.done, self.transient = title, total, done, transient
         self._started, self._last_line, self._first = time.monotonic(), time.monotonic(), done
         self._bar: Progress | None = None
         if distributed.is_main() and _CONSOLE.is_terminal:
@@ -58,6 +61,7 @@ class Progressing:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=_CONSOLE,
+                transient=transient,
             )
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
@@ -79,7 +83,7 @@ class Progressing:
             self._bar.update(self._task, completed=self.done, note=note)
             return
         now = time.monotonic()
-        if self.done >= self.total or now - self._last_line >= _LINE_EVERY_SECONDS:
+        if (self.done >= self.total and not self.transient) or now - self._last_line >= _LINE_EVERY_SECONDS:
             self._last_line = now
             say(f"{self.title} {self.done}/{self.total}  {self._time_left(now)}  {note}".rstrip())
 

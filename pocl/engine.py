@@ -1,5 +1,7 @@
 """The only file that knows DeepSpeed: forward, backward, one optimiser step, a fresh optimiser, whole weights."""
 
+import contextlib
+import io
 import logging
 import os
 from pathlib import Path
@@ -56,9 +58,10 @@ class Engine:
             # DeepSpeed steps the plain AdamW here, clips without telling the norm: clip just before the step instead.
             config["gradient_clipping"] = 0.0
             optimizer.register_step_pre_hook(lambda *_: self._clip(parameters, clip_grad))
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=config, dist_init_required=False
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # what it prints of its own building
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=config, dist_init_required=False
+            )
         self._gathered = deepspeed.zero.GatheredParameters
 
     def forward(self, *inputs: Any) -> Any:
@@ -166,4 +169,6 @@ def _import_deepspeed() -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    # On the CPU it would compile an all-reduce of its own at the first start, which takes a compiler and a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -17,7 +17,8 @@ class RunStopped(Exception):
 
 def closest(name: str, known: Iterable[str]) -> str:
     """A hint ``; did you mean 'x'?`` for a misspelt name, or an empty string."""
-    matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    names = list(known)
+    matches = [other for other in names if other.startswith(name)] or get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 

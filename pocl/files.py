@@ -42,7 +42,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: malformed, no UTF-8, or a number of 5,000 digits
         raise UserError(f"{path} is no valid JSON ({error})") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -70,7 +70,7 @@ def _record(line: bytes, place: str) -> dict[str, Any]:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: bytes that are no UTF-8 ({error.reason} at byte {error.start})") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         what = "a blank line" if not line.strip() else f"no valid JSON ({error})"
         raise UserError(f"{place}: {what}; each line wants one JSON object") from error
     if not isinstance(record, dict):

@@ -62,12 +62,12 @@ def answer_prompts(
     batch_size: int,
     title: str,
 ) -> dict[int, str]:
-    """The answers of all prompts by example id, shared out over the ranks, on every rank."""
+    """The answers of all prompts by example id, shared out over the ranks, on every rank; ``title`` names the bar."""
     eos_ids = end_ids(model, tokenizer)
     vocab_size = len(tokenizer)  # padded vocabulary entries are never an answer
     blocks = blocks_by_length(np.array([len(prompt) for prompt in prompts], dtype=np.int64), batch_size)
     mine = {}
-    with Progressing(title, len(blocks)) as progress:
+    with Progressing(title, len(blocks), transient=True) as progress:
         for block in distributed.my_share(blocks):
             ids = [int(example_ids[i]) for i in block]
             tokens = generate(

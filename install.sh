@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Make .venv/ beside this file and install the pinned requirements; quick where nothing is left to do.
+#
+#     [PYTHON=python3.12] bash install.sh [--dev]      --dev: what tests and checks the project too
+#
+# torch comes as pip's index has it, on Linux with CUDA. For a smaller build on a machine without a GPU, or for an
+# index of your own, set pip's own variables: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL.
+set -euo pipefail
+
+die() {
+    printf 'error: %s\n' "$1" >&2
+    exit 2
+}
+
+ROOT="$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
+VENV="$ROOT/.venv"
+PYTHON="${PYTHON:-python3}"
+FILES=("$ROOT/requirements.txt")
+for argument in "$@"; do
+    [[ "$argument" == --dev ]] || die "unknown argument $argument; bash install.sh [--dev]"
+    FILES+=("$ROOT/requirements-dev.txt")
+done
+
+command -v "$PYTHON" >/dev/null || die "$PYTHON is not on PATH; install Python 3.11, 3.12 or 3.13, or give PYTHON=..."
+version="$("$PYTHON" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')" || die "$PYTHON does not run"
+# numpy, transformers and matplotlib at their pins want 3.11 or later.
+[[ "$version" =~ ^3\.(11|12|13)\. ]] || die "$PYTHON is Python $version; 3.11 to 3.13 is needed, give PYTHON=..."
+
+# What the environment was made for: its scripts hold its own path, so that a moved one is made again.
+made_for="Python $version in $VENV"
+if [[ "$(cat "$VENV/made-for" 2>/dev/null)" != "$made_for" ]]; then
+    echo "making $VENV with Python $version"
+    "$PYTHON" -m venv --clear "$VENV" || die "cannot make $VENV; Debian and Ubuntu want the package python3-venv"
+    printf '%s\n' "$made_for" >"$VENV/made-for"
+fi
+
+# A stamp is written when all of a file is installed; it names the file's contents.
+for file in "${FILES[@]}"; do
+    stamp="$VENV/$(basename "$file").sha256"
+    wanted="$(sha256sum <"$file")"
+    if [[ "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]]; then
+        echo "$(basename "$file"): nothing to do"
+        continue
+    fi
+    rm -f "$stamp"
+    echo "$(basename "$file"): installing (some minutes the first time)"
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --requirement "$file"
+    printf '%s\n' "$wanted" >"$stamp"
+done
+echo "ready: source $VENV/bin/activate (the scripts find it by themselves)"

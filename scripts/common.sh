@@ -1,0 +1,126 @@
+# shellcheck shell=bash disable=SC2034
+# Sourced by every script: where things are, which python, and how a program is launched.
+#
+#   bash scripts/<family>/<method>/<script>.sh [BASE_PATH] [any flag of the program: the last mention wins]
+#
+# BASE_PATH (a folder; default: the project's root) holds data/ processed_data/ checkpoints/ results/. From the
+# environment: NUM_GPUS (ranks; of each node with HOSTFILE; default: every visible GPU, or 1 on the CPU), HOSTFILE
+# (several nodes), MASTER_PORT, DTYPE, and DRY_RUN=1, which prints the command and runs nothing.
+# Relative paths in flags are relative to where you stand; the scripts' own paths are absolute.
+set -euo pipefail
+
+die() {
+    printf 'error: %s\n' "$1" >&2
+    exit 2
+}
+
+# GPUS: the numbers of the visible GPUs; none means the CPU.
+find_gpus() {
+    GPUS=()
+    [[ "${DS_ACCELERATOR:-}" != cpu ]] || return 0
+    local count
+    count="$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)"
+    ((count > 0)) || return 0
+    if [[ -z "${CUDA_VISIBLE_DEVICES+set}" ]]; then
+        mapfile -t GPUS < <(seq 0 $((count - 1)))
+    elif [[ "$CUDA_VISIBLE_DEVICES" =~ ^[0-9]+(,[0-9]+)*$ ]]; then
+        IFS=, read -ra GPUS <<<"$CUDA_VISIBLE_DEVICES"
+    elif [[ -n "$CUDA_VISIBLE_DEVICES" && "$CUDA_VISIBLE_DEVICES" != -1 ]]; then
+        die "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES: DeepSpeed's launcher wants numbers, such as 0,1"
+    fi
+}
+
+# LAUNCHER_FLAGS: where the ranks run, for DeepSpeed's launcher; LAUNCHER_ENV: what goes into their environment.
+place_ranks() {
+    LAUNCHER_FLAGS=() LAUNCHER_ENV=()
+    [[ "${NUM_GPUS:-1}" =~ ^[1-9][0-9]*$ ]] || die "NUM_GPUS=$NUM_GPUS: it must be a whole number above 0"
+    if [[ -n "${HOSTFILE:-}" ]]; then
+        LAUNCHER_FLAGS=(--hostfile "$HOSTFILE" ${NUM_GPUS:+--num_gpus "$NUM_GPUS"})
+        return
+    fi
+    local shown=${#GPUS[@]}
+    if ((shown == 0)); then
+        LAUNCHER_ENV=(env DS_ACCELERATOR=cpu)
+        LAUNCHER_FLAGS=(--num_accelerators "${NUM_GPUS:-1}")
+        share_cores "${NUM_GPUS:-1}"
+        return
+    fi
+    local ranks="${NUM_GPUS:-$shown}"
+    ((ranks <= shown)) || die "NUM_GPUS=$ranks, but $shown GPU(s) are visible here"
+    LAUNCHER_FLAGS=(--num_gpus "$ranks")
+    # With --num_gpus the launcher drops CUDA_VISIBLE_DEVICES and takes the machine's first GPUs.
+    if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
+        LAUNCHER_FLAGS=(--include "localhost:$(IFS=, && echo "${GPUS[*]:0:ranks}")")
+    fi
+}
+
+# Without this every rank starts a thread on every core.
+share_cores() {
+    local ranks=$1 cores
+    if ((ranks > 1)) && [[ -z "${OMP_NUM_THREADS:-}" ]]; then
+        cores="$(nproc)"
+        LAUNCHER_ENV+=("OMP_NUM_THREADS=$((cores > ranks ? cores / ranks : 1))")
+    fi
+}
+
+# run COMMAND...: run it, or print it as one line that can be pasted.
+run() {
+    if [[ "${DRY_RUN:-0}" != 1 ]]; then
+        "$@"
+        return
+    fi
+    local line
+    printf -v line '%q ' "$@"
+    printf '%s\n' "${line% }"
+}
+
+# launch PROGRAM ARGUMENTS...: a program of the project's root, on every rank.
+launch() {
+    local program="$ROOT/$1" launcher
+    shift
+    launcher="$(command -v deepspeed)" || {
+        launcher=deepspeed
+        [[ "${DRY_RUN:-0}" == 1 ]] || die "no deepspeed in this environment; run: bash install.sh"
+    }
+    place_ranks
+    # --log_level: the launcher's own talk, not the program's.
+    run "${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" --master_port "$MASTER_PORT" --no_local_rank \
+        --log_level error "$program" "$@"
+}
+
+# run_python PROGRAM ARGUMENTS...: a program of the project's root, in one process.
+run_python() {
+    local program="$ROOT/$1"
+    shift
+    run "$PYTHON" "$program" "$@"
+}
+
+ROOT="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
+BASE_PATH="$ROOT"
+if [[ $# -gt 0 && "$1" != -* ]]; then
+    [[ -d "$1" ]] || die "$1 is no folder; the first argument is the base path or a flag"
+    BASE_PATH="$(readlink -f "$1")"
+    shift
+fi
+FLAGS=("$@")
+
+if [[ -z "${VIRTUAL_ENV:-}" && -d "$ROOT/.venv/bin" ]]; then
+    PATH="$ROOT/.venv/bin:$PATH"
+fi
+PYTHON="$(command -v python3 || command -v python || echo python3)"
+MASTER_PORT="${MASTER_PORT:-$((20000 + RANDOM % 12768))}" # below the ports that the system hands out itself
+find_gpus
+DTYPE="${DTYPE:-$( ((${#GPUS[@]})) && echo bf16 || echo fp32)}"
+
+# The family is the folder of scripts/ that the caller stands in.
+family_dir="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[1]:-$0}")")")"
+if [[ "$family_dir" == "$ROOT/scripts/"* ]]; then
+    FAMILY="$(basename "$family_dir")"
+    DATA="${DATA:-dolly}"
+    RAW="$BASE_PATH/data/$DATA/raw.jsonl"
+    DATA_DIR="$BASE_PATH/processed_data/$FAMILY/$DATA"
+    CHECKPOINTS="$BASE_PATH/checkpoints/$FAMILY"
+    RESULTS="$BASE_PATH/results/$FAMILY"
+    # shellcheck source=scripts/gpt2/env.sh
+    source "$family_dir/env.sh"
+fi

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Evaluate a checkpoint on the paper's five sets, five sampling seeds each; results go beside the run's best/.
+# For a folder of another name say where: --output-dir DIR.
+#
+#     [MODEL=results/.../best] bash scripts/qwen2/eval/run_eval.sh [BASE_PATH] [any flag of evaluate.py]
+set -euo pipefail
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../common.sh"
+
+launch evaluate.py --model "${MODEL:-$RESULTS/pocl/tfkl/seed10/best}" \
+    --sets dolly self-inst vicuna sinst uinst --data-root "$BASE_PATH/data" --dtype "$DTYPE" "${FLAGS[@]}"

@@ -1,0 +1,136 @@
+"""The house: imports run down the layers that pocl/__init__.py names, and some calls are made nowhere."""
+
+import ast
+import re
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = {path.stem: path for path in sorted((ROOT / "pocl").glob("*.py")) if path.stem != "__init__"}
+SOURCES = sorted(
+    [
+        *ROOT.glob("*.py"),
+        *(path for folder in ("pocl", "tools", "tests", "scripts") for path in ROOT.glob(f"{folder}/**/*.py")),
+    ]
+)
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def layers() -> dict[str, int]:
+    """The layer of each module, as the package's docstring draws it."""
+    text = ast.get_docstring(parsed(ROOT / "pocl" / "__init__.py"))
+    rows = re.findall(r"^ *(\d)((?: +\w+)+)$", text, flags=re.MULTILINE)
+    names = [(name, int(number)) for number, row in rows for name in row.split()]
+    assert len(names) == len(dict(names)) and [number for number, _ in rows] == ["4", "3", "2", "1"]
+    return dict(names)
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, anywhere in it; ``from a import b`` counts as a and a.b."""
+    names = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def neighbours(name: str) -> set[str]:
+    """The modules of the package that one of them imports."""
+    return {other for other in PACKAGE if f"pocl.{other}" in imported(PACKAGE[name])}
+
+
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    """Every call in a file, with the dotted name that is called."""
+    return [(ast.unparse(node.func), node) for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+
+
+def test_the_docstring_places_every_module_and_no_other() -> None:
+    assert sorted(layers()) == sorted(PACKAGE)
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_imports_never_run_up(name: str) -> None:
+    layer = layers()
+    # Files are at the bottom, wherever the docstring has them.
+    up = [other for other in neighbours(name) if layer.get(other, 1) > layer.get(name, 1)]
+    assert up == []
+
+
+def test_imports_have_no_cycle() -> None:
+    graph = {name: neighbours(name) for name in PACKAGE}
+    assert sum(len(others) for others in graph.values()) > len(PACKAGE)  # else nothing was parsed
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the cycle
+    assert sorted(order) == sorted(PACKAGE)
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_the_package_imports_no_script_and_no_test(name: str) -> None:
+    above = {path.stem for path in ROOT.glob("*.py")} | {"tools", "tests", "scripts"}
+    assert not {module.split(".")[0] for module in imported(PACKAGE[name])} & above
+
+
+def test_only_the_engine_knows_deepspeed() -> None:
+    users = {name for name, path in PACKAGE.items() if any(m.split(".")[0] == "deepspeed" for m in imported(path))}
+    assert users == {"engine"}
+
+
+def test_the_curriculum_and_the_ranking_know_no_torch() -> None:
+    for name in ("curriculum", "ranking", "metrics", "files", "errors"):
+        assert not any(module.split(".")[0] in ("torch", "transformers") for module in imported(PACKAGE[name]))
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_only_errors_calls_print(name: str) -> None:
+    printing = any(called == "print" for called, _ in calls(PACKAGE[name]))
+    assert printing == (name == "errors")
+
+
+def test_the_sources_are_found() -> None:
+    found = {path.relative_to(ROOT).as_posix() for path in SOURCES}
+    assert {"train.py", "evaluate.py", "pocl/losses.py", "tools/process_data.py", "tests/test_house.py"} <= found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_bare_except(path: Path) -> None:
+    handlers = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ExceptHandler)]
+    assert [handler.lineno for handler in handlers if handler.type is None] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_is_unpickled(path: Path) -> None:
+    roots = {module.split(".")[0] for module in imported(path)}
+    assert not roots & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    for called, node in calls(path):
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called == "torch.load":
+            assert options.get("weights_only") == "True", f"line {node.lineno}"
+        if called in ("np.load", "numpy.load"):
+            assert options.get("allow_pickle", "False") == "False", f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_strangers_code_and_no_shell_runs(path: Path) -> None:
+    for called, node in calls(path):
+        assert called not in ("eval", "exec", "os.system", "os.popen", "__import__"), f"line {node.lineno}"
+        for keyword in node.keywords:
+            if keyword.arg in ("trust_remote_code", "shell"):
+                assert ast.unparse(keyword.value) == "False", f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_every_module_and_public_name_has_a_docstring(name: str) -> None:
+    module = parsed(PACKAGE[name])
+    assert ast.get_docstring(module)
+    named = (ast.FunctionDef, ast.ClassDef)
+    public = [node for node in module.body if isinstance(node, named) and not node.name.startswith("_")]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []

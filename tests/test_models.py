@@ -1,0 +1,302 @@
+"""Trunk and head apart give the model's logits; folders that cannot be trusted or used are refused."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from pocl.data import collate
+from pocl.errors import UserError
+from pocl.models import (
+    check_head,
+    check_same_tokenizer,
+    count_parameters,
+    end_ids,
+    load_model,
+    load_tokenizer,
+    make_head,
+    response_labels,
+    response_states,
+    shared_vocabulary,
+    weights_fingerprint,
+)
+from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
+
+Shake = Callable[[PreTrainedModel], PreTrainedModel]
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+class ScaledLlama(LlamaForCausalLM):
+    """Multiplies its logits, which no field of its configuration says."""
+
+    factor = 1.5
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        output = super().forward(*inputs, **options)
+        output.logits = output.logits * self.factor
+        return output
+
+
+def special_model(name: str) -> PreTrainedModel:
+    """A model that touches its logits behind the head."""
+    if name == "gemma2":
+        return Gemma2ForCausalLM(Gemma2Config(head_dim=8, final_logit_softcapping=0.5, **SIZES))
+    if name == "granite":
+        return GraniteForCausalLM(GraniteConfig(logits_scaling=8.0, **SIZES))
+    return CohereForCausalLM(CohereConfig(logit_scale=0.0625, **SIZES))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trunk_and_head_apart_give_the_models_logits(models: dict[str, PreTrainedModel], family: str) -> None:
+    model = models[family]
+    batch = collate([0, 1, 2], [[5, 6, 7], [8], [9, 10]], [[11, 0], [12, 13, 14, 15, 16, 0], [17]], max_length=64)
+    with torch.no_grad():
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        found = make_head(model)(response_states(model, batch))
+    # By hand: the positions before each response token. Row 0: 2, 3. Row 1: 0 to 5. Row 2: 1.
+    wanted = torch.cat([logits[0, 2:4], logits[1, 0:6], logits[2, 1:2]])
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
+    assert response_labels(batch).tolist() == [11, 0, 12, 13, 14, 15, 16, 0, 17]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite", "cohere"])
+def test_caps_and_scales_behind_the_head_are_applied(name: str, shake: Shake) -> None:
+    model = shake(special_model(name))
+    ids = torch.tensor([[3, 9, 27, 17, 51, 25]])
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits
+        states = model.base_model(input_ids=ids).last_hidden_state
+        bare, found = model.get_output_embeddings()(states), make_head(model)(states)
+    assert (bare - wanted).abs().max() > 0.05  # else the test would show nothing
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
+    check_head(model, name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_head_passes_the_check(models: dict[str, PreTrainedModel], family: str) -> None:
+    check_head(models[family], family)
+
+
+@pytest.mark.parametrize("factor", [1.5, 0.9, 1.005])
+def test_an_unknown_change_behind_the_head_is_refused(factor: float, shake: Shake) -> None:
+    model = shake(ScaledLlama(LlamaConfig(**SIZES))).float()
+    model.factor = factor
+    with pytest.raises(UserError, match=r"'odd' \(llama\) changes its logits behind the head"):
+        check_head(model, "odd")
+
+
+def test_the_head_cuts_off_padded_vocabulary(teacher: PreTrainedModel) -> None:
+    states = torch.randn(3, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert make_head(teacher)(states).shape == (3, 640)
+    assert make_head(teacher, 600)(states).equal(make_head(teacher)(states)[:, :600])
+
+
+@pytest.fixture
+def folder(gpt2_dir: Path, tmp_path: Path) -> Path:
+    """A copy of a good model folder, to be spoilt."""
+    return Path(shutil.copytree(gpt2_dir, tmp_path / "model"))
+
+
+def refusal(path: str | Path) -> str:
+    """The one line with which load_model refuses."""
+    with pytest.raises(UserError) as caught:
+        load_model(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_good_folder_loads_in_evaluation_mode(gpt2_dir: Path) -> None:
+    model = load_model(str(gpt2_dir))
+    assert not model.training and model.dtype == torch.float32
+    assert load_model(str(gpt2_dir), "bf16").dtype == torch.bfloat16
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "is no folder" in refusal(tmp_path / "nothing")
+    assert "is no folder" in refusal("./nothing/here")
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    assert "config.json" in refusal(tmp_path)
+
+
+def test_a_folder_without_config_is_refused(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert "holds no config.json" in refusal(folder)
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "holds no weights" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_pickled_weights_are_refused_unread(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(b"no pickle at all: reading it would raise something else")
+    assert f"pickled weights ({name})" in refusal(folder)
+
+
+def test_pickled_weights_beside_safetensors_are_not_read(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"no pickle at all")
+    assert count_parameters(load_model(str(folder))) > 0
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, -1])
+def test_truncated_safetensors_are_refused(folder: Path, kept: float) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if kept == 0.5 else int(kept)])
+    assert "damaged" in refusal(folder)
+
+
+def test_weights_that_lack_a_layer_are_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file({n: w for n, w in load_file(path).items() if ".h.1." not in n}, path, metadata={"format": "pt"})
+    refusal(folder)
+
+
+def test_weights_of_another_size_than_the_config_are_refused(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"n_embd": 64}))
+    refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", "null", '"gpt2"', '{"model_type": "nope"}', '{"model_type": "gpt2", "n_embd": "wide"}']
+)
+def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    refusal(folder)
+
+
+def test_code_that_came_with_a_model_is_not_run(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModelForCausalLM": "odd.Odd"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "odd.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\nclass Odd: pass\n")
+    refusal(folder)
+    assert not (folder / "ran").exists()
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no tokenizer in"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no end-of-text token"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_the_shared_vocabulary_is_everything_where_sizes_agree(models: dict[str, PreTrainedModel]) -> None:
+    assert shared_vocabulary(models["gpt2"], models["llama"], 600) is None
+    assert shared_vocabulary(models["gpt2"], models["llama"], 590) == 590  # both pad alike
+
+
+def test_the_shared_vocabulary_is_the_tokenizers_where_one_model_pads(
+    models: dict[str, PreTrainedModel], teacher: PreTrainedModel
+) -> None:
+    assert shared_vocabulary(models["gpt2"], teacher, 600) == 600
+    assert shared_vocabulary(teacher, models["gpt2"], 600) == 600
+    assert shared_vocabulary(models["gpt2"], teacher, 590) == 590
+
+
+def test_a_model_smaller_than_its_tokenizer_is_refused(
+    models: dict[str, PreTrainedModel], teacher: PreTrainedModel
+) -> None:
+    with pytest.raises(UserError, match="the student has 600 vocabulary entries, the tokenizer 620 tokens"):
+        shared_vocabulary(models["gpt2"], teacher, 620)
+    with pytest.raises(UserError, match="the teacher has 600 vocabulary entries, the tokenizer 620 tokens"):
+        shared_vocabulary(teacher, models["gpt2"], 620)
+
+
+def test_another_tokenizer_is_refused(gpt2_dir: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    check_same_tokenizer("student", str(gpt2_dir), tokenizer)
+    tiny_tokenizer(500).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"'student' \(600 tokens\) and teacher .* \(500 tokens\)"):
+        check_same_tokenizer("student", str(tmp_path), tokenizer)
+
+
+def test_a_tokenizer_of_the_same_size_with_other_merges_is_refused(
+    gpt2_dir: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    vocabulary = settings["model"]["vocab"]
+    first, second = [token for token, number in vocabulary.items() if number in (300, 301)]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="different tokenizers"):
+        check_same_tokenizer("student", str(tmp_path), tokenizer)
+
+
+@pytest.mark.parametrize(("own", "wanted"), [(None, [0]), (0, [0]), (7, [0, 7]), ([9, 7], [0, 7, 9])])
+def test_answers_end_at_the_tokenizers_and_the_models_own_tokens(
+    tokenizer: PreTrainedTokenizerBase, own: Any, wanted: list[int]
+) -> None:
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=own))
+    assert tokenizer.eos_token_id == 0
+    assert end_ids(model, tokenizer) == wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_fingerprint_survives_saving_and_loading(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, family: str
+) -> None:
+    model = tiny_model(family, vocab_size=len(tokenizer), end_id=0)
+    save_model(model, tokenizer, tmp_path)
+    assert weights_fingerprint(load_model(str(tmp_path))) == weights_fingerprint(model)
+    assert weights_fingerprint(AutoModelForCausalLM.from_pretrained(tmp_path)) == weights_fingerprint(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_fingerprint_changes_with_one_optimiser_step(models: dict[str, PreTrainedModel], family: str) -> None:
+    model = copy.deepcopy(models[family])
+    before = weights_fingerprint(model)
+    assert before == weights_fingerprint(models[family])
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    torch.optim.AdamW(model.parameters(), lr=1e-5).step()
+    assert weights_fingerprint(model) != before
+
+
+def test_tied_parameters_are_counted_once() -> None:
+    # Embedding 64 x 16, two layers of: q 16x16, k and v 16x8 each, o 16x16, mlp 3 x 16x32, two norms; one last norm.
+    layers = 2 * (256 + 128 + 128 + 256 + 3 * 512 + 2 * 16) + 16
+    assert count_parameters(LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **SIZES))) == 1024 + layers
+    assert count_parameters(LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **SIZES))) == 2048 + layers

@@ -1,0 +1,303 @@
+"""The objective from states, heads and chunks equals the plain computation from whole logits, position by position."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pocl.data import Batch, collate
+from pocl.losses import LOSSES
+from pocl.models import make_head, response_labels, response_states
+from pocl.objective import (
+    Objective,
+    StudentObjective,
+    Term,
+    chunks_needed,
+    distillation_objective,
+    example_cross_entropy,
+    token_objective,
+)
+
+END = 0
+MAX_LENGTH = 24
+# Prompts and responses of several lengths; one response is cut by MAX_LENGTH, one holds the end-of-text inside.
+PROMPTS = [[5, 9, 200, 31], [77, 12], [300, 4, 4, 8, 16, 15, 23, 42], [598]]
+RESPONSES = [[10, 11, 12, END], [13, END], [599, 51, 52, *range(100, 115), END], [14, END, 15, 16, 17, END]]
+NUM_TOKENS = 4 + 2 + 16 + 6
+SKEW = 0.1
+
+GPT2_CASES = [
+    ("tfkl", 1.33, 2, 0.7),
+    ("trkl", 2.0, 2, 1.0),
+    ("tjsd", 1.67, 2, 0.8),
+    ("ttvd", 2.0, 1, 0.9),
+    ("tsfkl", 1.33, 0, 0.7),
+    ("tsrkl", 2.0, 2, 1.0),
+    ("fkl", 1.0, 2, 0.0),
+    ("srkl", 1.0, 2, 0.5),
+]
+OTHER_CASES = [("tfkl", 1.33, 2, 0.7), ("ttvd", 2.0, 1, 1.0)]
+CASES = [("gpt2", *case) for case in GPT2_CASES] + [
+    (family, *case) for family, case in itertools.product(("opt", "llama", "qwen2"), OTHER_CASES)
+]
+
+
+def make_batch() -> Batch:
+    return collate(range(len(PROMPTS)), PROMPTS, RESPONSES, max_length=MAX_LENGTH)
+
+
+def naive_divergence(name: str, q: Tensor, p: Tensor) -> Tensor:
+    """The table of design.md in probabilities.  [V], [V] -> []."""
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return (a * (a / b).log()).sum()
+
+    m = SKEW * p + (1 - SKEW) * q  # jsd's m, and the mixture of the skewed forward KL
+    return {
+        "fkl": lambda: kl(p, q),
+        "rkl": lambda: kl(q, p),
+        "jsd": lambda: SKEW * kl(p, m) + (1 - SKEW) * kl(q, m),
+        "tvd": lambda: (p - q).abs().sum() / 2,
+        "sfkl": lambda: kl(p, m),
+        "srkl": lambda: kl(q, (1 - SKEW) * p + SKEW * q),
+    }[name[-4:] if name[-4:] in ("sfkl", "srkl") else name[-3:]]()
+
+
+def naive_tokens(
+    student: PreTrainedModel, teacher: PreTrainedModel | None, name: str | None, temperature: float, vocab_size: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(cross-entropy, divergence) of each response token, one example at a time, without padding, all positions."""
+    cross_entropies, divergences = [], []
+    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
+        sequence = (prompt + response)[:MAX_LENGTH]
+        ids = torch.tensor([sequence])
+        logits = student(input_ids=ids).logits[0, :, :vocab_size]
+        with torch.no_grad():
+            wanted = None if teacher is None else teacher(input_ids=ids).logits[0, :, :vocab_size]
+        for position in range(len(prompt), len(sequence)):
+            row = logits[position - 1]
+            cross_entropies.append(row.exp().sum().log() - row[sequence[position]])
+            if wanted is not None and name is not None:
+                q = (row / temperature).exp() / (row / temperature).exp().sum()
+                p = (wanted[position - 1] / temperature).exp() / (wanted[position - 1] / temperature).exp().sum()
+                divergences.append(naive_divergence(name, q, p))
+    assert len(cross_entropies) == NUM_TOKENS
+    return cross_entropies, divergences
+
+
+def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
+    """The gradient of every parameter; none is missing but a bias that nothing reads."""
+    model.zero_grad()
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert len(found) == len(list(model.named_parameters())) and any(bool(g.abs().max() > 0) for g in found.values())
+    return found
+
+
+def assert_same_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def objective(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    batch: Batch,
+    term: Term,
+    num_chunks: int,
+    vocab_size: int,
+) -> Objective:
+    """The objective under test, from trunks and heads."""
+    with torch.no_grad():
+        teacher_states = None if teacher is None else response_states(teacher, batch)
+    return distillation_objective(
+        response_states(student, batch),
+        make_head(student, vocab_size),
+        teacher_states,
+        None if teacher is None else make_head(teacher, vocab_size),
+        response_labels(batch),
+        term=term,
+        num_chunks=num_chunks,
+    )
+
+
+@pytest.mark.parametrize(("family", "name", "temperature", "power", "ratio"), CASES)
+def test_chunked_objective_equals_the_full_logits_computation(
+    models: dict[str, PreTrainedModel],
+    teacher: PreTrainedModel,
+    family: str,
+    name: str,
+    temperature: float,
+    power: int,
+    ratio: float,
+) -> None:
+    student, vocab_size = copy.deepcopy(models[family]), 600
+    cross_entropies, divergences = naive_tokens(student, teacher, name, temperature, vocab_size)
+    scale = temperature**power
+    wanted = sum((1 - ratio) * ce + ratio * scale * d for ce, d in zip(cross_entropies, divergences, strict=True))
+    wanted_gradients = gradients(student, wanted)
+    term = Term(LOSSES[name].bind(skew=SKEW, teacher_weight=SKEW), temperature, scale, ratio)
+    for num_chunks in (1, 3, 7):
+        result = objective(student, teacher, make_batch(), term, num_chunks, vocab_size)
+        assert result.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+        assert result.cross_entropy.tolist() == pytest.approx([ce.item() for ce in cross_entropies], rel=1e-11)
+        assert result.divergence.tolist() == pytest.approx([d.item() for d in divergences], rel=1e-9)
+        assert_same_gradients(gradients(student, result.loss), wanted_gradients)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "qwen2"])
+def test_chunked_sft_objective_equals_the_full_logits_computation(
+    models: dict[str, PreTrainedModel], family: str
+) -> None:
+    student = copy.deepcopy(models[family])
+    cross_entropies, _ = naive_tokens(student, None, None, 1.0, 600)
+    wanted = sum(cross_entropies)
+    wanted_gradients = gradients(student, wanted)
+    for num_chunks in (1, 3, 7):
+        result = objective(student, None, make_batch(), Term(), num_chunks, 600)
+        assert result.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+        assert result.divergence.tolist() == [0.0] * NUM_TOKENS
+        assert_same_gradients(gradients(student, result.loss), wanted_gradients)
+
+
+def test_the_module_gives_what_the_full_logits_computation_gives(
+    models: dict[str, PreTrainedModel], teacher: PreTrainedModel
+) -> None:
+    student, batch = copy.deepcopy(models["gpt2"]), make_batch()
+    cross_entropies, divergences = naive_tokens(student, teacher, "tfkl", 1.33, 600)
+    wanted = sum(0.3 * ce + 0.7 * 1.33**2 * d for ce, d in zip(cross_entropies, divergences, strict=True))
+    module = StudentObjective(student, chunk_tokens=9, vocab_size=600)
+    with torch.no_grad():
+        states = response_states(teacher, batch)
+    loss, _, divergence = module(
+        batch, Term(LOSSES["tfkl"].bind(), 1.33, 1.33**2, 0.7), states, make_head(teacher, 600)
+    )
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert divergence.sum().item() == pytest.approx(sum(divergences).item(), rel=1e-9)
+
+
+def test_heads_see_response_positions_only_and_no_chunk_is_too_large(
+    models: dict[str, PreTrainedModel], teacher: PreTrainedModel
+) -> None:
+    batch, seen = make_batch(), []
+
+    def watched(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+        head = make_head(model, 600)
+        return lambda states: seen.append(len(states)) or head(states)
+
+    with torch.no_grad():
+        distillation_objective(
+            response_states(models["gpt2"], batch),
+            watched(models["gpt2"]),
+            response_states(teacher, batch),
+            watched(teacher),
+            response_labels(batch),
+            term=Term(LOSSES["fkl"].bind(), kd_ratio=1.0),
+            num_chunks=chunks_needed(NUM_TOKENS, 10),
+        )
+    assert sum(seen) == 2 * NUM_TOKENS
+    assert len(seen) == 2 * 3 and max(seen) <= 10
+
+
+def test_the_teachers_head_gets_no_gradient(models: dict[str, PreTrainedModel], teacher: PreTrainedModel) -> None:
+    student, teacher = copy.deepcopy(models["gpt2"]), copy.deepcopy(teacher)
+    term = Term(LOSSES["fkl"].bind(), kd_ratio=1.0)
+    objective(student, teacher, make_batch(), term, 3, 600).loss.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_more_chunks_than_tokens_change_nothing(models: dict[str, PreTrainedModel], teacher: PreTrainedModel) -> None:
+    student = copy.deepcopy(models["gpt2"])
+    term = Term(LOSSES["fkl"].bind(), kd_ratio=0.5)
+    one = objective(student, teacher, make_batch(), term, 1, 600)
+    wanted = gradients(student, one.loss)
+    many = objective(student, teacher, make_batch(), term, NUM_TOKENS + 12, 600)
+    assert many.loss.item() == pytest.approx(one.loss.item(), rel=1e-12)
+    assert_same_gradients(gradients(student, many.loss), wanted)
+
+
+@pytest.mark.parametrize(("student_rows", "teacher_rows", "labels"), [(4, 5, 5), (5, 4, 5), (5, 5, 4)])
+def test_numbers_of_rows_that_differ_are_refused(student_rows: int, teacher_rows: int, labels: int) -> None:
+    head = torch.nn.Linear(3, 7)
+    with pytest.raises(ValueError, match=f"{student_rows} student states, {teacher_rows} teacher states and {labels}"):
+        distillation_objective(
+            torch.zeros(student_rows, 3),
+            head,
+            torch.zeros(teacher_rows, 3),
+            head,
+            torch.zeros(labels, dtype=torch.long),
+            term=Term(LOSSES["fkl"].bind(), kd_ratio=1.0),
+        )
+
+
+def padded(batch: Batch, columns: int, rows: int, seed: int) -> Batch:
+    """The same examples with columns and rows of random tokens behind them, which have no label."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def widen(tensor: Tensor, value: int | None) -> Tensor:
+        shape = (tensor.shape[0] + rows, tensor.shape[1] + columns)
+        wide = torch.randint(600, shape, generator=generator) if value is None else torch.full(shape, value)
+        wide[: tensor.shape[0], : tensor.shape[1]] = tensor
+        return wide
+
+    ids = torch.cat([batch.example_ids, torch.arange(rows) + 1000])
+    return Batch(ids, widen(batch.input_ids, None), widen(batch.attention_mask, 0), widen(batch.labels, -100))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "qwen2"])
+@pytest.mark.parametrize(("columns", "rows"), [(5, 0), (0, 2), (3, 1)])
+def test_padding_changes_nothing(
+    models: dict[str, PreTrainedModel], teacher: PreTrainedModel, family: str, columns: int, rows: int
+) -> None:
+    student, batch = copy.deepcopy(models[family]), make_batch()
+    term = Term(LOSSES["tfkl"].bind(), 1.33, 1.33**2, 0.7)
+    plain = objective(student, teacher, batch, term, 2, 600)
+    wanted = gradients(student, plain.loss)
+    more = objective(student, teacher, padded(batch, columns, rows, seed=3), term, 2, 600)
+    assert more.cross_entropy.tolist() == pytest.approx(plain.cross_entropy.tolist(), rel=1e-11)
+    assert more.divergence.tolist() == pytest.approx(plain.divergence.tolist(), rel=1e-11)
+    assert_same_gradients(gradients(student, more.loss), wanted)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "qwen2"])
+def test_the_id_of_the_padding_does_not_matter(models: dict[str, PreTrainedModel], family: str) -> None:
+    batch = make_batch()
+    results = []
+    for pad_id in (END, 1, 599):  # END: padding that looks like the end-of-text, which is a target elsewhere
+        ids = batch.input_ids.masked_fill(batch.attention_mask == 0, pad_id)
+        result = objective(models[family], None, replace(batch, input_ids=ids), Term(), 1, 600)
+        results.append(result.cross_entropy.tolist())
+        assert len(results[-1]) == NUM_TOKENS
+    assert results[1] == pytest.approx(results[0], rel=1e-12)
+    assert results[2] == pytest.approx(results[0], rel=1e-12)
+
+
+def test_cross_entropy_of_each_example_is_its_own_sum_and_count(models: dict[str, PreTrainedModel]) -> None:
+    cross_entropies, _ = naive_tokens(models["gpt2"], None, None, 1.0, 600)
+    wanted, start = [], 0
+    for count in (4, 2, 16, 6):
+        wanted.append((sum(ce.item() for ce in cross_entropies[start : start + count]), count))
+        start += count
+    found = example_cross_entropy(models["gpt2"], make_batch(), chunk_tokens=5, vocab_size=600)
+    assert [count for _, count in found] == [count for _, count in wanted]
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in wanted], rel=1e-12)
+
+
+def test_a_kd_ratio_of_1_leaves_the_cross_entropy_out() -> None:
+    student_logits, labels = torch.zeros(1, 3, dtype=torch.float64), torch.tensor([2])
+    student_logits[0, 2] = -torch.inf  # the label is impossible
+    loss, _, divergence = token_objective(
+        student_logits, student_logits.clone(), labels, Term(LOSSES["fkl"].bind(), kd_ratio=1.0)
+    )
+    assert loss.tolist() == divergence.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("tokens", "limit", "chunks"), [(0, 8, 1), (1, 8, 1), (8, 8, 1), (9, 8, 2), (17, 8, 3)])
+def test_chunks_are_as_few_as_the_limit_allows(tokens: int, limit: int, chunks: int) -> None:
+    assert chunks_needed(tokens, limit) == chunks

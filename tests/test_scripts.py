@@ -1,0 +1,542 @@
+"""The scripts' commands: whole, parsed by the real parsers, with the paper's settings; and install.sh's refusals."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pocl import config as options
+from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig
+from pocl.losses import LOSSES
+from tests.tiny import ROOT
+from tools.process_data import ProcessOptions
+
+SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*/*/*.sh"))
+NAMES = [str(path.relative_to(ROOT / "scripts")) for path in SCRIPTS]
+SOURCED = [ROOT / "scripts" / "common.sh", *sorted((ROOT / "scripts").glob("*/env.sh"))]
+FAMILIES = ("gpt2", "opt", "qwen2", "smollm2")
+TRAINING = [name for name in NAMES if name.split("/")[1] in ("sft", "kd", "pocl")]
+MODELS = {"STUDENT", "TEACHER", "TEACHER_BASE", "TOKENIZER", "DATA", "DTYPE", "MODEL"}
+PLACES = {"NUM_GPUS", "HOSTFILE", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS"}
+READ = MODELS | PLACES | {"DRY_RUN", "MATCHED", "VIRTUAL_ENV"}  # from the environment
+INSTALL = ROOT / "install.sh"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A printed command, taken apart."""
+
+    words: list[str]
+
+    @property
+    def program(self) -> str:
+        return next(word for word in self.words if word.endswith(".py"))
+
+    @property
+    def launcher(self) -> list[str]:
+        return self.words[: self.words.index(self.program)]
+
+    @property
+    def arguments(self) -> list[str]:
+        return self.words[self.words.index(self.program) + 1 :]
+
+
+def run(
+    script: str | Path, *arguments: object, cwd: Path, path: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script by its name under scripts/ (or its path), as on a machine without a GPU.
+
+    ``path`` comes first in PATH, and then GPUs are looked for.
+    """
+    clean = {name: value for name, value in os.environ.items() if name not in READ}
+    clean |= {"PATH": f"{path}:{clean['PATH']}"} if path else {"CUDA_VISIBLE_DEVICES": ""}
+    script = script if isinstance(script, Path) else ROOT / "scripts" / script
+    return subprocess.run(
+        ["bash", str(script), *map(str, arguments)],
+        cwd=cwd,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def printed(
+    script: str | Path, *arguments: object, cwd: Path, path: Path | None = None, **environment: str
+) -> Command:
+    """The one line that DRY_RUN=1 prints."""
+    result = run(script, *arguments, cwd=cwd, path=path, DRY_RUN="1", **environment)
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    return Command(shlex.split(line))
+
+
+def trained(
+    script: str | Path, *arguments: object, cwd: Path, path: Path | None = None, **environment: str
+) -> TrainConfig:
+    """The configuration that a script's train.py would get."""
+    command = printed(script, *arguments, cwd=cwd, path=path, **environment)
+    assert command.program == str(ROOT / "train.py")
+    return options.parse_train(command.arguments)
+
+
+def fake(folder: Path, name: str, text: str) -> Path:
+    """A folder for PATH that holds one small program."""
+    folder.mkdir(exist_ok=True)
+    program = folder / name
+    program.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    program.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def four_gpus(tmp_path: Path) -> Path:
+    """A folder whose nvidia-smi lists four GPUs."""
+    return fake(tmp_path / "bin", "nvidia-smi", r"printf 'GPU %d: Fake (UUID: GPU-%d)\n' 0 0 1 1 2 2 3 3")
+
+
+# Every script.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_script_prints_a_command_that_its_program_accepts(name: str, tmp_path: Path) -> None:
+    spaced = tmp_path / "a folder"
+    spaced.mkdir()
+    for cwd in (tmp_path, spaced):
+        command = printed(name, cwd=cwd)
+        if command.program.endswith("train.py"):
+            options.parse_train(command.arguments)
+        elif command.program.endswith("evaluate.py"):
+            options.check_evaluate(*options.parse([EvaluateOptions, GenerationOptions], "", command.arguments))
+        else:
+            assert command.program == str(ROOT / "tools" / "process_data.py")
+            options.parse([ProcessOptions], "", command.arguments)
+    assert list(spaced.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_every_method(family: str) -> None:
+    teacher = "sft/xlarge.sh" if family == "gpt2" else "sft/teacher.sh"
+    wanted = {"tools/process_data.sh", "sft/base.sh", teacher, "kd/train.sh", "pocl/train.sh", "eval/run_eval.sh"}
+    assert wanted <= {name.partition("/")[2] for name in NAMES if name.startswith(family)}
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *SOURCED, INSTALL], ids=str)
+def test_script_is_strict_and_parses(path: Path) -> None:
+    assert subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True).stderr == ""
+    text = path.read_text()
+    assert max(map(len, text.splitlines())) <= 119
+    if path not in SOURCED:
+        assert text.startswith("#!/usr/bin/env bash\n")
+        assert os.access(path, os.X_OK)
+    if path.name != "env.sh":
+        assert "set -euo pipefail\n" in text
+
+
+@pytest.mark.parametrize(
+    "method", ["tools/process_data.sh", "sft/base.sh", "kd/train.sh", "pocl/train.sh", "eval/run_eval.sh"]
+)
+def test_families_differ_in_env_sh_alone(method: str) -> None:
+    def code(family: str) -> str:
+        lines = (ROOT / "scripts" / family / method).read_text().splitlines()
+        return "\n".join(line for line in lines if not line.startswith("#"))
+
+    assert {code(family) for family in FAMILIES} == {code("gpt2")}
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *SOURCED], ids=str)
+def test_scripts_name_no_other_place(path: Path) -> None:
+    assert not re.search(r"(?<![\w$}./])/(home|tmp|root|work|mnt|data)\b", path.read_text())
+
+
+# The published settings: what the table says, by hand.
+#   (global batch, lr, epochs a stage, stages, curriculum, type)
+
+PUBLISHED = {
+    "gpt2/sft/base.sh": (32, 5e-4, 20, 1, "whole-pool", "sft"),
+    "gpt2/sft/xlarge.sh": (8, 5e-5, 10, 1, "whole-pool", "sft"),
+    "gpt2/kd/train.sh": (8, 5e-4, 20, 1, "whole-pool", "fkl"),
+    "gpt2/pocl/train.sh": (64, 1e-4, 8, 4, "baby-step", "tfkl"),
+    "opt/sft/base.sh": (128, 5e-5, 20, 1, "whole-pool", "sft"),
+    "opt/sft/teacher.sh": (16, 5e-5, 10, 1, "whole-pool", "sft"),
+    "opt/kd/train.sh": (32, 5e-5, 20, 1, "whole-pool", "fkl"),
+    "opt/pocl/train.sh": (64, 1e-4, 8, 4, "baby-step", "tfkl"),
+}
+
+
+def settings(config: TrainConfig) -> tuple[int, float, int, int, str, str]:
+    return (
+        config.optimiser.global_batch_size,
+        config.optimiser.lr,
+        config.curriculum.epochs,
+        config.curriculum.num_stages,
+        config.curriculum.curriculum,
+        config.loss.type,
+    )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_settings_are_the_published_ones(name: str, tmp_path: Path) -> None:
+    assert settings(trained(name, cwd=tmp_path)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_what_all_published_runs_share(name: str, tmp_path: Path) -> None:
+    config = trained(name, cwd=tmp_path)
+    optimiser = config.optimiser
+    assert (optimiser.weight_decay, optimiser.clip_grad, optimiser.min_lr, optimiser.seed) == (0.01, 1.0, 1e-7, 10)
+    assert config.data.max_length == 512
+    assert (config.data.num_train, config.data.num_dev) == (None, None)
+    assert config.curriculum.restart_optimizer
+    generation = config.generation
+    assert (generation.sampling_temperature, generation.top_p, generation.top_k) == (1.0, 1.0, 0)
+    assert generation.no_repeat_ngram == 6
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_pocl_ramps_and_scales_as_published(family: str, tmp_path: Path) -> None:
+    config = trained(f"{family}/pocl/train.sh", cwd=tmp_path)
+    assert options.stage_temperatures(config) == (1.0, 1.33, 1.67, 2.0)
+    assert options.stage_kd_ratios(config) == (0.7, 0.8, 0.9, 1.0)
+    assert config.loss.loss_scaling == "published"
+
+
+@pytest.mark.parametrize("family", ["qwen2", "smollm2"])
+def test_own_families_ramp_alike_and_scale_uniformly(family: str, tmp_path: Path) -> None:
+    config = trained(f"{family}/pocl/train.sh", cwd=tmp_path)
+    assert options.stage_temperatures(config) == (1.0, 1.33, 1.67, 2.0)
+    assert options.stage_kd_ratios(config) == (0.7, 0.8, 0.9, 1.0)
+    assert config.loss.loss_scaling == "uniform"
+    assert settings(config)[2:] == (8, 4, "baby-step", "tfkl")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kd_has_no_temperature_and_no_cross_entropy(family: str, tmp_path: Path) -> None:
+    config = trained(f"{family}/kd/train.sh", cwd=tmp_path)
+    assert options.stage_temperatures(config) == (1.0,)
+    assert options.stage_kd_ratios(config) == (1.0,)
+
+
+@pytest.mark.parametrize("divergence", ["fkl", "rkl", "jsd", "tvd", "sfkl", "srkl"])
+def test_both_series_take_every_divergence(divergence: str, tmp_path: Path) -> None:
+    assert divergence in LOSSES
+    assert trained("gpt2/kd/train.sh", "--type", divergence, cwd=tmp_path).loss.type == divergence
+    assert trained("gpt2/pocl/train.sh", "--type", f"t{divergence}", cwd=tmp_path).loss.type == f"t{divergence}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matched_kd_has_the_batch_rate_and_updates_of_pocl(family: str, tmp_path: Path) -> None:
+    matched = trained(f"{family}/kd/train.sh", cwd=tmp_path, MATCHED="1")
+    pocl = trained(f"{family}/pocl/train.sh", cwd=tmp_path)
+    assert matched.optimiser.lr == pocl.optimiser.lr
+    assert matched.optimiser.global_batch_size == pocl.optimiser.global_batch_size == 64
+    # Dolly: 11,435 examples are 178 steps of 64; POCL's pools make 44, 89, 133 and 178 an epoch.
+    assert abs(178 * matched.curriculum.epochs - 8 * (44 + 89 + 133 + 178)) < 178
+    plain = trained(f"{family}/kd/train.sh", cwd=tmp_path)
+    assert matched.run.output_dir != plain.run.output_dir
+    assert (matched.loss, matched.curriculum.num_stages) == (plain.loss, 1)
+
+
+def test_matched_kd_of_the_paper_has_its_learning_rate(tmp_path: Path) -> None:
+    for family in ("gpt2", "opt"):
+        assert settings(trained(f"{family}/kd/train.sh", cwd=tmp_path, MATCHED="1"))[:3] == (64, 1e-4, 20)
+
+
+def test_opt_recomputes_activations_and_gpt2_does_not(tmp_path: Path) -> None:
+    for method in ("kd", "pocl"):
+        assert trained(f"opt/{method}/train.sh", cwd=tmp_path).models.gradient_checkpointing
+        assert not trained(f"gpt2/{method}/train.sh", cwd=tmp_path).models.gradient_checkpointing
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_processing_is_the_papers(family: str, tmp_path: Path) -> None:
+    command = printed(f"{family}/tools/process_data.sh", cwd=tmp_path)
+    (what,) = options.parse([ProcessOptions], "", command.arguments)
+    assert (what.num_dev, what.max_prompt_length) == (1000, 256)
+    assert what.raw == str(ROOT / "data" / "dolly" / "raw.jsonl")
+    assert what.output_dir == trained(f"{family}/pocl/train.sh", cwd=tmp_path).data.data_dir
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evaluation_is_the_papers(family: str, tmp_path: Path) -> None:
+    command = printed(f"{family}/eval/run_eval.sh", cwd=tmp_path)
+    what, generation = options.parse([EvaluateOptions, GenerationOptions], "", command.arguments)
+    assert what.model == str(ROOT / "results" / family / "pocl" / "tfkl" / "seed10" / "best")
+    assert what.sets == ["dolly", "self-inst", "vicuna", "sinst", "uinst"]
+    assert what.seeds == [10, 20, 30, 40, 50]
+    assert (what.max_length, what.max_prompt_length, what.num_examples) == (512, 256, None)
+    assert (generation.sampling_temperature, generation.top_p, generation.top_k) == (1.0, 1.0, 0)
+    assert generation.no_repeat_ngram == 6
+    assert what.data_root == str(ROOT / "data")
+
+
+# Models and places.
+
+
+def test_gpt2_models_stand_where_fetch_puts_them(tmp_path: Path) -> None:
+    from tools.fetch import MODELS
+
+    checkpoints = ROOT / "checkpoints"
+    pocl = trained("gpt2/pocl/train.sh", cwd=tmp_path).models
+    assert pocl.model == str(checkpoints / MODELS["gpt2"].path)
+    assert pocl.teacher == str(checkpoints / MODELS["teacher-gpt2-1.5B"].path)
+    starts = {"gpt2/sft/xlarge.sh": "gpt2-xl", "opt/sft/base.sh": "opt-350m", "opt/sft/teacher.sh": "opt-2.7b"}
+    starts |= {"qwen2/sft/base.sh": "Qwen2-0.5B", "qwen2/sft/teacher.sh": "Qwen2-1.5B"}
+    starts |= {"smollm2/sft/base.sh": "SmolLM2-135M", "smollm2/sft/teacher.sh": "SmolLM2-360M"}
+    for script, name in starts.items():
+        assert trained(script, cwd=tmp_path).models.model == str(checkpoints / MODELS[name].path)
+
+
+@pytest.mark.parametrize("family", ["opt", "qwen2", "smollm2"])
+def test_distillation_takes_the_teacher_that_sft_leaves(family: str, tmp_path: Path) -> None:
+    sft = trained(f"{family}/sft/teacher.sh", cwd=tmp_path)
+    left = Path(sft.run.output_dir) / sft.loss.type / f"seed{sft.optimiser.seed}" / "best"
+    for method in ("kd", "pocl"):
+        assert trained(f"{family}/{method}/train.sh", cwd=tmp_path).models.teacher == str(left)
+
+
+def test_models_come_from_the_environment(tmp_path: Path) -> None:
+    models = trained("gpt2/pocl/train.sh", cwd=tmp_path, STUDENT="my student", TEACHER="t").models
+    assert (models.model, models.teacher) == ("my student", "t")
+    evaluated = printed("gpt2/eval/run_eval.sh", cwd=tmp_path, MODEL="runs/best").arguments
+    assert options.parse([EvaluateOptions, GenerationOptions], "", evaluated)[0].model == "runs/best"
+
+
+def test_no_two_methods_share_a_results_folder(tmp_path: Path) -> None:
+    folders = [trained(name, cwd=tmp_path).run.output_dir for name in TRAINING]
+    folders += [trained(f"{family}/kd/train.sh", cwd=tmp_path, MATCHED="1").run.output_dir for family in FAMILIES]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_base_path_moves_every_folder(name: str, tmp_path: Path) -> None:
+    base = tmp_path / "base path"
+    base.mkdir()
+    command = printed(name, "base path", cwd=tmp_path)
+    paths = [word for word in command.arguments if word.startswith("/")]
+    assert len(paths) >= 2
+    assert all(word.startswith(f"{base}/") for word in paths)
+    assert command.program.startswith(f"{ROOT}/")
+
+
+def test_base_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    result = run("gpt2/pocl/train.sh", "nowhere", cwd=tmp_path, DRY_RUN="1")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == ["error: nowhere is no folder; the first argument is the base path or a flag"]
+
+
+def test_scripts_run_through_a_symbolic_link(tmp_path: Path) -> None:
+    link = tmp_path / "train"
+    link.symlink_to(ROOT / "scripts" / "gpt2" / "pocl" / "train.sh")
+    assert printed(link, cwd=tmp_path).program == str(ROOT / "train.py")
+
+
+# Flags.
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINING if "sft" not in name])
+def test_the_last_mention_of_a_flag_wins(name: str, tmp_path: Path) -> None:
+    flags = ["--type", "trkl", "--lr", "3e-4", "--temperature", "1.5", "--kd-ratio", "0.5", "--epochs", "1"]
+    config = trained(name, *flags, "--model", "here/student", "--output-dir", "out", cwd=tmp_path)
+    assert (config.loss.type, config.optimiser.lr, config.curriculum.epochs) == ("trkl", 3e-4, 1)
+    assert (config.loss.temperature, config.loss.kd_ratio) == ([1.5] * 4, [0.5] * 4)
+    assert (config.models.model, config.run.output_dir) == ("here/student", "out")
+
+
+def test_flags_follow_a_base_path(tmp_path: Path) -> None:
+    assert trained("gpt2/pocl/train.sh", tmp_path, "--lr", "3e-4", cwd=tmp_path).optimiser.lr == 3e-4
+
+
+@pytest.mark.parametrize("value", ["two words", "it's", 'a "b"', "$HOME", "*", "a\\b", "", "x;y"])
+def test_a_value_of_any_spelling_passes_through(value: str, tmp_path: Path) -> None:
+    assert printed("gpt2/pocl/train.sh", "--run-name", value, cwd=tmp_path).arguments[-2:] == ["--run-name", value]
+
+
+# Where it runs.
+
+
+def test_one_rank_on_the_cpu(tmp_path: Path) -> None:
+    launcher = printed("gpt2/pocl/train.sh", cwd=tmp_path).launcher
+    assert launcher[:2] == ["env", "DS_ACCELERATOR=cpu"]
+    assert Path(launcher[2]).name == "deepspeed"
+    assert launcher[3:5] == ["--num_accelerators", "1"]
+    assert "--no_local_rank" in launcher
+    port = int(launcher[launcher.index("--master_port") + 1])
+    assert 20000 <= port < 32768
+
+
+def test_ranks_on_the_cpu_share_the_cores(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    launcher = printed("gpt2/pocl/train.sh", cwd=tmp_path, NUM_GPUS="2", MASTER_PORT="23456").launcher
+    assert f"OMP_NUM_THREADS={max(1, cores // 2)}" in launcher
+    assert launcher[launcher.index("--num_accelerators") + 1] == "2"
+    assert launcher[launcher.index("--master_port") + 1] == "23456"
+    launcher = printed("gpt2/pocl/train.sh", cwd=tmp_path, NUM_GPUS="2", OMP_NUM_THREADS="3").launcher
+    assert not any(word.startswith("OMP_NUM_THREADS") for word in launcher)
+
+
+def test_all_gpus_and_bf16_where_there_are_gpus(four_gpus: Path, tmp_path: Path) -> None:
+    command = printed("gpt2/pocl/train.sh", cwd=tmp_path, path=four_gpus)
+    assert command.launcher[1:3] == ["--num_gpus", "4"]
+    assert "DS_ACCELERATOR=cpu" not in command.words
+    assert options.parse_train(command.arguments).models.dtype == "bf16"
+    assert trained("gpt2/pocl/train.sh", cwd=tmp_path, path=four_gpus, DTYPE="fp16").models.dtype == "fp16"
+    assert trained("gpt2/pocl/train.sh", cwd=tmp_path).models.dtype == "fp32"
+
+
+def test_visible_devices_are_the_ones_used(four_gpus: Path, tmp_path: Path) -> None:
+    def ranks(**environment: str) -> list[str]:
+        return printed("gpt2/eval/run_eval.sh", cwd=tmp_path, path=four_gpus, **environment).launcher[1:3]
+
+    assert ranks(CUDA_VISIBLE_DEVICES="3,1") == ["--include", "localhost:3,1"]
+    assert ranks(CUDA_VISIBLE_DEVICES="2,3", NUM_GPUS="1") == ["--include", "localhost:2"]
+    assert ranks(NUM_GPUS="2") == ["--num_gpus", "2"]
+
+
+@pytest.mark.parametrize("environment", [{"CUDA_VISIBLE_DEVICES": ""}, {"DS_ACCELERATOR": "cpu"}])
+def test_gpus_can_be_left_alone(environment: dict[str, str], four_gpus: Path, tmp_path: Path) -> None:
+    launcher = printed("gpt2/pocl/train.sh", cwd=tmp_path, path=four_gpus, **environment).launcher
+    assert "--num_accelerators" in launcher
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"NUM_GPUS": "5"}, "error: NUM_GPUS=5, but 4 GPU(s) are visible here"),
+        ({"NUM_GPUS": "0"}, "error: NUM_GPUS=0: it must be a whole number above 0"),
+        ({"NUM_GPUS": "all"}, "error: NUM_GPUS=all: it must be a whole number above 0"),
+        (
+            {"CUDA_VISIBLE_DEVICES": "GPU-0"},
+            "error: CUDA_VISIBLE_DEVICES=GPU-0: DeepSpeed's launcher wants numbers, such as 0,1",
+        ),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(
+    environment: dict[str, str], message: str, four_gpus: Path, tmp_path: Path
+) -> None:
+    result = run("gpt2/pocl/train.sh", cwd=tmp_path, path=four_gpus, DRY_RUN="1", **environment)
+    assert (result.returncode, result.stdout, result.stderr.strip()) == (2, "", message)
+
+
+def test_several_nodes_take_a_hostfile(four_gpus: Path, tmp_path: Path) -> None:
+    launcher = printed("gpt2/pocl/train.sh", cwd=tmp_path, path=four_gpus, HOSTFILE="my hosts").launcher
+    assert launcher[1:3] == ["--hostfile", "my hosts"]
+    assert "--num_gpus" not in launcher
+    launcher = printed("gpt2/pocl/train.sh", cwd=tmp_path, HOSTFILE="hosts", NUM_GPUS="8").launcher
+    assert launcher[1:5] == ["--hostfile", "hosts", "--num_gpus", "8"]
+
+
+@pytest.mark.parametrize("folder", ["venv", "project/.venv"])
+def test_programs_get_their_arguments_whole(folder: str, tmp_path: Path) -> None:
+    """A launcher that shows its arguments, in the active environment or in the project's own."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "scripts", project / "scripts")
+    (tmp_path / folder).mkdir(parents=True)
+    programs = fake(tmp_path / folder / "bin", "deepspeed", 'printf "%s\\n" "$DS_ACCELERATOR" "$@"')
+    script, path, environment = project / "scripts" / "gpt2" / "pocl" / "train.sh", None, {}
+    if folder == "venv":
+        path, environment = programs, {"VIRTUAL_ENV": str(tmp_path / folder), "CUDA_VISIBLE_DEVICES": ""}
+    result = run(script, "--run-name", "two words", cwd=tmp_path, path=path, **environment)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "cpu"
+    assert str(project / "train.py") in lines
+    assert lines[-2:] == ["--run-name", "two words"]
+
+
+def test_a_failed_program_fails_the_script(tmp_path: Path) -> None:
+    programs = fake(tmp_path / "bin", "deepspeed", "exit 7")
+    result = run("gpt2/pocl/train.sh", cwd=tmp_path, path=programs, VIRTUAL_ENV=str(tmp_path))
+    assert result.returncode == 7
+
+
+def test_a_missing_launcher_is_one_line(tmp_path: Path) -> None:
+    empty = tmp_path / "env"
+    empty.mkdir()
+    result = run("gpt2/pocl/train.sh", cwd=tmp_path, VIRTUAL_ENV=str(empty), PATH="/usr/bin:/bin")
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == ["error: no deepspeed in this environment; run: bash install.sh"]
+
+
+# install.sh: refusals and the quick second run; a whole installation takes minutes and is no test's business.
+
+
+def install_in(
+    folder: Path, *arguments: str, path: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a copy of install.sh in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    for name in ("install.sh", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    return run(folder / "install.sh", *arguments, cwd=folder.parent, path=path, **environment)
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.10", "3.14", "2.7"])
+def test_install_refuses_another_python(version: str, tmp_path: Path) -> None:
+    programs = fake(tmp_path / "bin", "python3", f"echo {version}.1")
+    result = install_in(tmp_path / "project", path=programs)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and version in line and "PYTHON=" in line
+    assert not (tmp_path / "project" / ".venv").exists()
+
+
+def test_install_says_that_python_is_missing(tmp_path: Path) -> None:
+    result = install_in(tmp_path / "project", PYTHON="no-such-python")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no-such-python")
+
+
+def test_install_refuses_an_unknown_argument(tmp_path: Path) -> None:
+    result = install_in(tmp_path / "project", "--devel")
+    assert result.returncode == 2
+    assert "--devel" in result.stderr
+
+
+# An interpreter that notes what it is asked: `-m venv` makes a folder with itself in it, `-m pip install` may fail.
+PYTHON = r"""
+case "$*" in
+    *sys.version_info*) echo 3.12.4 ;;
+    "-m venv "*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
+    *"pip install"*) echo "$*" >>"$NOTES" && exit "${PIP_STATUS:-0}" ;;
+esac
+"""
+
+
+def test_install_works_once_and_after_a_failure_again(tmp_path: Path) -> None:
+    programs, notes, project = fake(tmp_path / "bin", "python3", PYTHON), tmp_path / "notes", tmp_path / "project"
+    notes.touch()
+
+    def installed(*arguments: str, **environment: str) -> tuple[int, int]:
+        before = len(notes.read_text().splitlines())
+        result = install_in(project, *arguments, path=programs, NOTES=str(notes), **environment)
+        return result.returncode, len(notes.read_text().splitlines()) - before
+
+    assert installed(PIP_STATUS="1") == (1, 1)
+    assert installed() == (0, 1)
+    assert installed() == (0, 0)
+    assert installed("--dev") == (0, 1)
+    assert installed("--dev") == (0, 0)
+    assert installed() == (0, 0)
+    shutil.rmtree(project / ".venv")
+    assert installed("--dev") == (0, 2)
+
+
+def test_install_follows_changed_requirements(tmp_path: Path) -> None:
+    programs, notes, project = fake(tmp_path / "bin", "python3", PYTHON), tmp_path / "notes", tmp_path / "project"
+    assert install_in(project, path=programs, NOTES=str(notes)).returncode == 0
+    with open(project / "requirements.txt", "a") as file:
+        file.write("# changed\n")
+    run(project / "install.sh", cwd=tmp_path, path=programs, NOTES=str(notes))
+    assert len(notes.read_text().splitlines()) == 2
+
+
+def test_requirements_are_pinned() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+        assert lines and all(re.fullmatch(r"[A-Za-z0-9_-]+==[0-9][0-9.]*", line) for line in lines)
