@@ -27,6 +27,7 @@ from pocl.evaluation import (
     tokenise_prompts,
 )
 from pocl.files import read_json, read_jsonl, write_json, write_jsonl
+from pocl.flags import parse
 from pocl.generation import Sampling
 from pocl.models import load_model, load_tokenizer
 
@@ -34,9 +35,7 @@ from pocl.models import load_model, load_tokenizer
 def main() -> None:
     """Parse, answer or read answers, score, summarise."""
     quiet_libraries()
-    what, generation = options.parse(
-        [EvaluateOptions, GenerationOptions], "Evaluate a checkpoint on instruction sets."
-    )
+    what, generation = parse([EvaluateOptions, GenerationOptions], "Evaluate a checkpoint on instruction sets.")
     options.check_evaluate(what, generation)
     sets = {name: load_set(Path(what.data_root), name, what.num_examples) for name in what.sets}
     output_dir = results_folder(what)

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numerize.numerize import numerize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import config as options
 from pocl import distributed
+from pocl.checkpoints import Position
 from pocl.config import TrainConfig
 from pocl.console import quiet_libraries, say, show_table
 from pocl.curriculum import Curriculum, check_batches, plan_stages
@@ -31,6 +33,7 @@ from pocl.losses import loss_type
 from pocl.models import (
     check_head,
     check_same_tokenizer,
+    count_parameters,
     load_model,
     load_tokenizer,
     shared_vocabulary,
@@ -40,7 +43,7 @@ from pocl.models import (
 from pocl.objective import StudentObjective, Term
 from pocl.rundir import ROOT, RunDir
 from pocl.teacher import OnlineTeacher, TeacherSource, cache_bytes, cached_teacher
-from pocl.trainer import DevSet, Position, Recipe, Trainer
+from pocl.trainer import DevSet, Recipe, Trainer
 
 
 def main() -> None:
@@ -57,6 +60,7 @@ def main() -> None:
 
     student = load_model(config.models.model, config.models.dtype).to(device)
     check_head(student, config.models.model)
+    say(f"student {config.models.model}: {numerize(count_parameters(student))} parameters")
     teacher, vocab_size = load_teacher(config, student, tokenizer, train, device)
     start_run(run, config, stages, student)
 
@@ -172,6 +176,7 @@ def load_teacher(
     check_same_tokenizer(config.models.model, config.models.teacher, tokenizer)
     model = load_model(config.models.teacher, config.models.dtype).to(device)
     check_head(model, config.models.teacher)
+    say(f"teacher {config.models.teacher}: {numerize(count_parameters(model))} parameters")
     vocab_size = shared_vocabulary(student, model, len(tokenizer))
     folder, key = teacher_cache(config, model, train)
     if folder is None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -18,6 +19,8 @@ class RunStopped(Exception):
 def closest(name: str, known: Iterable[str]) -> str:
     """A hint ``; did you mean 'x'?`` for a misspelt name, or an empty string."""
     names = list(known)
+    if not name:
+        return ""
     matches = [other for other in names if other.startswith(name)] or get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
@@ -35,6 +38,8 @@ def run_main(main: Callable[[], None]) -> None:
         # Every rank meets a user's mistake at the same place; one of them tells it.
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(3)  # the launcher ends every rank when one has gone: rank 0 must have told it by then
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

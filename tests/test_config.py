@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig, check_evaluate, parse, parse_train
+from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig, check_evaluate, parse_train
 from pocl.errors import UserError, run_main
+from pocl.flags import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRED = ["--model", "student", "--data-dir", "data", "--output-dir", "out"]

@@ -344,7 +344,7 @@ def test_a_hub_out_of_reach_is_told_the_same_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to fetch: data, models or list; got '' (--help explains)"),
+        ([], "say what to fetch: data, models or list (--help explains)"),
         (["dat"], "say what to fetch: data, models or list; got 'dat'; did you mean 'data'? (--help explains)"),
         (["data", "--sets", "doly"], "unknown --sets 'doly'; did you mean 'dolly'?"),
         (["models", "--names", "gpt2-xxl"], "unknown --names 'gpt2-xxl'; did you mean 'gpt2-xl'?"),

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
 import train
+from pocl.checkpoints import Checkpoints, Position
 from pocl.losses import LOSSES
 from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
 
@@ -207,15 +208,15 @@ def test_a_run_that_is_cut_off_ends_with_the_same_weights(ranked: Path, gpt2: Fo
     """The folder as it was after stage 2 (epoch checkpoints), gone on with, equals the run in one go, bit for bit."""
     arguments = train_arguments(gpt2, tmp_path, "--difficulty-file", ranked / "difficulty.jsonl")
     copied: list[Path] = []
-    save_last = train.Trainer.save_last
+    save_last = Checkpoints.save_last
 
-    def save_and_stop(self: train.Trainer) -> None:
-        save_last(self)
-        if self.position.stage == 2:
+    def save_and_stop(self: Checkpoints, position: Position) -> None:
+        save_last(self, position)
+        if position.stage == 2:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Trainer, "save_last", save_and_stop)
+        patch.setattr(Checkpoints, "save_last", save_and_stop)
         assert call(train, arguments).status == 130
     copied.append(tmp_path / "tfkl" / "seed10")
     assert not (copied[0] / "checkpoints" / "last.json").read_text().count('"done": true')

@@ -21,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import huggingface_hub
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, XetDownloadError
 
-from pocl import config as options
-from pocl.config import flag
 from pocl.console import say
 from pocl.errors import UserError, closest, run_main
 from pocl.files import read_jsonl, replace_folder, write_text
+from pocl.flags import flag, parse
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,10 @@ def main() -> None:
         say(f"{__doc__}\n`python tools/fetch.py data --help` lists the flags of data; models and list likewise.")
         return
     if command not in commands:
-        hint = closest(command, commands)
-        raise UserError(f"say what to fetch: data, models or list; got {command!r}{hint} (--help explains)")
+        given = f"; got {command!r}{closest(command, commands)}" if command else ""
+        raise UserError(f"say what to fetch: data, models or list{given} (--help explains)")
     kind, run = commands[command]
-    (what,) = options.parse([kind], f"fetch.py {command}: {run.__doc__}", rest)
+    (what,) = parse([kind], f"fetch.py {command}: {run.__doc__}", rest)
     run(what)
 
 

@@ -12,14 +12,14 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from numerize.numerize import numerize
 from torch import nn
 from transformers import PreTrainedModel
 
-from pocl import config as options
-from pocl.config import flag
 from pocl.console import quiet_libraries, say
 from pocl.errors import UserError, run_main
 from pocl.files import replace_folder
+from pocl.flags import flag, parse
 from pocl.models import count_parameters, layer_stack, load_model, load_tokenizer
 
 
@@ -37,7 +37,7 @@ class StudentOptions:
 def main() -> None:
     """Load, cut, save."""
     quiet_libraries()
-    (what,) = options.parse([StudentOptions], "Build a student from some layers of a larger model.")
+    (what,) = parse([StudentOptions], "Build a student from some layers of a larger model.")
     if (what.layers is None) == (what.num_layers is None):
         raise UserError("give either --layers (which ones) or --num-layers (how many)")
     if what.num_layers is not None and what.num_layers <= 0:
@@ -58,7 +58,7 @@ def main() -> None:
     replace_folder(temporary, output_dir)
     say(
         f"{output_dir}: layers {' '.join(map(str, layers))} of {len(stack)}, "
-        f"{count_parameters(model) / 1e6:.1f}M of {before / 1e6:.1f}M parameters"
+        f"{numerize(count_parameters(model))} of {numerize(before)} parameters"
     )
 
 

@@ -11,11 +11,10 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pocl import config as options
-from pocl.config import flag
 from pocl.console import quiet_libraries, say, show_table
 from pocl.errors import UserError, run_main
 from pocl.files import write_text
+from pocl.flags import flag, parse
 from pocl.tables import METRICS, markdown, results_table
 
 
@@ -32,7 +31,7 @@ class TableOptions:
 def main() -> None:
     """Read, print, write."""
     quiet_libraries()
-    (what,) = options.parse([TableOptions], "Print the results of several runs as one table.")
+    (what,) = parse([TableOptions], "Print the results of several runs as one table.")
     rows = {}
     for row in what.rows:
         name, equals, folder = row.partition("=")

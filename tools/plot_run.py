@@ -18,10 +18,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pocl import config as options
-from pocl.config import flag
 from pocl.console import quiet_libraries, say
 from pocl.errors import UserError, run_main
+from pocl.flags import flag, parse
 from pocl.rundir import RunDir
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -40,7 +39,7 @@ class PlotOptions:
 def main() -> None:
     """Read metrics.jsonl, draw, save."""
     quiet_libraries()
-    (what,) = options.parse([PlotOptions], "Draw one run as a picture.")
+    (what,) = parse([PlotOptions], "Draw one run as a picture.")
     run = RunDir(Path(what.run))
     records = run.read_metrics()
     steps = [record for record in records if "loss" in record]

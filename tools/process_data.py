@@ -18,8 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
 
-from pocl import config as options
-from pocl.config import flag
 from pocl.console import quiet_libraries, say, show_table
 from pocl.data import (
     FORMAT_VERSION,
@@ -33,6 +31,7 @@ from pocl.data import (
 from pocl.errors import UserError, run_main
 from pocl.evaluation import SET_FOLDERS, load_set
 from pocl.files import file_sha256, replace_folder, value_sha256, write_json
+from pocl.flags import flag, parse
 from pocl.models import load_tokenizer
 
 
@@ -53,7 +52,7 @@ class ProcessOptions:
 def main() -> None:
     """Read, tokenise, split, write, report."""
     quiet_libraries()
-    (what,) = options.parse([ProcessOptions], "Process an instruction set for training.")
+    (what,) = parse([ProcessOptions], "Process an instruction set for training.")
     if what.num_dev < 0 or what.max_prompt_length <= 0 or what.num_workers <= 0:
         raise UserError("--num-dev must be 0 or above, --max-prompt-length and --num-workers above 0")
     raw, output_dir = Path(what.raw), Path(what.output_dir)

@@ -10,12 +10,11 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pocl import config as options
-from pocl.config import flag
 from pocl.console import quiet_libraries, show_table
 from pocl.errors import UserError, run_main
 from pocl.evaluation import load_set
 from pocl.files import read_jsonl
+from pocl.flags import flag, parse
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class AnswersOptions:
 def main() -> None:
     """Read, pick prompts, print."""
     quiet_libraries()
-    (what,) = options.parse([AnswersOptions], "Print some prompts with the answers of several models.")
+    (what,) = parse([AnswersOptions], "Print some prompts with the answers of several models.")
     answers = {}
     for row in what.rows:
         name, equals, folder = row.partition("=")

