@@ -21,7 +21,7 @@ from pocl import distributed
 from pocl.checkpoints import Position
 from pocl.config import TrainConfig
 from pocl.console import quiet_libraries, say, show_table
-from pocl.curriculum import Curriculum, check_batches, plan_stages
+from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages, random_order
 from pocl.data import Split, check_shares, check_tokenizer, load_split, read_manifest
 from pocl.difficulty import rank_examples, read_order, score_examples, write_difficulty
 from pocl.engine import Engine, check_precision
@@ -224,9 +224,12 @@ def start_run(run: RunDir, config: TrainConfig, stages: Curriculum, student: Pre
 def easy_to_hard(
     config: TrainConfig, run: RunDir, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Split
 ) -> np.ndarray:
-    """Positions of the training examples from the easiest to the hardest for the student.  -> [N]."""
-    if config.curriculum.curriculum == "whole-pool":
-        return np.arange(len(train))  # every stage holds every example: the order means nothing
+    """Positions of the training examples in the order that the curriculum's pools mean.  -> [N]."""
+    order = CURRICULA[config.curriculum.curriculum].order
+    if order == "any":
+        return np.arange(len(train))  # every stage holds every example
+    if order == "random":
+        return random_order(len(train), seed=config.optimiser.seed)
     if config.curriculum.difficulty_file:
         return read_order(Path(config.curriculum.difficulty_file), train)
     if not distributed.broadcast(run.difficulty.is_file()):

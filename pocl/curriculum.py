@@ -6,6 +6,7 @@ To add one, write a function from (N, n) to ranges and name it in ``CURRICULA``;
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -55,10 +56,26 @@ def whole_pool(num_examples: int, num_stages: int) -> list[range]:
     return [range(num_examples)] * num_stages
 
 
-CURRICULA: dict[str, Callable[[int, int], list[range]]] = {
-    "baby-step": baby_step_pools,
-    "one-pass": one_pass_pools,
-    "whole-pool": whole_pool,
+def hard_to_easy_pools(num_examples: int, num_stages: int) -> list[range]:
+    """Baby Step from the other end: the hardest floor(N/n)*(i+1) examples at stage i, and all N at the last."""
+    size = num_examples // num_stages
+    return [range(num_examples - size * (i + 1), num_examples) for i in range(num_stages - 1)] + [range(num_examples)]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A named curriculum: its pools, and the order of examples that their positions mean."""
+
+    pools: Callable[[int, int], list[range]]
+    order: Literal["ranked", "random", "any"]  # easy to hard; shuffled once by the run's seed; no meaning
+
+
+CURRICULA: dict[str, Scheme] = {
+    "baby-step": Scheme(baby_step_pools, "ranked"),
+    "one-pass": Scheme(one_pass_pools, "ranked"),
+    "hard-to-easy": Scheme(hard_to_easy_pools, "ranked"),
+    "random": Scheme(baby_step_pools, "random"),  # a control: pools of the same sizes, without their meaning
+    "whole-pool": Scheme(whole_pool, "any"),
 }
 
 
@@ -94,7 +111,7 @@ def plan_stages(
         raise UserError(f"{num_examples} training examples cannot fill {num_stages} stages; lower --num-stages")
     temperatures = ramp(temperature, num_stages, name="temperature")
     kd_ratios = ramp(kd_ratio, num_stages, name="kd-ratio")
-    pools = CURRICULA[curriculum](num_examples, num_stages)
+    pools = CURRICULA[curriculum].pools(num_examples, num_stages)
     return tuple(Stage(i, pool, epochs, temperatures[i], kd_ratios[i]) for i, pool in enumerate(pools))
 
 
@@ -119,6 +136,11 @@ def stage_order(stage: Stage, epoch: int, *, seed: int) -> np.ndarray:
     """
     positions = np.arange(stage.pool.start, stage.pool.stop)
     return np.random.default_rng([seed, stage.index, epoch]).permutation(positions)
+
+
+def random_order(num_examples: int, *, seed: int) -> np.ndarray:
+    """The positions shuffled once, in place of an easy-to-hard order.  -> [N], int64."""
+    return np.random.default_rng([seed, num_examples]).permutation(num_examples)
 
 
 def check_batches(stages: Curriculum, global_batch_size: int) -> None:

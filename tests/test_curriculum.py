@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pocl.curriculum import CURRICULA, Stage, baby_step, check_batches, plan_stages, ramp, stage_order
+from pocl.curriculum import CURRICULA, Stage, baby_step, check_batches, plan_stages, ramp, random_order, stage_order
 from pocl.errors import UserError
 
 SIZES = [(11435, 4), (10, 3), (4, 4), (7, 1), (64, 8), (101, 7)]  # (examples, stages)
@@ -123,3 +123,16 @@ def test_a_last_short_batch_is_dropped() -> None:
     stage = Stage(0, range(130), 3, 1.0, 1.0)
     assert stage.steps_per_epoch(64) == 2
     assert stage.steps(64) == 6
+
+
+def test_hard_to_easy_starts_at_the_hardest_and_ends_with_every_example() -> None:
+    assert CURRICULA["hard-to-easy"].pools(10, 3) == [range(7, 10), range(4, 10), range(10)]
+
+
+def test_the_random_control_has_the_sizes_of_baby_step_over_a_shuffled_order() -> None:
+    assert CURRICULA["random"].pools(11435, 4) == CURRICULA["baby-step"].pools(11435, 4)
+    order = random_order(100, seed=3)
+    assert sorted(order) == list(range(100))
+    assert list(order) != list(range(100))
+    assert list(order) == list(random_order(100, seed=3))
+    assert list(order) != list(random_order(100, seed=4))

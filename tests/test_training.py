@@ -5,6 +5,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import evaluate
 import train
 from pocl.checkpoints import Checkpoints, Position
+from pocl.curriculum import Stage
 from pocl.losses import LOSSES
 from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
 
@@ -170,6 +172,31 @@ def test_every_divergence_trains(gpt2: Folders, tmp_path: Path, name: str) -> No
     curve = [record["divergence"] for record in read_jsonl(tmp_path / name / "seed10" / "metrics.jsonl")]
     assert curve[-1] < curve[0]
     assert min(curve) > 0
+
+
+@pytest.mark.parametrize("curriculum", ["one-pass", "hard-to-easy", "random"])
+def test_every_other_curriculum_trains_on_its_own_examples(
+    ranked: Path, gpt2: Folders, tmp_path: Path, curriculum: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[int]] = [set(), set(), set(), set()]
+    step = train.Trainer.step
+
+    def watched(self: train.Trainer, examples: np.ndarray, stage: Stage, lr: float) -> dict[str, float]:
+        seen[stage.index] |= set(self.train.ids[examples].tolist())
+        return step(self, examples, stage, lr)
+
+    monkeypatch.setattr(train.Trainer, "step", watched)
+    extra = ["--curriculum", curriculum, "--difficulty-file", ranked / "difficulty.jsonl", "--num-dev", 0]
+    assert call(train, train_arguments(gpt2, tmp_path, *extra, "--global-batch-size", 4)).status == 0
+    easy_to_hard = [record["id"] for record in read_jsonl(ranked / "difficulty.jsonl")]
+    quarters = [set(easy_to_hard[start : start + 12]) for start in range(0, 48, 12)]
+    if curriculum == "one-pass":
+        assert seen == quarters
+    elif curriculum == "hard-to-easy":
+        assert seen == [set.union(*quarters[3 - i :]) for i in range(4)]
+    else:
+        assert [len(ids) for ids in seen] == [12, 24, 36, 48]
+        assert seen[0] < seen[1] < seen[2] < seen[3] and seen[0] != quarters[0]
 
 
 def test_sft_trains_without_a_teacher_and_lowers_cross_entropy(gpt2: Folders, tmp_path: Path) -> None:
