@@ -21,7 +21,7 @@ from pocl import distributed
 from pocl.checkpoints import Position
 from pocl.config import TrainConfig
 from pocl.console import quiet_libraries, say, show_table
-from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages, random_order
+from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages, random_order, reliance
 from pocl.data import Split, check_shares, check_tokenizer, load_split, read_manifest
 from pocl.difficulty import rank_examples, read_order, score_examples, write_difficulty
 from pocl.engine import Engine, check_precision
@@ -64,7 +64,7 @@ def main() -> None:
     teacher, vocab_size = load_teacher(config, student, tokenizer, train, device)
     start_run(run, config, stages, student)
 
-    order = easy_to_hard(config, run, student, tokenizer, train)
+    ranked = easy_to_hard(config, run, student, tokenizer, train)
     engine = make_engine(config, student, vocab_size, device)
     trainer = Trainer(
         make_recipe(config, stages),
@@ -74,7 +74,8 @@ def main() -> None:
         tokenizer=tokenizer,
         teacher=teacher,
         train=train,
-        order=order,
+        order=pool_order(config, ranked, len(train)),
+        reliance=teacher_reliance(config, ranked),
         dev=dev,
         device=device,
     )
@@ -223,13 +224,10 @@ def start_run(run: RunDir, config: TrainConfig, stages: Curriculum, student: Pre
 
 def easy_to_hard(
     config: TrainConfig, run: RunDir, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Split
-) -> np.ndarray:
-    """Positions of the training examples in the order that the curriculum's pools mean.  -> [N]."""
-    order = CURRICULA[config.curriculum.curriculum].order
-    if order == "any":
-        return np.arange(len(train))  # every stage holds every example
-    if order == "random":
-        return random_order(len(train), seed=config.optimiser.seed)
+) -> np.ndarray | None:
+    """Positions of the training examples from the easiest to the hardest; None where nothing asks for it.  -> [N]."""
+    if CURRICULA[config.curriculum.curriculum].order != "ranked" and config.loss.selective_reliance == "off":
+        return None
     if config.curriculum.difficulty_file:
         return read_order(Path(config.curriculum.difficulty_file), train)
     if not distributed.broadcast(run.difficulty.is_file()):
@@ -248,6 +246,24 @@ def easy_to_hard(
             write_difficulty(run.difficulty, rank_examples(scores))
         distributed.barrier()
     return read_order(run.difficulty, train)
+
+
+def pool_order(config: TrainConfig, ranked: np.ndarray | None, num_examples: int) -> np.ndarray:
+    """The order of examples that the positions of the curriculum's pools mean.  -> [N]."""
+    order = CURRICULA[config.curriculum.curriculum].order
+    if order == "ranked" and ranked is not None:
+        return ranked
+    return random_order(num_examples, seed=config.optimiser.seed) if order == "random" else np.arange(num_examples)
+
+
+def teacher_reliance(config: TrainConfig, ranked: np.ndarray | None) -> np.ndarray | None:
+    """The factor of the KD ratio of each training example, by its difficulty; None where all rely alike.  -> [N]."""
+    mode = config.loss.selective_reliance
+    if mode == "off" or ranked is None:
+        return None
+    factors = np.empty(len(ranked))
+    factors[ranked] = reliance(len(ranked), mode, threshold=config.loss.reliance_threshold)
+    return factors
 
 
 def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int | None, device: torch.device) -> Engine:

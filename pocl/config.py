@@ -63,6 +63,10 @@ class LossOptions:
         "k of T^k. uniform: 2, and 1 for total variation; published: 2 for tfkl, tjsd, tsrkl and 0 for the rest",
         "uniform",
     )
+    selective_reliance: Literal["off", "hard", "linear"] = flag(
+        "KD ratio by difficulty. hard: r at or above the threshold and 0 below; linear: r times the percentile", "off"
+    )
+    reliance_threshold: float = flag("difficulty percentile of --selective-reliance hard [0 to 1]", 0.5)
     skew: float = flag("weight of the distribution itself in the mixture of sfkl and srkl [0 to 1]", 0.1)
     teacher_weight: float = flag("weight of the teacher in the mixture of jsd [0 to 1]", 0.1)
     chunk_tokens: int = flag("response tokens whose logits are held at a time [tokens]", 2048)
@@ -170,6 +174,10 @@ def check_train(config: TrainConfig) -> None:
         if not config.models.teacher:
             raise UserError(f"--type {config.loss.type} distils from a teacher; give --teacher PATH (or --type sft)")
         loss.bind(skew=config.loss.skew, teacher_weight=config.loss.teacher_weight)
+    if not 0.0 <= config.loss.reliance_threshold <= 1.0:
+        raise UserError(f"--reliance-threshold is {config.loss.reliance_threshold}; it must be within 0 to 1")
+    if loss is None and config.loss.selective_reliance != "off":
+        raise UserError(f"--type {config.loss.type} has no teacher to rely on; drop --selective-reliance")
     if config.curriculum.curriculum not in CURRICULA:
         name = config.curriculum.curriculum
         raise UserError(f"unknown --curriculum {name!r}{closest(name, CURRICULA)} (known: {', '.join(CURRICULA)})")

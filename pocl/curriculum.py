@@ -138,6 +138,18 @@ def stage_order(stage: Stage, epoch: int, *, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, stage.index, epoch]).permutation(positions)
 
 
+def reliance(num_examples: int, mode: str, *, threshold: float = 0.5) -> np.ndarray:
+    """How far each position of the easy-to-hard order relies on the teacher: a factor of the KD ratio.  -> [N].
+
+    Difficulty percentile is 0 for the easiest and 1 for the hardest. ``off``: 1 everywhere; ``hard``: 1 at or above
+    the threshold, 0 below it; ``linear``: the percentile itself.  Source: Khan, 2023 (selective reliance).
+    """
+    percentile = np.arange(num_examples) / max(1, num_examples - 1)
+    if mode == "hard":
+        return (percentile >= threshold).astype(np.float64)
+    return percentile if mode == "linear" else np.ones(num_examples)
+
+
 def random_order(num_examples: int, *, seed: int) -> np.ndarray:
     """The positions shuffled once, in place of an easy-to-hard order.  -> [N], int64."""
     return np.random.default_rng([seed, num_examples]).permutation(num_examples)

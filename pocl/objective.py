@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pocl import distributed
-from pocl.data import Batch
+from pocl.data import IGNORE, Batch
 from pocl.losses import Divergence, log_probs
 from pocl.models import Head, make_head, response_labels, response_states
 
@@ -34,7 +34,7 @@ class Term:
     divergence: Divergence | None = None  # None: cross-entropy alone
     temperature: float = 1.0
     scale: float = 1.0
-    kd_ratio: float = 0.0
+    kd_ratio: float = 0.0  # where each token has its own ratio, this is only its upper bound
 
 
 def distillation_objective(
@@ -45,9 +45,12 @@ def distillation_objective(
     labels: Tensor,
     *,
     term: Term,
+    kd_ratio: Tensor | None = None,
     num_chunks: int = 1,
 ) -> Objective:
     """The objective of N response tokens, summed.  [N, H_s], [N, H_t], [N] -> Objective.
+
+    ``kd_ratio`` [N] gives each token a ratio of its own in place of the term's.
 
     The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other.
     The caller divides ``loss`` once by the number of response tokens in the whole optimiser step.
@@ -61,15 +64,18 @@ def distillation_objective(
             f"one of each per response token was wanted"
         )
 
-    def chunk(student_rows: Tensor, teacher_rows: Tensor | None, row_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def chunk(
+        student_rows: Tensor, teacher_rows: Tensor | None, row_labels: Tensor, row_ratio: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             teacher_logits = None if teacher_rows is None or teacher_head is None else teacher_head(teacher_rows)
-        return token_objective(student_head(student_rows), teacher_logits, row_labels, term)
+        return token_objective(student_head(student_rows), teacher_logits, row_labels, term, row_ratio)
 
     parts = []
     for i in range(num_chunks):
         piece = slice(num_tokens * i // num_chunks, num_tokens * (i + 1) // num_chunks)
-        arguments = (student_states[piece], None if teacher_states is None else teacher_states[piece], labels[piece])
+        columns = (student_states, teacher_states, labels, kd_ratio)
+        arguments = tuple(None if column is None else column[piece] for column in columns)
         if num_chunks > 1 and torch.is_grad_enabled():
             parts.append(checkpoint(chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
@@ -79,7 +85,7 @@ def distillation_objective(
 
 
 def token_objective(
-    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, term: Term
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, term: Term, kd_ratio: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(objective, cross-entropy, divergence) of each token.  [N, V], [N, V], [N] -> 3 x [N]."""
     plain_logp = log_probs(student_logits)
@@ -88,6 +94,8 @@ def token_objective(
         return cross_entropy, cross_entropy, torch.zeros_like(cross_entropy)
     tempered_logp = plain_logp if term.temperature == 1.0 else log_probs(student_logits, term.temperature)
     divergence = term.divergence(tempered_logp, log_probs(teacher_logits, term.temperature))
+    if kd_ratio is not None:
+        return (1.0 - kd_ratio) * cross_entropy + kd_ratio * term.scale * divergence, cross_entropy, divergence
     # A term of weight 0 is left out, so that an infinite cross-entropy cannot turn 0 * inf into NaN.
     parts = []
     if term.kd_ratio < 1.0:
@@ -118,13 +126,22 @@ class StudentObjective(nn.Module):
         self._head = make_head(student, vocab_size)
 
     def forward(
-        self, batch: Batch, term: Term, teacher_states: Tensor | None = None, teacher_head: Head | None = None
+        self,
+        batch: Batch,
+        term: Term,
+        teacher_states: Tensor | None = None,
+        teacher_head: Head | None = None,
+        kd_ratio: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(summed loss [], cross-entropy [N], divergence [N]) of a micro-batch; see ``Objective``."""
+        """(summed loss [], cross-entropy [N], divergence [N]) of a micro-batch; see ``Objective``.
+
+        ``kd_ratio`` [B] gives each example a ratio of its own.
+        """
         labels = response_labels(batch)
         num_chunks = chunks_needed(len(labels), self.chunk_tokens)
         if self.sharded:
             num_chunks = distributed.max_over_ranks(num_chunks, labels.device)
+        token_ratio = None if kd_ratio is None else kd_ratio.repeat_interleave((batch.labels != IGNORE).sum(-1))
         result = distillation_objective(
             response_states(self.student, batch),
             self._head,
@@ -132,6 +149,7 @@ class StudentObjective(nn.Module):
             teacher_head,
             labels,
             term=term,
+            kd_ratio=token_ratio,
             num_chunks=num_chunks,
         )
         return result.loss, result.cross_entropy, result.divergence
@@ -146,5 +164,5 @@ def example_cross_entropy(
     num_chunks = chunks_needed(len(labels), chunk_tokens)
     states = response_states(model, batch)
     result = distillation_objective(states, head, None, None, labels, term=Term(), num_chunks=num_chunks)
-    counts = (batch.labels >= 0).sum(-1).tolist()
+    counts = (batch.labels != IGNORE).sum(-1).tolist()
     return [(float(part.double().sum()), len(part)) for part in result.cross_entropy.split(counts)]

@@ -84,6 +84,7 @@ class Trainer:
         teacher: TeacherSource | None,
         train: Split,
         order: np.ndarray,
+        reliance: np.ndarray | None = None,
         dev: DevSet | None,
         device: torch.device,
     ) -> None:
@@ -91,6 +92,8 @@ class Trainer:
         self.checkpoints = Checkpoints(run, engine, tokenizer)
         self.student, self.tokenizer, self.teacher = student, tokenizer, teacher
         self.train, self.order, self.dev = train, order, dev
+        # Factor of the KD ratio of each example, at its position in ``train`` [N]; None: 1 for all.
+        self.reliance = reliance
         self.position = Position()
         self._teacher_reads = teacher is not None and teacher.online
         self._dev_note = ""
@@ -146,7 +149,7 @@ class Trainer:
             world_size=distributed.world_size(),
         ):
             batch = self.train.batch(positions).to(self.device)
-            part = self._forward_backward(batch, term, num_tokens)
+            part = self._forward_backward(batch, term, num_tokens, self._kd_ratio(positions, term))
             if not bool(torch.isfinite(part).all()):
                 offenders += batch.example_ids.tolist()
             sums += part
@@ -169,11 +172,19 @@ class Trainer:
             "peak_memory_gb": peak_memory_gb(self.device),
         }
 
-    def _forward_backward(self, batch: Batch, term: Term, num_tokens: int) -> torch.Tensor:
+    def _kd_ratio(self, positions: np.ndarray, term: Term) -> torch.Tensor | None:
+        """The KD ratio of each example of a micro-batch; None where it is the stage's for all.  -> [B]."""
+        if self.reliance is None:
+            return None
+        return torch.as_tensor(term.kd_ratio * self.reliance[positions], dtype=torch.float32, device=self.device)
+
+    def _forward_backward(
+        self, batch: Batch, term: Term, num_tokens: int, kd_ratio: torch.Tensor | None
+    ) -> torch.Tensor:
         """Add one micro-batch's gradient -> its summed (objective, cross-entropy, divergence).  -> [3], float64."""
         teacher_states = self.teacher.states(batch) if self.teacher else None
         loss, cross_entropy, divergence = self.engine.forward(
-            batch, term, teacher_states, self.teacher.head if self.teacher else None
+            batch, term, teacher_states, self.teacher.head if self.teacher else None, kd_ratio
         )
         self.engine.backward(loss, num_tokens)
         return torch.stack([loss.detach().double(), cross_entropy.double().sum(), divergence.double().sum()])

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from pocl.curriculum import CURRICULA, Stage, baby_step, check_batches, plan_stages, ramp, random_order, stage_order
+from pocl.curriculum import (
+    CURRICULA,
+    Stage,
+    baby_step,
+    check_batches,
+    plan_stages,
+    ramp,
+    random_order,
+    reliance,
+    stage_order,
+)
 from pocl.errors import UserError
 
 SIZES = [(11435, 4), (10, 3), (4, 4), (7, 1), (64, 8), (101, 7)]  # (examples, stages)
@@ -136,3 +146,11 @@ def test_the_random_control_has_the_sizes_of_baby_step_over_a_shuffled_order() -
     assert list(order) != list(range(100))
     assert list(order) == list(random_order(100, seed=3))
     assert list(order) != list(random_order(100, seed=4))
+
+
+def test_reliance_rises_from_the_easiest_to_the_hardest() -> None:
+    assert reliance(5, "off").tolist() == [1.0] * 5
+    assert reliance(5, "linear").tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert reliance(5, "hard").tolist() == [0.0, 0.0, 1.0, 1.0, 1.0]
+    assert reliance(5, "hard", threshold=0.8).tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
+    assert reliance(1, "linear").tolist() == [0.0]

@@ -5,6 +5,7 @@ import math
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -81,8 +82,6 @@ def test_the_ranking_fuses_the_two_ranks_of_every_training_example(ranked: Path,
 
 
 def test_the_cross_entropy_of_the_ranking_is_the_models_own_loss(ranked: Path, gpt2: Folders) -> None:
-    import datasets
-
     model = AutoModelForCausalLM.from_pretrained(gpt2.student)
     rows = {row["id"]: row for row in datasets.load_from_disk(str(gpt2.data / "train"))}
     for record in read_jsonl(ranked / "difficulty.jsonl")[::7]:
@@ -197,6 +196,31 @@ def test_every_other_curriculum_trains_on_its_own_examples(
     else:
         assert [len(ids) for ids in seen] == [12, 24, 36, 48]
         assert seen[0] < seen[1] < seen[2] < seen[3] and seen[0] != quarters[0]
+
+
+@pytest.mark.parametrize("mode", ["hard", "linear"])
+def test_selective_reliance_weighs_each_example_by_its_difficulty(
+    ranked: Path, gpt2: Folders, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first recorded objective equals one computed example by example with transformers' own losses."""
+    extra = ["--type", "fkl", "--num-stages", 1, "--curriculum", "whole-pool", "--kd-ratio", 0.8, "--num-dev", 0]
+    extra += ["--selective-reliance", mode, "--difficulty-file", ranked / "difficulty.jsonl"]
+    extra += ["--global-batch-size", 48, "--batch-size", 5]
+    assert call(train, train_arguments(gpt2, tmp_path, *extra)).status == 0
+    order = [record["id"] for record in read_jsonl(ranked / "difficulty.jsonl")]
+    student, teacher = (AutoModelForCausalLM.from_pretrained(path).double() for path in (gpt2.student, gpt2.teacher))
+    total, count = 0.0, 0
+    for row in datasets.load_from_disk(str(gpt2.data / "train")):
+        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+        first = len(row["prompt_ids"]) - 1
+        with torch.no_grad():
+            q, p = (model(ids).logits[0, first:-1].log_softmax(-1) for model in (student, teacher))
+        percentile = order.index(row["id"]) / 47
+        weight = 0.8 * (percentile if mode == "linear" else float(percentile >= 0.5))
+        cross_entropy = -q.gather(-1, ids[0, first + 1 :, None]).sum()
+        total += float((1 - weight) * cross_entropy + weight * (p.exp() * (p - q)).sum())
+        count += len(row["response_ids"])
+    assert losses(tmp_path / "fkl" / "seed10")[0] == pytest.approx(total / count, rel=1e-5)
 
 
 def test_sft_trains_without_a_teacher_and_lowers_cross_entropy(gpt2: Folders, tmp_path: Path) -> None:
