@@ -124,10 +124,15 @@ def show(summary: Mapping[str, Any], title: str | None) -> None:
     """Print the table: mean and spread over seeds."""
     rows = [
         [name, len(s["rouge_l"]["seeds"])]
-        + [f"{s[m]['mean']:.4f} ± {s[m]['std']:.2f}" for m in ("rouge_l", "exact_match")]
+        + [f"{s[m]['mean']:.4f}" + spread(s[m]) for m in ("rouge_l", "exact_match")]
         for name, s in summary.items()
     ]
     show_table(str(title), ["set", "seeds", "ROUGE-L", "exact match"], rows)
+
+
+def spread(scores: Mapping[str, Any]) -> str:
+    """The standard deviation over seeds, where there is more than one."""
+    return f" ± {scores['std']:.2f}" if len(scores["seeds"]) > 1 else ""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""What the README tells people to type exists, and takes the flags that it is given."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
+# What installs or runs everything is tried by hand and by CI; here it is only parsed.
+HEAVY = {"install.sh", "scripts/quickstart.sh", "scripts/test.sh"}
+
+
+def test_the_readme_shows_its_two_commands_first() -> None:
+    assert [command[:2] for command in COMMANDS[:2]] == [
+        ["bash", "scripts/quickstart.sh"],
+        ["bash", "scripts/test.sh"],
+    ]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "bash"], ids=" ".join)
+def test_a_script_of_the_readme_runs_dry(command: list[str], tmp_path: Path) -> None:
+    script = ROOT / command[1]
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    if command[1] in HEAVY:
+        return
+    environment = os.environ | {"DRY_RUN": "1"}
+    arguments = ["bash", str(script), *command[2:]]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ".py" in done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "python"], ids=" ".join)
+def test_a_tool_of_the_readme_knows_its_flags(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / command[1]), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in command[2:]:
+        if word.startswith("--"):
+            assert re.search(rf"{word}\b", done.stdout), f"{command[1]} has no flag {word}"
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:pocl|scripts|tools|tests|data)/[\w./-]+)", README))))
+def test_a_path_that_the_readme_names_exists(path: str) -> None:
+    if not path.startswith("data/dolly"):  # the reader places that one
+        assert (ROOT / path.rstrip(":")).exists()
+
+
+@pytest.mark.parametrize(("path", "name"), re.findall(r"`((?:pocl/\w+|evaluate|train)\.py): ([\w.]+)`", README))
+def test_a_function_that_the_readme_names_is_in_its_file(path: str, name: str) -> None:
+    assert re.search(rf"^\s*(?:def|class) {name.split('.')[-1]}\b", (ROOT / path).read_text(), flags=re.MULTILINE)
+
+
+def test_pictures_of_the_readme_are_there() -> None:
+    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / path).is_file()
