@@ -123,8 +123,7 @@ def write_summary(output_dir: Path, name: str, scores: Mapping[str, Any]) -> Non
 def show(summary: Mapping[str, Any], title: str | None) -> None:
     """Print the table: mean and spread over seeds."""
     rows = [
-        [name, len(s["rouge_l"]["seeds"])]
-        + [f"{s[m]['mean']:.4f}" + spread(s[m]) for m in ("rouge_l", "exact_match")]
+        [name, len(s["rouge_l"]["seeds"])] + [f"{s[m]['mean']:.4f}" + spread(s[m]) for m in ("rouge_l", "exact_match")]
         for name, s in summary.items()
     ]
     show_table(str(title), ["set", "seeds", "ROUGE-L", "exact match"], rows)

@@ -4,7 +4,7 @@ The files of this package stand in four layers, and imports run down only:
 
     4  trainer  difficulty  evaluation
     3  checkpoints  objective  teacher  engine  generation  models  data
-    2  rundir  tables  console
+    2  rundir  parts  tables  console
     1  losses  curriculum  ranking  metrics  config  flags  distributed  files  errors
 """
 

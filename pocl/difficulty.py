@@ -5,8 +5,6 @@ cross-entropy per response token); ``pocl.ranking`` turns both into one order.
 Source: POCL, arXiv 2506.05695, section 3.
 """
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,13 +18,13 @@ from pocl import distributed
 from pocl.console import Progressing
 from pocl.data import Split, blocks_by_length
 from pocl.errors import UserError
-from pocl.files import read_json, read_jsonl, write_json, write_jsonl
+from pocl.files import read_jsonl, write_jsonl
 from pocl.generation import Sampling, decode, generate
 from pocl.metrics import rouge_l
 from pocl.models import end_ids
 from pocl.objective import example_cross_entropy
+from pocl.parts import Parts
 from pocl.ranking import easy_to_hard, ordinal_ranks, reciprocal_rank_fusion
-from pocl.rundir import read_lines
 
 
 @dataclass(frozen=True)
@@ -53,27 +51,22 @@ def score_examples(
 ) -> list[Score]:
     """Score every example of a split, over all ranks -> scores sorted by example id, on every rank.
 
-    Each finished block is appended to a file of this rank in ``parts_dir``, so a pass that was cut off goes on where
-    it was, on any number of ranks; parts that were made under another ``key`` (model, data, limits) are dropped.
+    Each finished block is kept in ``parts_dir``, so a pass that was cut off goes on where it was; ``key`` says what
+    the scores depend on (model, data, limits).
     """
-    done = _open_parts(parts_dir, key)
     sampling = Sampling(max_new_tokens, temperature=0.0, no_repeat_ngram=no_repeat_ngram)
     blocks = blocks_by_length(split.prompt_lengths, batch_size)
-    todo = [block for block in blocks if not all(int(split.ids[i]) in done for i in block)]
-    part_path = parts_dir / f"{distributed.rank()}.jsonl"
     was_training = model.training
     model.eval()
-    with Progressing("scoring", len(blocks), len(blocks) - len(todo)) as progress, open(part_path, "a") as part:
-        for block in distributed.my_share(todo):
-            for score in _score_block(model, tokenizer, split, block, sampling, chunk_tokens):
-                done[score.id] = score
-                part.write(json.dumps(asdict(score)) + "\n")
-            part.flush()
-            progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+    with Parts(parts_dir, key) as parts:
+        todo = [block for block in blocks if not all(int(split.ids[i]) in parts.records for i in block)]
+        with Progressing("scoring", len(blocks), len(blocks) - len(todo)) as progress:
+            for block in distributed.my_share(todo):
+                parts.append(map(asdict, _score_block(model, tokenizer, split, block, sampling, chunk_tokens)))
+                progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+        gathered = parts.gather()
     model.train(was_training)
-    gathered = distributed.gather_by_id(done)
-    wanted = set(split.ids.tolist())
-    return [score for example_id, score in gathered.items() if example_id in wanted]
+    return [Score(**gathered[i]) for i in sorted(split.ids.tolist())]
 
 
 @torch.no_grad()
@@ -102,22 +95,6 @@ def _score_block(
             rows["id"], decode(tokenizer, answers), rows["response"], losses, strict=True
         )
     ]
-
-
-def _open_parts(parts_dir: Path, key: Mapping[str, Any]) -> dict[int, Score]:
-    """The scores that earlier, interrupted passes under the same key left, by example id."""
-    key = json.loads(json.dumps(key))
-    with distributed.main_first():
-        if distributed.is_main():
-            key_path = parts_dir / "key.json"
-            if key_path.is_file() and read_json(key_path) != key:
-                shutil.rmtree(parts_dir)
-            if not key_path.is_file():
-                write_json(key_path, key)
-    records = [record for path in sorted(parts_dir.glob("*.jsonl")) for record in read_lines(path)]
-    # A later start appends to the same files: everyone has to have read them first.
-    distributed.barrier()
-    return {record["id"]: Score(**record) for record in records}
 
 
 def rank_examples(scores: Sequence[Score]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from pocl.data import Batch, Split, blocks_by_length
 from pocl.errors import UserError
 from pocl.files import read_json, write_json
 from pocl.models import Head, make_head, response_states
-from pocl.rundir import read_lines
+from pocl.parts import Parts
 
 # How the file's numbers look to numpy, which knows no bfloat16.
 _STORAGE = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.float64: np.float64}
@@ -115,37 +115,30 @@ def _build(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[str,
             _prepare(folder, split, model, key, needed)
     say(f"caching the teacher's states of {len(split)} examples: {needed / 1e9:.2f} GB in {folder}")
     blocks = blocks_by_length(split.lengths, batch_size)
-    done = {record["block"] for path in folder.glob("done-*.jsonl") for record in read_lines(path)}
-    distributed.barrier()
     states, starts = _open(folder, split, model, mode="r+"), _starts(split)
     device = next(model.parameters()).device
-    todo = [i for i in range(len(blocks)) if i not in done]
-    with (
-        Progressing("caching", len(blocks), len(done)) as progress,
-        open(folder / f"done-{distributed.rank()}.jsonl", "a", encoding="utf-8") as marks,
-        torch.no_grad(),
-    ):
-        for number in distributed.my_share(todo):
-            rows = response_states(model, split.batch(blocks[number]).to(device)).cpu()
-            counts = split.num_labels[blocks[number]].tolist()
-            for position, part in zip(blocks[number], rows.split(counts), strict=True):
-                states[starts[position] : starts[position + 1]] = _to_numpy(part)
-            states.flush()
-            marks.write(json.dumps({"block": int(number)}) + "\n")
-            marks.flush()
-            progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+    with Parts(folder / "done", key) as done, torch.no_grad():
+        todo = [number for number in range(len(blocks)) if number not in done.records]
+        with Progressing("caching", len(blocks), len(blocks) - len(todo)) as progress:
+            for number in distributed.my_share(todo):
+                rows = response_states(model, split.batch(blocks[number]).to(device)).cpu()
+                counts = split.num_labels[blocks[number]].tolist()
+                for position, part in zip(blocks[number], rows.split(counts), strict=True):
+                    states[starts[position] : starts[position + 1]] = _to_numpy(part)
+                states.flush()
+                done.append([{"id": number}])
+                progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
     distributed.barrier()
     if distributed.is_main():
         write_json(folder / "manifest.json", key)
-        for path in folder.glob("done-*.jsonl"):
-            path.unlink()
+        shutil.rmtree(folder / "done")
     distributed.barrier()
 
 
 def _prepare(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[str, Any], needed: int) -> None:
     """Make the empty file, unless an interrupted pass under the same key has left one."""
-    unfinished = folder / "unfinished.json"
-    if unfinished.is_file() and read_json(unfinished) == key:
+    begun = folder / "done" / "key.json"
+    if begun.is_file() and read_json(begun) == key:
         return
     if folder.exists():
         shutil.rmtree(folder)
@@ -158,7 +151,6 @@ def _prepare(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[st
             f"give --teacher-cache another disk, or --teacher-cache off"
         )
     _open(folder, split, model, mode="w+").flush()
-    write_json(unfinished, key)
 
 
 def _verify(folder: Path, split: Split, model: PreTrainedModel) -> None:

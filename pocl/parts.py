@@ -1,0 +1,63 @@
+"""Work that is done block by block over all ranks, and goes on where it was cut off, on any number of ranks."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pocl import distributed
+from pocl.files import read_json, write_json
+from pocl.rundir import read_lines
+
+
+class Parts:
+    """A folder of records with an ``id``: one file a rank, appended to block by block.
+
+    ``records`` holds what earlier, interrupted passes under the same ``key`` left, by id; parts that were made under
+    another key (model, data, limits) are dropped.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        key = json.loads(json.dumps(key))
+        with distributed.main_first():
+            if distributed.is_main():
+                key_path = folder / "key.json"
+                if key_path.is_file() and read_json(key_path) != key:
+                    shutil.rmtree(folder)
+                if not key_path.is_file():
+                    write_json(key_path, key)
+        paths = sorted(folder.glob("*.jsonl"))
+        self.records: dict[int, dict[str, Any]] = {r["id"]: r for path in paths for r in read_lines(path)}
+        distributed.barrier()  # everyone has read before anyone appends
+        self._path = folder / f"{distributed.rank()}.jsonl"
+        _drop_cut_line(self._path)
+
+    def __enter__(self) -> "Parts":
+        self._file = open(self._path, "a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add the records of one finished block."""
+        for record in records:
+            self.records[record["id"]] = dict(record)
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def gather(self) -> dict[int, dict[str, Any]]:
+        """All ranks' records by id, on every rank."""
+        return distributed.gather_by_id(self.records)
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Cut off a last line that a crash left without its end: what is appended must start a line of its own."""
+    if path.is_file():
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            path.write_bytes(content[: content.rfind(b"\n") + 1])
