@@ -15,6 +15,8 @@ from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig
 from pocl.flags import parse
 from pocl.losses import LOSSES
 from tests.tiny import ROOT
+from tools.generate_seqkd import SeqKDOptions
+from tools.generate_seqkd import check as check_seqkd
 from tools.process_data import ProcessOptions
 
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*/*/*.sh"))
@@ -114,6 +116,8 @@ def test_script_prints_a_command_that_its_program_accepts(name: str, tmp_path: P
             options.parse_train(command.arguments)
         elif command.program.endswith("evaluate.py"):
             options.check_evaluate(*parse([EvaluateOptions, GenerationOptions], "", command.arguments))
+        elif command.program.endswith("generate_seqkd.py"):
+            check_seqkd(*parse([SeqKDOptions], "", command.arguments))
         else:
             assert command.program == str(ROOT / "tools" / "process_data.py")
             parse([ProcessOptions], "", command.arguments)
@@ -124,6 +128,7 @@ def test_script_prints_a_command_that_its_program_accepts(name: str, tmp_path: P
 def test_every_family_has_every_method(family: str) -> None:
     teacher = "sft/xlarge.sh" if family == "gpt2" else "sft/teacher.sh"
     wanted = {"tools/process_data.sh", "sft/base.sh", teacher, "kd/train.sh", "pocl/train.sh", "eval/run_eval.sh"}
+    wanted |= {"seqkd/generate.sh", "seqkd/train.sh"}
     assert wanted <= {name.partition("/")[2] for name in NAMES if name.startswith(family)}
 
 

@@ -1,0 +1,135 @@
+"""SeqKD: the teacher's answers are the targets, and nothing of the references is."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import train
+from pocl.data import load_split
+from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
+from tools import generate_seqkd
+
+LONGEST = MAX_LENGTH - 160  # what the prompts leave
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("seqkd"), "gpt2")
+
+
+def arguments(folders: Folders, output_dir: Path, *extra: object) -> list[object]:
+    command: list[object] = ["--model", folders.teacher, "--data-dir", folders.data, "--output-dir", output_dir]
+    return [*command, "--max-length", MAX_LENGTH, "--eval-batch-size", 5, *extra]
+
+
+@pytest.fixture(scope="module")
+def made(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("made") / "seqkd"
+    result = call(generate_seqkd, arguments(folders, output_dir))
+    assert result.status == 0, result.output
+    assert "48 answers" in result.last_line
+    return output_dir
+
+
+def rows(folder: Path, split: str = "train") -> list[dict[str, object]]:
+    return list(datasets.load_from_disk(str(folder / split)))
+
+
+def test_the_prompts_are_the_same_and_no_gold_text_is_a_target(folders: Folders, made: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders.student)
+    for gold, row in zip(rows(folders.data), rows(made), strict=True):
+        assert (row["id"], row["prompt"], row["prompt_ids"]) == (gold["id"], gold["prompt"], gold["prompt_ids"])
+        assert row["response_ids"] != gold["response_ids"]
+        assert row["response"] != gold["response"]
+        answer = [token for token in row["response_ids"] if token != tokenizer.eos_token_id]
+        assert tokenizer.decode(answer).strip() == row["response"]
+        assert row["num_response_tokens"] == len(row["response_ids"])
+
+
+def test_an_answer_ends_with_end_of_text_unless_it_was_cut(folders: Folders, made: Path) -> None:
+    end = AutoTokenizer.from_pretrained(folders.student).eos_token_id
+    for row in rows(made):
+        assert len(row["response_ids"]) <= LONGEST
+        assert row["response_ids"][-1] == end or len(row["response_ids"]) == LONGEST
+        assert end not in row["response_ids"][:-1]
+
+
+def test_greedy_answers_are_the_teachers_own(folders: Folders, tmp_path: Path) -> None:
+    extra = ["--sampling-temperature", 0, "--num-train", 6]
+    assert call(generate_seqkd, arguments(folders, tmp_path / "greedy", *extra)).status == 0
+    teacher = AutoModelForCausalLM.from_pretrained(folders.teacher)
+    for row in rows(tmp_path / "greedy"):
+        ids = torch.tensor([row["prompt_ids"]])
+        wanted = teacher.generate(ids, max_new_tokens=LONGEST, do_sample=False, attention_mask=torch.ones_like(ids))
+        assert row["response_ids"] == wanted[0, ids.shape[1] :].tolist()
+
+
+def test_the_dev_split_keeps_its_references(folders: Folders, made: Path) -> None:
+    assert rows(made, "dev") == rows(folders.data, "dev")
+
+
+def test_training_on_it_learns_the_teachers_words(folders: Folders, made: Path, tmp_path: Path) -> None:
+    extra = ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool", "--epochs", 3, "--data-dir", made]
+    result = call(train, train_arguments(folders, tmp_path, *extra, teacher=False))
+    assert result.status == 0, result.output
+    records = [record for record in read_jsonl(tmp_path / "sft" / "seed10" / "metrics.jsonl") if "loss" in record]
+    assert records[-1]["loss"] < records[0]["loss"]
+    # The targets that training saw are the teacher's, counted by hand.
+    split = load_split(made, "train", max_length=MAX_LENGTH)
+    assert split.num_labels.tolist() == [row["num_response_tokens"] for row in rows(made)]
+
+
+def test_the_manifest_says_whose_answers_they_are(folders: Folders, made: Path) -> None:
+    manifest, gold = (json.loads((path / "manifest.json").read_text()) for path in (made, folders.data))
+    assert manifest["fingerprint"] != gold["fingerprint"]
+    assert manifest["responses_of"]["sampling"]["seed"] == 10
+    assert manifest["tokenizer_fingerprint"] == gold["tokenizer_fingerprint"]
+
+
+def test_an_interrupted_pass_ends_with_the_same_answers(
+    folders: Folders, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    generate = generate_seqkd.generate
+
+    def interrupted(*positional: object, **named: object) -> list[list[int]]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return generate(*positional, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(generate_seqkd, "generate", interrupted)
+    assert call(generate_seqkd, arguments(folders, tmp_path / "cut")).status == 130
+    assert not (tmp_path / "cut").exists()
+    assert call(generate_seqkd, arguments(folders, tmp_path / "cut")).status == 0
+    assert len(calls) == 4 + 7  # 10 blocks of 5, three of them done before
+    assert rows(tmp_path / "cut") == rows(made)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_two_ranks_give_the_same_answers_as_one(folders: Folders, made: Path, tmp_path: Path) -> None:
+    result = launch("tools/generate_seqkd.py", arguments(folders, tmp_path / "two"), num_ranks=2)
+    assert result.status == 0, result.output
+    assert rows(tmp_path / "two") == rows(made)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--max-length", 160], "leaves no room"),
+        (["--top-p", 0], "--top-p"),
+        (["--eval-batch-size", 0], "--eval-batch-size is 0"),
+        (["--model", "/nowhere"], "/nowhere"),
+        (["--data-dir", "/nowhere"], "/nowhere holds no processed data"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_mistakes_are_refused(folders: Folders, tmp_path: Path, extra: list[object], words: str) -> None:
+    result = call(generate_seqkd, arguments(folders, tmp_path / "out", *extra))
+    assert result.status == 2
+    assert result.last_line.startswith("error: ") and words in result.last_line
+    assert not (tmp_path / "out").exists()

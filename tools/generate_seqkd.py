@@ -1,0 +1,176 @@
+"""Make the data of SeqKD: the teacher answers every training prompt, and its answers become the targets.
+
+    deepspeed tools/generate_seqkd.py --model TEACHER --data-dir processed_data/gpt2/dolly \\
+        --output-dir processed_data/gpt2/dolly-seqkd
+
+The result is a processed folder like any other; train.py --type sft on it is SeqKD (arXiv 1606.07947). No gold text is
+a target in it. The dev split is copied. Started again, it goes on where it was cut off, on any number of ranks.
+"""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import datasets
+
+from pocl import distributed
+from pocl.console import Progressing, quiet_libraries, say
+from pocl.data import Split, blocks_by_length, check_tokenizer, load_split, read_manifest
+from pocl.errors import UserError, run_main
+from pocl.files import replace_folder, value_sha256, write_json
+from pocl.flags import flag, parse
+from pocl.generation import Sampling, decode, generate
+from pocl.models import end_ids, load_model, load_tokenizer, weights_fingerprint
+from pocl.parts import Parts
+
+
+@dataclass(frozen=True)
+class SeqKDOptions:
+    """Whose answers to which prompts."""
+
+    _argument_group_name: ClassVar[str] = "SeqKD"
+    model: str = flag("the teacher: a model folder or hub name")
+    data_dir: str = flag("processed folder whose training prompts are answered")
+    output_dir: str = flag("processed folder to write")
+    max_length: int = flag("prompt limit and longest answer together [tokens]", 512)
+    num_train: int | None = flag("answer the first N prompts only [examples; default: all]", None)
+    sampling_temperature: float = flag("temperature of the answers; 0 is greedy", 1.0)
+    top_p: float = flag("nucleus of the answers; 1 keeps all", 1.0)
+    top_k: int = flag("most likely tokens kept; 0 keeps all [tokens]", 0)
+    no_repeat_ngram: int = flag("ban a repeated n-gram; 0 turns it off [tokens]", 0)
+    seed: int = flag("seed of the sampling", 10)
+    eval_batch_size: int = flag("prompts that are answered together on one rank [examples]", 32)
+    dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of the teacher", "fp32")
+
+
+def main() -> None:
+    """Answer, put the answers in the place of the responses, write."""
+    quiet_libraries()
+    (what,) = parse([SeqKDOptions], "Make the data of SeqKD: the teacher's answers as targets.")
+    check(what)
+    data_dir, output_dir = Path(what.data_dir), Path(what.output_dir)
+    if (output_dir / "manifest.json").is_file():
+        say(f"{output_dir} is there already; delete it to make it again")
+        return
+    manifest = read_manifest(data_dir)
+    if manifest["max_prompt_length"] >= what.max_length:
+        raise UserError(f"--max-length {what.max_length} leaves no room behind {manifest['max_prompt_length']} tokens")
+    device = distributed.start()
+    tokenizer = load_tokenizer(what.model)
+    check_tokenizer(data_dir, tokenizer, what.model)
+    train = load_split(data_dir, "train", max_length=what.max_length, num_examples=what.num_train)
+    model = load_model(what.model, what.dtype).to(device)
+    sampling = Sampling(
+        what.max_length - manifest["max_prompt_length"],
+        temperature=what.sampling_temperature,
+        top_p=what.top_p,
+        top_k=what.top_k,
+        no_repeat_ngram=what.no_repeat_ngram,
+        seed=what.seed,
+    )
+    key = {"teacher": weights_fingerprint(model), "data": manifest["fingerprint"], "dtype": what.dtype}
+    key |= {"sampling": vars(sampling), "examples": len(train)}
+    answers = answer_all(
+        model, tokenizer, train, sampling, what.eval_batch_size, output_dir.with_name(output_dir.name + ".parts"), key
+    )
+    if distributed.is_main():
+        write(output_dir, data_dir, manifest, train, answers, key, tokenizer.eos_token_id)
+    distributed.barrier()
+
+
+def check(what: SeqKDOptions) -> None:
+    """Raise UserError for values outside their range."""
+    for name, value, lowest in (
+        ("eval-batch-size", what.eval_batch_size, 1),
+        ("top-k", what.top_k, 0),
+        ("no-repeat-ngram", what.no_repeat_ngram, 0),
+        ("seed", what.seed, 0),
+        ("num-train", 1 if what.num_train is None else what.num_train, 1),
+    ):
+        if value < lowest:
+            raise UserError(f"--{name} is {value}; it must be {lowest} or above")
+    if not what.sampling_temperature >= 0 or not 0 < what.top_p <= 1:
+        raise UserError("--sampling-temperature must be 0 or above, --top-p above 0 and at most 1")
+
+
+def answer_all(
+    model: Any,
+    tokenizer: Any,
+    train: Split,
+    sampling: Sampling,
+    batch_size: int,
+    parts_dir: Path,
+    key: Mapping[str, Any],
+) -> dict[int, dict[str, Any]]:
+    """{"id", "ids", "text"} of every training prompt by its id, on every rank; ids without an end-of-text token."""
+    blocks = blocks_by_length(train.prompt_lengths, batch_size)
+    eos_ids = end_ids(model, tokenizer)
+    with Parts(parts_dir, key) as parts:
+        todo = [block for block in blocks if not all(int(train.ids[i]) in parts.records for i in block)]
+        with Progressing("answering", len(blocks), len(blocks) - len(todo)) as progress:
+            for block in distributed.my_share(todo):
+                rows = train.table[[int(i) for i in block]]
+                tokens = generate(
+                    model,
+                    rows["prompt_ids"],
+                    rows["id"],
+                    sampling=sampling,
+                    eos_ids=eos_ids,
+                    vocab_size=len(tokenizer),
+                )
+                texts = decode(tokenizer, tokens)
+                parts.append(
+                    {"id": i, "ids": ids, "text": text} for i, ids, text in zip(rows["id"], tokens, texts, strict=True)
+                )
+                progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+        return parts.gather()
+
+
+def write(
+    output_dir: Path,
+    data_dir: Path,
+    manifest: Mapping[str, Any],
+    train: Split,
+    answers: Mapping[int, Mapping[str, Any]],
+    key: Mapping[str, Any],
+    eos_id: int,
+) -> None:
+    """Write the processed folder whole or not at all, and delete the parts.
+
+    An answer that was cut at its longest gets no end-of-text token: the student must not learn to stop there.
+    """
+    longest = key["sampling"]["max_new_tokens"]
+
+    def replace_response(row: Mapping[str, Any]) -> dict[str, Any]:
+        answer = answers[row["id"]]
+        ids = list(answer["ids"]) + ([eos_id] if len(answer["ids"]) < longest else [])
+        return {"response": answer["text"], "response_ids": ids, "num_response_tokens": len(ids)}
+
+    temporary = output_dir.with_name(output_dir.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        train.table.map(replace_response).flatten_indices().save_to_disk(str(temporary / "train"))
+        datasets.load_from_disk(str(data_dir / "dev")).save_to_disk(str(temporary / "dev"))
+        changed = dict(manifest) | {"responses_of": dict(key), "fingerprint": value_sha256([manifest, key])}
+        changed["examples"] = dict(manifest["examples"]) | {"train": len(train)}
+        write_json(temporary / "manifest.json", changed)
+        replace_folder(temporary, output_dir)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"cannot write {output_dir}: {error.strerror or error}") from error
+    shutil.rmtree(output_dir.with_name(output_dir.name + ".parts"), ignore_errors=True)
+    lengths = [len(answer["ids"]) for answer in answers.values()]
+    say(
+        f"{output_dir}: {len(lengths)} answers, {sum(lengths) / len(lengths):.1f} tokens on average, "
+        f"{lengths.count(0)} empty, {sum(length >= longest for length in lengths)} cut at {longest} tokens"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
+    distributed.stop()
