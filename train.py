@@ -41,6 +41,7 @@ from pocl.models import (
     weights_fingerprint,
 )
 from pocl.objective import StudentObjective, Term
+from pocl.on_policy import OnPolicy
 from pocl.rundir import ROOT, RunDir
 from pocl.teacher import OnlineTeacher, TeacherSource, cache_bytes, cached_teacher
 from pocl.trainer import DevSet, Recipe, Trainer
@@ -77,6 +78,7 @@ def main() -> None:
         order=pool_order(config, ranked, len(train)),
         reliance=teacher_reliance(config, ranked),
         dev=dev,
+        on_policy=on_policy(config),
         device=device,
     )
     report(run, trainer.fit())
@@ -126,7 +128,7 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
     )
     rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
     examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
-    return train, DevSet(examples, dev.column("prompt_ids"), sampling, generation.eval_batch_size)
+    return train, DevSet(examples, dev.column("prompt_ids"), sampling, generation.eval_batch_size, dev)
 
 
 def answer_length(config: TrainConfig) -> int:
@@ -197,6 +199,8 @@ def teacher_cache(
         "max_length": config.data.max_length,
         "examples": len(train),
     }
+    if config.on_policy.on_policy != "off":
+        place = "off"  # text that the student writes is in no cache
     if place == "auto":
         seen_once = config.curriculum.num_stages * config.curriculum.epochs == 1
         room = distributed.broadcast(shutil.disk_usage(data_dir).free)
@@ -305,6 +309,18 @@ def make_recipe(config: TrainConfig, stages: Curriculum) -> Recipe:
         seed=config.optimiser.seed,
         eval_every=config.run.eval_every,
         log_every=config.run.log_every,
+        chunk_tokens=config.loss.chunk_tokens,
+        max_new_tokens=answer_length(config),
+    )
+
+
+def on_policy(config: TrainConfig) -> OnPolicy | None:
+    """When the student's own text is trained on; None for never."""
+    given = config.on_policy
+    if given.on_policy == "off":
+        return None
+    return OnPolicy(
+        given.on_policy, given.mixed_alpha, given.replay_buffer, given.on_policy_cross_entropy, config.optimiser.seed
     )
 
 

@@ -1,7 +1,9 @@
 """What a run needs to go on, and the best student so far: written whole or not at all."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +26,7 @@ class Position:
     tokens: int = 0  # real tokens through the student, without padding
     response_tokens: int = 0
     teacher_forward_passes: int = 0  # examples that the teacher's trunk has read
+    student_texts: int = 0  # of the samples, those whose response the student wrote
     done: bool = False
 
 
@@ -44,11 +47,15 @@ class Checkpoints:
             replace_folder(temporary, self.run.best)
         distributed.barrier()
 
-    def save_last(self, position: Position) -> None:
-        """Write everything that going on needs, then point last.json to it, then delete the one before."""
+    def save_last(self, position: Position, rank_state: Mapping[str, Any] | None = None) -> None:
+        """Write everything that going on needs, then point last.json to it, then delete the one before.
+
+        ``rank_state`` is what this rank keeps besides, as JSON values.
+        """
         tag, folder = f"step-{position.step}", self.run.checkpoints
         self.engine.save(folder, tag)
         torch.save(distributed.random_state(), folder / tag / f"random-{distributed.rank()}.pt")
+        write_json(folder / tag / f"state-{distributed.rank()}.json", rank_state)
         distributed.barrier()
         if distributed.is_main():
             write_json(folder / "last.json", {"tag": tag, "position": asdict(position)})
@@ -57,20 +64,20 @@ class Checkpoints:
                     shutil.rmtree(old, ignore_errors=True)
         distributed.barrier()
 
-    def resume(self) -> Position:
-        """Take up the last checkpoint -> where it was written; the start where there is none."""
+    def resume(self) -> tuple[Position, dict[str, Any] | None]:
+        """Take up the last checkpoint, where there is one -> where it was written, and this rank's own state."""
         last = self.run.checkpoints / "last.json"
         if distributed.is_main():
             recover_folder(self.run.best)
         if not last.is_file():
             if distributed.is_main():
                 self.run.metrics.unlink(missing_ok=True)
-            return Position()
+            return Position(), None
         saved = read_json(last)
-        position = Position(**saved["position"])
+        position, folder = Position(**saved["position"]), self.run.checkpoints / saved["tag"]
         self.engine.load(self.run.checkpoints, saved["tag"])
-        random_path = self.run.checkpoints / saved["tag"] / f"random-{distributed.rank()}.pt"
-        distributed.set_random_state(torch.load(random_path, weights_only=True))
+        random_state = torch.load(folder / f"random-{distributed.rank()}.pt", weights_only=True)
+        distributed.set_random_state(random_state)
         if distributed.is_main():
             self.run.truncate_metrics(position.step)
-        return position
+        return position, read_json(folder / f"state-{distributed.rank()}.json")

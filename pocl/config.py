@@ -87,6 +87,21 @@ class CurriculumOptions:
 
 
 @dataclass(frozen=True)
+class OnPolicyOptions:
+    """Training on text that the student writes while it trains."""
+
+    _argument_group_name: ClassVar[str] = "on-policy"
+    on_policy: Literal["off", "mixed", "adaptive"] = flag(
+        "train on the student's own samples. mixed: with a fixed probability (GKD); adaptive: with one that rises "
+        "when the dev loss does (DistiLLM)",
+        "off",
+    )
+    mixed_alpha: float = flag("probability that a micro-batch is sampled in mixed [0 to 1]", 0.5)
+    replay_buffer: int = flag("samples that each rank keeps to train on again; 0: none [examples]", 0)
+    on_policy_cross_entropy: bool = flag("student text has a cross-entropy term as well", False)
+
+
+@dataclass(frozen=True)
 class OptimiserOptions:
     """AdamW, a cosine, and how a batch is cut."""
 
@@ -152,6 +167,7 @@ class TrainConfig:
     data: DataOptions
     loss: LossOptions
     curriculum: CurriculumOptions
+    on_policy: OnPolicyOptions
     optimiser: OptimiserOptions
     generation: GenerationOptions
     run: RunOptions
@@ -182,6 +198,23 @@ def check_train(config: TrainConfig) -> None:
         name = config.curriculum.curriculum
         raise UserError(f"unknown --curriculum {name!r}{closest(name, CURRICULA)} (known: {', '.join(CURRICULA)})")
     _check_positive(config)
+    _check_on_policy(config)
+
+
+def _check_on_policy(config: TrainConfig) -> None:
+    options = config.on_policy
+    if not 0.0 <= options.mixed_alpha <= 1.0:
+        raise UserError(f"--mixed-alpha is {options.mixed_alpha}; it must be within 0 to 1")
+    if options.replay_buffer < 0:
+        raise UserError(f"--replay-buffer is {options.replay_buffer}; it must be 0 (none) or above")
+    if options.on_policy == "off":
+        return
+    if loss_type(config.loss.type) is None:
+        raise UserError(f"--type {config.loss.type} has no teacher to judge the student's text; drop --on-policy")
+    if config.models.teacher_cache not in ("auto", "off"):
+        raise UserError("--on-policy needs the teacher online: its text is not known beforehand; drop --teacher-cache")
+    if options.on_policy == "adaptive" and config.data.num_dev == 0:
+        raise UserError("--on-policy adaptive follows the dev loss; --num-dev 0 leaves none")
 
 
 def _check_positive(config: TrainConfig) -> None:

@@ -124,6 +124,11 @@ class Split:
         rows = self.table[[int(position) for position in positions]]
         return collate(rows["id"], rows["prompt_ids"], rows["response_ids"], max_length=self.max_length)
 
+    def batch_of(self, positions: Sequence[int], responses: Sequence[list[int]]) -> Batch:
+        """The prompts at these positions with other responses, as one padded batch."""
+        rows = self.table[[int(position) for position in positions]]
+        return collate(rows["id"], rows["prompt_ids"], responses, max_length=self.max_length)
+
     def column(self, name: str) -> list[Any]:
         """One column of the table."""
         return list(self.table[name])

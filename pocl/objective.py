@@ -35,6 +35,7 @@ class Term:
     temperature: float = 1.0
     scale: float = 1.0
     kd_ratio: float = 0.0  # where each token has its own ratio, this is only its upper bound
+    cross_entropy: bool = True  # False: the objective is the divergence's part alone, as on the student's own text
 
 
 def distillation_objective(
@@ -94,15 +95,12 @@ def token_objective(
         return cross_entropy, cross_entropy, torch.zeros_like(cross_entropy)
     tempered_logp = plain_logp if term.temperature == 1.0 else log_probs(student_logits, term.temperature)
     divergence = term.divergence(tempered_logp, log_probs(teacher_logits, term.temperature))
-    if kd_ratio is not None:
-        return (1.0 - kd_ratio) * cross_entropy + kd_ratio * term.scale * divergence, cross_entropy, divergence
-    # A term of weight 0 is left out, so that an infinite cross-entropy cannot turn 0 * inf into NaN.
-    parts = []
-    if term.kd_ratio < 1.0:
-        parts.append((1.0 - term.kd_ratio) * cross_entropy)
-    if term.kd_ratio > 0.0:
-        parts.append(term.kd_ratio * term.scale * divergence)
-    return sum(parts[1:], parts[0]), cross_entropy, divergence
+    ratio = term.kd_ratio if kd_ratio is None else kd_ratio
+    objective = ratio * term.scale * divergence
+    # At r = 1 cross-entropy is left out, so that an infinite one cannot turn 0 * inf into NaN.
+    if term.cross_entropy and (kd_ratio is not None or term.kd_ratio < 1.0):
+        objective = objective + (1.0 - ratio) * cross_entropy
+    return objective, cross_entropy, divergence
 
 
 def chunks_needed(num_tokens: int, chunk_tokens: int) -> int:

@@ -16,15 +16,17 @@ from pocl import distributed
 from pocl.checkpoints import Checkpoints, Position
 from pocl.console import Progressing, say
 from pocl.curriculum import Curriculum, Stage, stage_order
-from pocl.data import Batch, Split, micro_batches
+from pocl.data import Batch, Split, blocks_by_length
 from pocl.engine import Engine
 from pocl.errors import RunStopped
 from pocl.evaluation import Example, evaluate, mean_scores
 from pocl.files import write_json
 from pocl.generation import Sampling
-from pocl.objective import Term
+from pocl.objective import Term, example_cross_entropy
+from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.rundir import RunDir
 from pocl.teacher import TeacherSource
+from pocl.texts import TextSource
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Recipe:
     seed: int
     eval_every: int
     log_every: int
+    chunk_tokens: int
+    max_new_tokens: int  # of a response that the student samples while it trains
 
     @property
     def total_steps(self) -> int:
@@ -68,6 +72,7 @@ class DevSet:
     prompts: Sequence[list[int]]
     sampling: Sampling
     batch_size: int
+    split: Split
 
 
 class Trainer:
@@ -86,6 +91,7 @@ class Trainer:
         order: np.ndarray,
         reliance: np.ndarray | None = None,
         dev: DevSet | None,
+        on_policy: OnPolicy | None = None,
         device: torch.device,
     ) -> None:
         self.recipe, self.run, self.engine, self.device = recipe, run, engine, device
@@ -94,6 +100,16 @@ class Trainer:
         self.train, self.order, self.dev = train, order, dev
         # Factor of the KD ratio of each example, at its position in ``train`` [N]; None: 1 for all.
         self.reliance = reliance
+        self.texts = TextSource(
+            train,
+            tokenizer,
+            on_policy=on_policy,
+            student=self._whole_student,
+            batch_size=recipe.batch_size,
+            max_new_tokens=recipe.max_new_tokens,
+            total_steps=recipe.total_steps,
+            device=device,
+        )
         self.position = Position()
         self._teacher_reads = teacher is not None and teacher.online
         self._dev_note = ""
@@ -101,7 +117,9 @@ class Trainer:
 
     def fit(self) -> Position:
         """Train every stage, from the start or from the last checkpoint -> where the run ended."""
-        self.position = self.checkpoints.resume()
+        self.position, rank_state = self.checkpoints.resume()
+        if rank_state is not None:
+            self.texts.state = OnPolicyState.from_json(rank_state)
         if self.position.step:
             say(f"going on from step {self.position.step} of {self.recipe.total_steps}")
         if distributed.is_main():
@@ -137,19 +155,16 @@ class Trainer:
         micro-batches of any size give the same gradient.  Raises RunStopped for a loss that is not finite.
         """
         started = time.perf_counter()
-        term = self.recipe.terms[stage.index]
-        num_tokens = int(self.train.num_labels[examples].sum())
+        texts = self.texts.of_step(examples, self.position.step)
+        num_tokens, num_inputs, num_student_texts = self.texts.sizes(texts, examples)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         offenders: list[int] = []
-        for positions in micro_batches(
-            examples,
-            self.train.lengths,
-            batch_size=self.recipe.batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        ):
-            batch = self.train.batch(positions).to(self.device)
-            part = self._forward_backward(batch, term, num_tokens, self._kd_ratio(positions, term))
+        for text in texts:
+            batch = text.batch.to(self.device)
+            term = self.recipe.terms[stage.index]
+            if text.of_student:
+                term = replace(term, cross_entropy=self.texts.student_cross_entropy)
+            part = self._forward_backward(batch, term, num_tokens, self._kd_ratio(text.positions, term))
             if not bool(torch.isfinite(part).all()):
                 offenders += batch.example_ids.tolist()
             sums += part
@@ -160,7 +175,7 @@ class Trainer:
         gradient_norm, applied = self.engine.step(lr)
         if applied and not math.isfinite(gradient_norm):
             raise RunStopped(f"the gradient is not finite at step {self.position.step + 1}; {self._kept()}")
-        self._count(examples, num_tokens)
+        self._count(len(examples), num_inputs, num_tokens, num_student_texts)
         return {
             "loss": loss,
             "cross_entropy": cross_entropy,
@@ -168,7 +183,8 @@ class Trainer:
             "lr": lr,
             "gradient_norm": gradient_norm,
             "skipped": not applied,
-            "tokens_per_second": int(self.train.lengths[examples].sum()) / (time.perf_counter() - started),
+            "student_text": num_student_texts / len(examples),
+            "tokens_per_second": num_inputs / (time.perf_counter() - started),
             "peak_memory_gb": peak_memory_gb(self.device),
         }
 
@@ -202,15 +218,16 @@ class Trainer:
         folder = self.run.checkpoints
         return f"the last good checkpoint is kept in {folder}" if folder.exists() else "no checkpoint was written yet"
 
-    def _count(self, examples: np.ndarray, num_tokens: int) -> None:
-        seen = len(examples)
+    def _count(self, samples: int, inputs: int, response_tokens: int, student_texts: int) -> None:
+        before = self.position
         self.position = replace(
-            self.position,
-            step=self.position.step + 1,
-            samples=self.position.samples + seen,
-            tokens=self.position.tokens + int(self.train.lengths[examples].sum()),
-            response_tokens=self.position.response_tokens + num_tokens,
-            teacher_forward_passes=self.position.teacher_forward_passes + (seen if self._teacher_reads else 0),
+            before,
+            step=before.step + 1,
+            samples=before.samples + samples,
+            tokens=before.tokens + inputs,
+            response_tokens=before.response_tokens + response_tokens,
+            teacher_forward_passes=before.teacher_forward_passes + (samples if self._teacher_reads else 0),
+            student_texts=before.student_texts + student_texts,
         )
 
     def end_epoch(self, stage: Stage, epoch: int) -> None:
@@ -231,7 +248,7 @@ class Trainer:
         if rouge_l is None or best is None or rouge_l > best:
             self.position = replace(position, best_rouge_l=rouge_l)
             self.checkpoints.save_best(self.student)
-        self.checkpoints.save_last(self.position)
+        self.checkpoints.save_last(self.position, self.texts.state.as_json())
         if distributed.is_main():
             write_json(self.run.path / "ledger.json", self.ledger())
 
@@ -240,8 +257,11 @@ class Trainer:
         if self.dev is None:
             return None
         started = time.perf_counter()
+        student = self._whole_student()
+        loss = self._dev_loss(student, self.dev)
+        self.texts.state = self.texts.state.after_dev_loss(loss)
         records = evaluate(
-            self._whole_student(),
+            student,
             self.tokenizer,
             self.dev.examples,
             self.dev.prompts,
@@ -262,10 +282,24 @@ class Trainer:
                 "epoch": epoch,
                 "dev_rouge_l": scores["rouge_l"],
                 "dev_exact_match": scores["exact_match"],
+                "dev_cross_entropy": loss,
                 "dev_seconds": time.perf_counter() - started,
             }
         )
         return scores["rouge_l"]
+
+    def _dev_loss(self, student: PreTrainedModel, dev: DevSet) -> float:
+        """Mean cross-entropy per response token of the dev split, over all ranks."""
+        was_training = student.training
+        student.eval()
+        total, count = 0.0, 0
+        for block in distributed.my_share(blocks_by_length(dev.split.lengths, dev.batch_size)):
+            batch = dev.split.batch(block).to(self.device)
+            for loss, tokens in example_cross_entropy(student, batch, chunk_tokens=self.recipe.chunk_tokens):
+                total, count = total + loss, count + tokens
+        student.train(was_training)
+        total, tokens = distributed.sum_over_ranks([total, count], self.device)
+        return total / tokens
 
     def _whole_student(self) -> PreTrainedModel:
         """The student with all of its weights here: itself, or a copy where ZeRO-3 has shared them out."""
@@ -283,6 +317,7 @@ class Trainer:
             "samples": position.samples,
             "tokens": position.tokens,
             "response_tokens": position.response_tokens,
+            "student_texts": position.student_texts,
             "optimizer_steps": position.step,
             "global_batch_size": self.recipe.global_batch_size,
             "lr": self.recipe.lr,

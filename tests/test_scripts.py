@@ -128,7 +128,7 @@ def test_script_prints_a_command_that_its_program_accepts(name: str, tmp_path: P
 def test_every_family_has_every_method(family: str) -> None:
     teacher = "sft/xlarge.sh" if family == "gpt2" else "sft/teacher.sh"
     wanted = {"tools/process_data.sh", "sft/base.sh", teacher, "kd/train.sh", "pocl/train.sh", "eval/run_eval.sh"}
-    wanted |= {"seqkd/generate.sh", "seqkd/train.sh"}
+    wanted |= {"seqkd/generate.sh", "seqkd/train.sh", "gkd/train.sh"}
     assert wanted <= {name.partition("/")[2] for name in NAMES if name.startswith(family)}
 
 
@@ -550,3 +550,28 @@ def test_requirements_are_pinned() -> None:
     for name in ("requirements.txt", "requirements-dev.txt"):
         lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
         assert lines and all(re.fullmatch(r"[A-Za-z0-9_-]+==[0-9][0-9.]*", line) for line in lines)
+
+
+# SeqKD and GKD.
+
+
+def test_gkd_has_the_published_settings(tmp_path: Path) -> None:
+    config = trained("gpt2/gkd/train.sh", cwd=tmp_path)
+    assert (config.loss.type, config.loss.kd_ratio, config.curriculum.num_stages) == ("jsd", [1.0], 1)
+    assert (config.on_policy.on_policy, config.on_policy.mixed_alpha) == ("mixed", 0.5)
+    assert config.on_policy.replay_buffer == 1000
+    assert (config.optimiser.global_batch_size, config.optimiser.lr, config.curriculum.epochs) == (8, 5e-4, 20)
+
+
+def test_seqkd_trains_on_what_its_first_script_writes(tmp_path: Path) -> None:
+    command = printed("gpt2/seqkd/generate.sh", cwd=tmp_path)
+    (made,) = parse([SeqKDOptions], "", command.arguments)
+    config = trained("gpt2/seqkd/train.sh", cwd=tmp_path)
+    assert config.data.data_dir == made.output_dir
+    assert (config.loss.type, config.models.teacher) == ("sft", None)
+    assert (config.optimiser.global_batch_size, config.optimiser.lr, config.curriculum.epochs) == (8, 5e-4, 20)
+
+
+def test_gkd_with_pocl_is_one_flag_more(tmp_path: Path) -> None:
+    config = trained("gpt2/pocl/train.sh", "--type", "tjsd", "--on-policy", "mixed", cwd=tmp_path)
+    assert (config.on_policy.on_policy, config.curriculum.num_stages) == ("mixed", 4)

@@ -261,8 +261,8 @@ def test_a_run_that_is_cut_off_ends_with_the_same_weights(ranked: Path, gpt2: Fo
     copied: list[Path] = []
     save_last = Checkpoints.save_last
 
-    def save_and_stop(self: Checkpoints, position: Position) -> None:
-        save_last(self, position)
+    def save_and_stop(self: Checkpoints, position: Position, rank_state: dict[str, object]) -> None:
+        save_last(self, position, rank_state)
         if position.stage == 2:
             raise KeyboardInterrupt
 

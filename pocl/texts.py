@@ -1,0 +1,110 @@
+"""What one optimiser step trains on: this rank's micro-batches, with responses from the data or from the student."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl import distributed
+from pocl.data import Batch, Split, micro_batches
+from pocl.generation import Sampling, generate
+from pocl.on_policy import OnPolicy, OnPolicyState, Response
+
+
+@dataclass(frozen=True)
+class Text:
+    """One micro-batch of a rank: which examples, their batch, and whether the student wrote the responses."""
+
+    positions: np.ndarray
+    batch: Batch
+    of_student: bool
+
+
+class TextSource:
+    """Cuts a global batch into micro-batches; on-policy, some of them get responses that the student samples.
+
+    ``state`` is the on-policy schedule's memory, which a checkpoint keeps.
+    """
+
+    def __init__(
+        self,
+        train: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        on_policy: OnPolicy | None,
+        student: Callable[[], PreTrainedModel],
+        batch_size: int,
+        max_new_tokens: int,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
+        self.train, self.tokenizer, self.device = train, tokenizer, device
+        self.on_policy, self.state = on_policy, OnPolicyState()
+        self.student, self.batch_size = student, batch_size
+        self.max_new_tokens, self.total_steps = max_new_tokens, total_steps
+
+    @property
+    def student_cross_entropy(self) -> bool:
+        """Whether text of the student has a cross-entropy term."""
+        return self.on_policy is not None and self.on_policy.cross_entropy
+
+    def of_step(self, examples: np.ndarray, step: int) -> list[Text]:
+        """This rank's micro-batches of the global batch ``examples`` [G] at optimiser step ``step``."""
+        shares = micro_batches(
+            examples,
+            self.train.lengths,
+            batch_size=self.batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        return [self._text(positions, step, number) for number, positions in enumerate(shares)]
+
+    def sizes(self, texts: Sequence[Text], examples: np.ndarray) -> tuple[int, int, int]:
+        """(response tokens, input tokens, texts of the student) of the whole step, over all ranks."""
+        if self.on_policy is None:  # known beforehand, without asking the other ranks
+            return int(self.train.num_labels[examples].sum()), int(self.train.lengths[examples].sum()), 0
+        counts = [
+            sum(text.batch.num_response_tokens for text in texts),
+            sum(int(text.batch.attention_mask.sum()) for text in texts),
+            sum(len(text.positions) for text in texts if text.of_student),
+        ]
+        response_tokens, inputs, student_texts = distributed.sum_over_ranks(counts, self.device)
+        return int(response_tokens), int(inputs), int(student_texts)
+
+    def _text(self, positions: np.ndarray, step: int, number: int) -> Text:
+        source = "gold"
+        if self.on_policy:
+            source = self.on_policy.source(
+                step,
+                number,
+                progress=step / self.total_steps,
+                threshold=self.state.threshold,
+                buffer_full=len(self.state.buffer) >= self.on_policy.buffer_size,
+            )
+        if self.on_policy is None or source == "gold":
+            return Text(positions, self.train.batch(positions), of_student=False)
+        responses = self._sample(positions, step) if source == "sample" else []
+        if self.on_policy.buffer_size:
+            self.state = self.state.add(responses, self.on_policy.buffer_size)
+            responses = self.state.draw(len(positions), [self.on_policy.seed, step, number, distributed.rank()])
+        drawn = np.array([position for position, _ in responses])
+        return Text(drawn, self.train.batch_of(drawn, [tokens for _, tokens in responses]), of_student=True)
+
+    def _sample(self, positions: np.ndarray, step: int) -> list[Response]:
+        """The student's own answers to these prompts, at temperature 1, others at every step."""
+        end = self.tokenizer.eos_token_id
+        rows = self.train.table[[int(position) for position in positions]]
+        seed = 1_000_003 * (step + 1) + (self.on_policy.seed if self.on_policy else 0)
+        answers = generate(
+            self.student(),
+            rows["prompt_ids"],
+            rows["id"],
+            sampling=Sampling(self.max_new_tokens, no_repeat_ngram=0, seed=seed),
+            eos_ids=[end],
+            vocab_size=len(self.tokenizer),
+        )
+        # An answer that was cut at its longest did not end: it gets no end-of-text token.
+        ended = [answer + [end] if len(answer) < self.max_new_tokens else answer for answer in answers]
+        return [(int(position), answer) for position, answer in zip(positions, ended, strict=True)]
