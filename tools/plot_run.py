@@ -78,8 +78,8 @@ def draw(steps: Sequence[dict[str, Any]], dev: Sequence[dict[str, Any]], *, titl
             f"best {best['dev_rouge_l']:.1f}",
             (best["step"], best["dev_rouge_l"]),
             textcoords="offset points",
-            xytext=(0, 7),
-            ha="center",
+            xytext=(4, 7),
+            ha="right",
             color=GREEN,
         )
     for axes in (pool, ramps, losses, scores):
