@@ -9,6 +9,7 @@ answers are read instead of sampled:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def score_file(path: Path, sets: Mapping[str, Sequence[Example]], output_dir: Pa
 def sample_and_score(
     what: EvaluateOptions, generation: GenerationOptions, sets: Mapping[str, Sequence[Example]], output_dir: Path
 ) -> dict[str, Any]:
-    """Answer every set under every seed; a result that is already there under the same settings is kept."""
+    """Answer and score every set under every seed, writing each result as soon as it is there."""
     device = distributed.start()
     tokenizer = load_tokenizer(what.tokenizer or what.model)
     model = load_model(what.model, what.dtype).to(device)
@@ -86,28 +87,28 @@ def sample_and_score(
         if cut:
             say(f"{name}: {cut} of {len(prompts)} prompts lost their beginning to --max-prompt-length")
         by_seed = {}
+        sampling = Sampling(
+            what.max_length - what.max_prompt_length,
+            temperature=generation.sampling_temperature,
+            top_p=generation.top_p,
+            top_k=generation.top_k,
+            no_repeat_ngram=generation.no_repeat_ngram,
+        )
         for seed in what.seeds:
-            sampling = Sampling(
-                what.max_length - what.max_prompt_length,
-                temperature=generation.sampling_temperature,
-                top_p=generation.top_p,
-                top_k=generation.top_k,
-                no_repeat_ngram=generation.no_repeat_ngram,
-                seed=seed,
-            )
             records = evaluate(
                 model,
                 tokenizer,
                 examples,
                 prompts,
-                sampling=sampling,
+                sampling=replace(sampling, seed=seed),
                 batch_size=generation.eval_batch_size,
                 title=f"{name}, seed {seed}",
             )
             by_seed[seed] = mean_scores(records)
             if distributed.is_main():
                 write_jsonl(output_dir / name / f"{seed}.jsonl", records)
-        summary[name] = summarise(by_seed) | {"examples": len(examples)}
+        protocol = {key: value for key, value in asdict(sampling).items() if key != "seed"}
+        summary[name] = summarise(by_seed) | {"examples": len(examples), "cut_prompts": cut, "protocol": protocol}
         if distributed.is_main():
             write_summary(output_dir, name, summary[name])
     return summary

@@ -99,7 +99,7 @@ def launch(script: str, arguments: Sequence[object], *, num_ranks: int, timeout:
         str(num_ranks),
         "--no_local_rank",
     ]
-    command += ["--master_port", str(random.SystemRandom().randint(20000, 40000)), str(ROOT / script)]
+    command += ["--master_port", str(random.SystemRandom().randint(20000, 32000)), str(ROOT / script)]
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     process = subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment
