@@ -26,7 +26,7 @@ from pocl.data import Split, check_shares, check_tokenizer, load_split, read_man
 from pocl.difficulty import rank_examples, read_order, score_examples, write_difficulty
 from pocl.engine import Engine, check_precision
 from pocl.errors import UserError, run_main
-from pocl.evaluation import Example
+from pocl.evaluation import DevSet, Example
 from pocl.files import value_sha256, write_json
 from pocl.generation import Sampling
 from pocl.losses import loss_type
@@ -44,7 +44,7 @@ from pocl.objective import StudentObjective, Term
 from pocl.on_policy import OnPolicy
 from pocl.rundir import ROOT, RunDir
 from pocl.teacher import OnlineTeacher, TeacherSource, cache_bytes, cached_teacher
-from pocl.trainer import DevSet, Recipe, Trainer
+from pocl.trainer import Recipe, Trainer
 
 
 def main() -> None:
@@ -195,7 +195,7 @@ def teacher_cache(
     data_dir, place = Path(config.data.data_dir), config.models.teacher_cache
     key: dict[str, object] = {
         "teacher": weights_fingerprint(teacher),
-        "data": read_manifest(data_dir)["fingerprint"],
+        "data": data_fingerprint(config),
         "max_length": config.data.max_length,
         "examples": len(train),
     }
@@ -212,12 +212,16 @@ def teacher_cache(
     return Path(place), key
 
 
+def data_fingerprint(config: TrainConfig) -> str:
+    """What the processed data was made of and how."""
+    return read_manifest(Path(config.data.data_dir))["fingerprint"]
+
+
 def start_run(run: RunDir, config: TrainConfig, stages: Curriculum, student: PreTrainedModel) -> None:
     """Write what is decided before step 0: the options and the stages."""
-    fingerprints = {
-        "student": weights_fingerprint(student),
-        "data": read_manifest(Path(config.data.data_dir))["fingerprint"],
-    }
+    fingerprints = {"student": weights_fingerprint(student), "data": data_fingerprint(config)}
+    run.check_fingerprints(fingerprints)
+    distributed.barrier()  # everyone has checked before rank 0 writes
     if distributed.is_main():
         run.write_config(run_options(config), fingerprints, distributed.world_size())
         records = [asdict(stage) | {"pool": [stage.pool.start, stage.pool.stop]} for stage in stages]
@@ -243,7 +247,9 @@ def easy_to_hard(
             batch_size=config.generation.eval_batch_size,
             chunk_tokens=config.loss.chunk_tokens,
             parts_dir=run.path / "scoring",
-            key=limits | {"student": weights_fingerprint(student), "max_length": config.data.max_length},
+            key=limits
+            | {"student": weights_fingerprint(student), "max_length": config.data.max_length}
+            | {"data": data_fingerprint(config), "dtype": config.models.dtype},
             **limits,
         )
         if distributed.is_main():

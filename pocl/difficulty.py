@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import distributed
-from pocl.console import Progressing
 from pocl.data import Split, blocks_by_length
 from pocl.errors import UserError
 from pocl.files import read_jsonl, write_jsonl
@@ -59,11 +57,12 @@ def score_examples(
     was_training = model.training
     model.eval()
     with Parts(parts_dir, key) as parts:
-        todo = [block for block in blocks if not all(int(split.ids[i]) in parts.records for i in block)]
-        with Progressing("scoring", len(blocks), len(blocks) - len(todo)) as progress:
-            for block in distributed.my_share(todo):
-                parts.append(map(asdict, _score_block(model, tokenizer, split, block, sampling, chunk_tokens)))
-                progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+        parts.fill(
+            blocks,
+            split.ids,
+            lambda block: map(asdict, _score_block(model, tokenizer, split, block, sampling, chunk_tokens)),
+            title="scoring",
+        )
         gathered = parts.gather()
     model.train(was_training)
     return [Score(**gathered[i]) for i in sorted(split.ids.tolist())]

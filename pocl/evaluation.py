@@ -8,11 +8,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.data import make_prompt
+from pocl import distributed
+from pocl.data import Split, blocks_by_length, make_prompt
 from pocl.errors import UserError, closest
 from pocl.files import read_jsonl
 from pocl.generation import Sampling, answer_prompts
 from pocl.metrics import exact_match, rouge_l
+from pocl.objective import example_cross_entropy
 
 # The paper names its sets by folder; S-NI and UnNI keep the references of 11 tokens and more.
 SET_FOLDERS = {"sinst": "sinst/11_", "uinst": "uinst/11_"}
@@ -25,6 +27,17 @@ class Example:
     id: int  # number of its line in valid.jsonl, from 0
     prompt: str
     references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """The dev split as evaluation sees it."""
+
+    examples: Sequence[Example]
+    prompts: Sequence[list[int]]
+    sampling: Sampling
+    batch_size: int
+    split: Split
 
 
 def set_path(data_root: Path, name: str) -> Path:
@@ -122,3 +135,16 @@ def summarise(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
             "seeds": {str(seed): scores[metric] for seed, scores in by_seed.items()},
         }
     return summary
+
+
+def mean_cross_entropy(model: PreTrainedModel, split: Split, *, batch_size: int, chunk_tokens: int) -> float:
+    """Mean cross-entropy per response token of a split, in nats, over all ranks."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    total, count = 0.0, 0
+    for block in distributed.my_share(blocks_by_length(split.lengths, batch_size)):
+        for loss, tokens in example_cross_entropy(model, split.batch(block).to(device), chunk_tokens=chunk_tokens):
+            total, count = total + loss, count + tokens
+    model.train(was_training)
+    total, tokens = distributed.sum_over_ranks([total, count], device)
+    return total / tokens

@@ -2,12 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from pocl import distributed
+from pocl.console import Progressing
 from pocl.files import read_json, write_json
 from pocl.rundir import read_lines
 
@@ -49,6 +52,24 @@ class Parts:
             self.records[record["id"]] = dict(record)
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()
+
+    def fill(
+        self,
+        blocks: Sequence[np.ndarray],
+        ids: np.ndarray,
+        work: Callable[[np.ndarray], Iterable[Mapping[str, Any]]],
+        *,
+        title: str,
+    ) -> None:
+        """Do ``work`` on this rank's share of the blocks whose examples have no record yet, with a bar.
+
+        ``blocks`` hold positions in ``ids`` [N], the example ids; ``work`` gives one record per example of a block.
+        """
+        todo = [block for block in blocks if not all(int(ids[i]) in self.records for i in block)]
+        with Progressing(title, len(blocks), len(blocks) - len(todo)) as progress:
+            for block in distributed.my_share(todo):
+                self.append(work(block))
+                progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
 
     def gather(self) -> dict[int, dict[str, Any]]:
         """All ranks' records by id, on every rank."""

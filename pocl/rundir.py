@@ -44,6 +44,18 @@ class RunDir:
                 f"{saved['world_size']}, or give --run-name another name"
             )
 
+    def check_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
+        """Raise UserError where the run was begun with other data or another student behind the same paths."""
+        if not self.config.is_file():
+            return
+        saved = read_json(self.config)["fingerprints"]
+        changed = [name for name, value in fingerprints.items() if saved.get(name) != value]
+        if changed:
+            raise UserError(
+                f"{self.path} was begun with another {' and another '.join(changed)} than its paths hold now; "
+                f"give --run-name another name, or delete the folder"
+            )
+
     def write_config(self, options: Mapping[str, Any], fingerprints: Mapping[str, Any], world_size: int) -> None:
         """Write config.json: the resolved options, versions, git commit and fingerprints."""
         write_json(

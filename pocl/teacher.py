@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl import distributed
-from pocl.console import Progressing, say
+from pocl.console import say
 from pocl.data import Batch, Split, blocks_by_length
 from pocl.errors import UserError
 from pocl.files import read_json, write_json
@@ -117,17 +117,16 @@ def _build(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[str,
     blocks = blocks_by_length(split.lengths, batch_size)
     states, starts = _open(folder, split, model, mode="r+"), _starts(split)
     device = next(model.parameters()).device
+
+    def read(block: np.ndarray) -> list[dict[str, int]]:
+        rows = response_states(model, split.batch(block).to(device)).cpu()
+        for position, part in zip(block, rows.split(split.num_labels[block].tolist()), strict=True):
+            states[starts[position] : starts[position + 1]] = _to_numpy(part)
+        states.flush()
+        return [{"id": int(i)} for i in split.ids[block]]
+
     with Parts(folder / "done", key) as done, torch.no_grad():
-        todo = [number for number in range(len(blocks)) if number not in done.records]
-        with Progressing("caching", len(blocks), len(blocks) - len(todo)) as progress:
-            for number in distributed.my_share(todo):
-                rows = response_states(model, split.batch(blocks[number]).to(device)).cpu()
-                counts = split.num_labels[blocks[number]].tolist()
-                for position, part in zip(blocks[number], rows.split(counts), strict=True):
-                    states[starts[position] : starts[position + 1]] = _to_numpy(part)
-                states.flush()
-                done.append([{"id": number}])
-                progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+        done.fill(blocks, split.ids, read, title="caching")
     distributed.barrier()
     if distributed.is_main():
         write_json(folder / "manifest.json", key)
@@ -140,9 +139,15 @@ def _prepare(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[st
     begun = folder / "done" / "key.json"
     if begun.is_file() and read_json(begun) == key:
         return
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {folder} for the teacher cache ({error.strerror or error}); "
+            f"give --teacher-cache another folder, or off"
+        ) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
         folder.rmdir()

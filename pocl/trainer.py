@@ -3,7 +3,7 @@
 import math
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +16,12 @@ from pocl import distributed
 from pocl.checkpoints import Checkpoints, Position
 from pocl.console import Progressing, say
 from pocl.curriculum import Curriculum, Stage, stage_order
-from pocl.data import Batch, Split, blocks_by_length
+from pocl.data import Batch, Split
 from pocl.engine import Engine
 from pocl.errors import RunStopped
-from pocl.evaluation import Example, evaluate, mean_scores
+from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.files import write_json
-from pocl.generation import Sampling
-from pocl.objective import Term, example_cross_entropy
+from pocl.objective import Term
 from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.rundir import RunDir
 from pocl.teacher import TeacherSource
@@ -62,17 +61,6 @@ class Recipe:
 def cosine(step: int, num_steps: int, highest: float, lowest: float) -> float:
     """Half a cosine from ``highest`` at step 0 down to ``lowest`` at ``num_steps``."""
     return lowest + 0.5 * (highest - lowest) * (1.0 + math.cos(math.pi * step / num_steps))
-
-
-@dataclass(frozen=True)
-class DevSet:
-    """The dev split as evaluation sees it."""
-
-    examples: Sequence[Example]
-    prompts: Sequence[list[int]]
-    sampling: Sampling
-    batch_size: int
-    split: Split
 
 
 class Trainer:
@@ -258,7 +246,9 @@ class Trainer:
             return None
         started = time.perf_counter()
         student = self._whole_student()
-        loss = self._dev_loss(student, self.dev)
+        loss = mean_cross_entropy(
+            student, self.dev.split, batch_size=self.dev.batch_size, chunk_tokens=self.recipe.chunk_tokens
+        )
         self.texts.state = self.texts.state.after_dev_loss(loss)
         records = evaluate(
             student,
@@ -287,19 +277,6 @@ class Trainer:
             }
         )
         return scores["rouge_l"]
-
-    def _dev_loss(self, student: PreTrainedModel, dev: DevSet) -> float:
-        """Mean cross-entropy per response token of the dev split, over all ranks."""
-        was_training = student.training
-        student.eval()
-        total, count = 0.0, 0
-        for block in distributed.my_share(blocks_by_length(dev.split.lengths, dev.batch_size)):
-            batch = dev.split.batch(block).to(self.device)
-            for loss, tokens in example_cross_entropy(student, batch, chunk_tokens=self.recipe.chunk_tokens):
-                total, count = total + loss, count + tokens
-        student.train(was_training)
-        total, tokens = distributed.sum_over_ranks([total, count], self.device)
-        return total / tokens
 
     def _whole_student(self) -> PreTrainedModel:
         """The student with all of its weights here: itself, or a copy where ZeRO-3 has shared them out."""

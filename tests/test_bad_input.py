@@ -182,6 +182,31 @@ def test_a_run_with_other_options_is_refused_and_left_alone(folders: Folders, tm
     assert (tmp_path / "tfkl" / "seed10" / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("what", ["student", "data"])
+def test_a_resume_with_other_things_behind_the_same_paths_is_refused(
+    folders: Folders, tmp_path: Path, what: str
+) -> None:
+    mine = Folders(tmp_path / "student", folders.teacher, tmp_path / "data", folders.data_root)
+    shutil.copytree(folders.student, mine.student)
+    shutil.copytree(folders.data, mine.data)
+    arguments = train_arguments(mine, tmp_path / "r", "--num-dev", 0)
+    assert call(train, arguments).status == 0
+    if what == "data":
+        manifest = json.loads((mine.data / "manifest.json").read_text())
+        (mine.data / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "other"}))
+    else:
+        tokenizer = tiny_tokenizer()
+        other = tiny_model("gpt2", vocab_size=len(tokenizer), end_id=tokenizer.eos_token_id, seed=9)
+        other.save_pretrained(mine.student)
+    refused(call(train, arguments), f"was begun with another {what} than its paths hold now")
+
+
+def test_a_teacher_cache_that_cannot_be_made_is_refused(folders: Folders, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    extra = ["--teacher-cache", tmp_path / "file" / "cache"]
+    refused(call(train, train_arguments(folders, tmp_path / "r", *extra)), "for the teacher cache", "--teacher-cache")
+
+
 def test_a_resume_on_another_number_of_ranks_is_refused(folders: Folders, tmp_path: Path) -> None:
     arguments = train_arguments(folders, tmp_path, "--num-dev", 0)
     assert call(train, arguments).status == 0

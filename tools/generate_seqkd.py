@@ -17,9 +17,10 @@ from typing import Any, ClassVar, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
+import numpy as np
 
 from pocl import distributed
-from pocl.console import Progressing, quiet_libraries, say
+from pocl.console import quiet_libraries, say
 from pocl.data import Split, blocks_by_length, check_tokenizer, load_split, read_manifest
 from pocl.errors import UserError, run_main
 from pocl.files import replace_folder, value_sha256, write_json
@@ -110,24 +111,17 @@ def answer_all(
     """{"id", "ids", "text"} of every training prompt by its id, on every rank; ids without an end-of-text token."""
     blocks = blocks_by_length(train.prompt_lengths, batch_size)
     eos_ids = end_ids(model, tokenizer)
+
+    def answer(block: np.ndarray) -> list[dict[str, Any]]:
+        rows = train.table[[int(i) for i in block]]
+        tokens = generate(
+            model, rows["prompt_ids"], rows["id"], sampling=sampling, eos_ids=eos_ids, vocab_size=len(tokenizer)
+        )
+        texts = decode(tokenizer, tokens)
+        return [{"id": i, "ids": ids, "text": text} for i, ids, text in zip(rows["id"], tokens, texts, strict=True)]
+
     with Parts(parts_dir, key) as parts:
-        todo = [block for block in blocks if not all(int(train.ids[i]) in parts.records for i in block)]
-        with Progressing("answering", len(blocks), len(blocks) - len(todo)) as progress:
-            for block in distributed.my_share(todo):
-                rows = train.table[[int(i) for i in block]]
-                tokens = generate(
-                    model,
-                    rows["prompt_ids"],
-                    rows["id"],
-                    sampling=sampling,
-                    eos_ids=eos_ids,
-                    vocab_size=len(tokenizer),
-                )
-                texts = decode(tokenizer, tokens)
-                parts.append(
-                    {"id": i, "ids": ids, "text": text} for i, ids, text in zip(rows["id"], tokens, texts, strict=True)
-                )
-                progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+        parts.fill(blocks, train.ids, answer, title="answering")
         return parts.gather()
 
 
