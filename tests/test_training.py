@@ -244,15 +244,25 @@ def test_frozen_layers_stay_as_they_were(gpt2: Folders, tmp_path: Path) -> None:
     assert all(name.startswith(("transformer.h.1.", "transformer.ln_f.")) for name in changed)
 
 
-@pytest.mark.parametrize("family", ["opt", "llama", "qwen2"])
-def test_every_family_runs_from_ranking_to_scores(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "num_ranks"), [("opt", 1), ("llama", 2), ("qwen2", 1)])
+def test_every_family_runs_under_the_launcher_from_ranking_to_scores(
+    family: str, num_ranks: int, tmp_path: Path
+) -> None:
     folders = make_folders(tmp_path, family)
-    result = call(train, train_arguments(folders, tmp_path / "results", "--type", "tsrkl"))
+    arguments = train_arguments(folders, tmp_path / "results", "--type", "tsrkl")
+    result = launch("train.py", arguments, num_ranks=num_ranks)
     assert result.status == 0, result.output
-    best = tmp_path / "results" / "tsrkl" / "seed10" / "best"
-    arguments = ["--model", best, "--sets", "short", "--data-root", folders.data_root, "--seeds", 1]
-    result = call(evaluate, [*arguments, "--max-length", 192, "--max-prompt-length", 160])
+    run = tmp_path / "results" / "tsrkl" / "seed10"
+    assert len(losses(run)) == 14
+    arguments = ["--model", run / "best", "--sets", "short", "--data-root", folders.data_root, "--seeds", 1]
+    arguments += ["--max-length", 192, "--max-prompt-length", 160]
+    result = launch("evaluate.py", arguments, num_ranks=num_ranks)
     assert result.status == 0, result.output
+    # The sampled answers do not depend on the ranks: this process alone gives the same.
+    assert call(evaluate, [*arguments, "--output-dir", tmp_path / "alone"]).status == 0
+    launched, alone = (read_jsonl(folder / "short" / "1.jsonl") for folder in (run / "eval", tmp_path / "alone"))
+    assert [record["id"] for record in launched] == list(range(5))
+    assert launched == alone
 
 
 def test_a_run_that_is_cut_off_ends_with_the_same_weights(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
