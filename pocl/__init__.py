@@ -2,10 +2,10 @@
 
 The files of this package stand in four layers, and imports run down only:
 
-    4  trainer  difficulty  evaluation
+    4  trainer  difficulty  scoring  buckets  evaluation
     3  texts  checkpoints  objective  teacher  engine  generation  models  data
-    2  rundir  parts  tables  console
-    1  losses  curriculum  on_policy  ranking  metrics  config  flags  distributed  files  errors
+    2  journal  rundir  parts  tables  console
+    1  losses  curriculum  pools  ranking  snapshot  on_policy  metrics  config  flags  distributed  files  errors
 """
 
 __version__ = "0.1.0"

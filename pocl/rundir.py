@@ -23,7 +23,6 @@ class RunDir:
         self.best = path / "best"
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.json"
-        self.difficulty = path / "difficulty.jsonl"
         self.metrics = path / "metrics.jsonl"
 
     def check_options(self, options: Mapping[str, Any], world_size: int) -> None:
@@ -68,6 +67,15 @@ class RunDir:
                 "git_commit": git_commit(),
             },
         )
+
+    def ranking(self, place: str) -> Path:
+        """The file of a ranking: ``difficulty`` is the first, before anything is trained."""
+        return self.path / f"{place}.jsonl"
+
+    def forget_rerankings(self) -> None:
+        """Drop the rankings that were made while an earlier start of this run trained."""
+        for path in self.path.glob("difficulty-*.jsonl"):
+            path.unlink()
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""

@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,6 +18,7 @@ import train
 from pocl.checkpoints import Checkpoints, Position
 from pocl.curriculum import Stage
 from pocl.losses import LOSSES
+from pocl.parts import Parts
 from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
 
 
@@ -299,12 +302,27 @@ def test_a_finished_run_started_again_changes_nothing(ranked: Path, gpt2: Folder
 
 
 def test_scoring_that_was_cut_off_goes_on_with_the_same_result(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
-    copy = tmp_path / "tfkl" / "seed10"
-    shutil.copytree(ranked / "scoring", copy / "scoring")
-    part = copy / "scoring" / "0.jsonl"
-    part.write_text(part.read_text()[:3000])  # cut in the middle of a line, as a crash would
-    assert call(train, train_arguments(gpt2, tmp_path)).status == 0
-    assert (copy / "difficulty.jsonl").read_bytes() == (ranked / "difficulty.jsonl").read_bytes()
+    copy, appended = tmp_path / "tfkl" / "seed10", 0
+    append = Parts.append
+
+    def append_and_stop(self: Parts, records: Iterable[Mapping[str, Any]]) -> None:
+        nonlocal appended
+        append(self, records)
+        appended += 1
+        if appended == 4:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "append", append_and_stop)
+        result = call(train, train_arguments(gpt2, tmp_path, "--teacher-cache", "off", "--eval-batch-size", 8))
+        assert result.status == 130, result.output
+    part = copy / "scoring" / "difficulty" / "student" / "0.jsonl"
+    part.write_text(part.read_text()[:-30])  # cut in the middle of a line, as a crash would
+    result = call(train, train_arguments(gpt2, tmp_path, "--teacher-cache", "off", "--eval-batch-size", 8))
+    assert result.status == 0, result.output
+    again, whole = (read_jsonl(run / "difficulty.jsonl") for run in (copy, ranked))
+    assert [(r["id"], r["answer"]) for r in again] == [(r["id"], r["answer"]) for r in whole]
+    assert not (copy / "scoring").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_examples(gpt2: Folders, tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""The student's scoring pass: it answers every prompt greedily and reads every reference.
+
+ROUGE-L of the answers and mean cross-entropy per response token of the references are POCL's two measures of
+difficulty.  Source: POCL, arXiv 2506.05695, section 3.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl.data import Split, blocks_by_length
+from pocl.generation import Sampling, decode, generate
+from pocl.metrics import rouge_l
+from pocl.models import end_ids
+from pocl.objective import example_cross_entropy
+from pocl.parts import Parts
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a pass over the training examples is made: what its result depends on, and how much is done at once."""
+
+    max_new_tokens: int  # of an answer
+    no_repeat_ngram: int  # n-grams that an answer may not repeat; 0: any may
+    batch_size: int
+    chunk_tokens: int
+
+    def key(self) -> dict[str, int]:
+        """What the result depends on."""
+        return {"max_new_tokens": self.max_new_tokens, "no_repeat_ngram": self.no_repeat_ngram}
+
+
+def score_examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    *,
+    limits: Limits,
+    answers: bool = True,
+    parts_dir: Path,
+    key: Mapping[str, Any],
+) -> dict[int, dict[str, Any]]:
+    """Score every example of a split, over all ranks -> id -> record, on every rank.
+
+    A record holds ``cross_entropy`` and, with ``answers``, ``rouge_l`` and the ``answer``. Each finished block is
+    kept in ``parts_dir``, so a pass that was cut off goes on where it was; ``key`` says what the scores depend on
+    besides the limits (model, data).
+    """
+    blocks = blocks_by_length(split.prompt_lengths, limits.batch_size)
+    was_training = model.training
+    model.eval()
+    with Parts(parts_dir, dict(key) | limits.key() | {"answers": answers}) as parts:
+        parts.fill(
+            blocks,
+            split.ids,
+            lambda block: score_block(model, tokenizer, split, block, limits, answers),
+            title="scoring",
+        )
+        gathered = parts.gather()
+    model.train(was_training)
+    return gathered
+
+
+@torch.no_grad()
+def score_block(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    block: np.ndarray,
+    limits: Limits,
+    answers: bool,
+) -> list[dict[str, Any]]:
+    """The records of one block of positions in the split; see ``score_examples``."""
+    rows = split.table[[int(i) for i in block]]
+    batch = split.batch(block).to(next(model.parameters()).device)
+    losses = example_cross_entropy(model, batch, chunk_tokens=limits.chunk_tokens)
+    records: list[dict[str, Any]] = [
+        {"id": example_id, "cross_entropy": total / count}
+        for example_id, (total, count) in zip(rows["id"], losses, strict=True)
+    ]
+    if answers:
+        tokens = generate(
+            model,
+            rows["prompt_ids"],
+            rows["id"],
+            sampling=Sampling(limits.max_new_tokens, temperature=0.0, no_repeat_ngram=limits.no_repeat_ngram),
+            eos_ids=end_ids(model, tokenizer),
+            vocab_size=len(tokenizer),
+        )
+        for record, text, reference in zip(records, decode(tokenizer, tokens), rows["response"], strict=True):
+            record |= {"rouge_l": rouge_l(text, [reference]), "answer": text}
+    return records
