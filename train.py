@@ -22,7 +22,7 @@ from pocl.config import TrainConfig
 from pocl.console import quiet_libraries, say, show_table
 from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages
 from pocl.data import Split, check_shares, check_tokenizer, load_split, read_manifest
-from pocl.difficulty import Ranker, adopt_ranking
+from pocl.difficulty import Ranker, adopt_ranking, write_diagnostics
 from pocl.engine import Engine, check_precision
 from pocl.errors import UserError, run_main
 from pocl.evaluation import DevSet, Example
@@ -319,6 +319,8 @@ def on_policy(config: TrainConfig) -> OnPolicy | None:
 def report(run: RunDir, position: Position) -> None:
     """Say how the run ended."""
     best = "" if position.best_rouge_l is None else f" (dev ROUGE-L {position.best_rouge_l:.2f})"
+    for line in write_diagnostics(run) if distributed.is_main() else ():
+        say(line)
     say(f"done after {position.step} optimiser steps; the best student{best} is in {run.best}")
 
 

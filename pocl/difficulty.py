@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl import distributed
 from pocl.curriculum import Stage
 from pocl.data import Split, blocks_by_length
+from pocl.diagnostics import diagnose, summary
 from pocl.errors import UserError
-from pocl.files import read_jsonl, write_jsonl
+from pocl.files import read_jsonl, write_json, write_jsonl
 from pocl.models import response_labels, weights_fingerprint
 from pocl.objective import Term, chunks_needed, distillation_objective
 from pocl.parts import Parts
@@ -82,10 +83,7 @@ class Ranker:
         self, columns: Sequence[str], place: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None
     ) -> list[dict[str, Any]]:
         """One record an example, sorted by id, with what the columns need."""
-        parts_dir, records = (
-            self.run.path / "scoring" / place,
-            {int(i): {"id": int(i)} for i in sorted(self.train.ids)},
-        )
+        parts_dir, records = self.run.path / "scoring" / place, self._plain_records()
         measures: list[Mapping[int, Mapping[str, Any]]] = []
         if {"rouge_l", "cross_entropy"} & set(columns):
             model = student()
@@ -104,12 +102,22 @@ class Ranker:
         if "snapshot_cross_entropy" in columns and losses is not None:
             known = [None if np.isnan(loss) else float(loss) for loss in losses]
             measures.append(self._column("snapshot_cross_entropy", known))
-        if "response_tokens" in columns:
-            measures.append(self._column("response_tokens", self.train.num_labels.tolist()))
         for measure in measures:
             for example_id, values in measure.items():
                 records[example_id] |= values
         return list(records.values())
+
+    def _plain_records(self) -> dict[int, dict[str, Any]]:
+        """What is known of each example without a model, by id, sorted by id."""
+        rows = zip(
+            self.train.ids.tolist(),
+            self.train.prompt_lengths.tolist(),
+            self.train.num_labels.tolist(),
+            self.train.column("category"),
+            strict=True,
+        )
+        names = ("id", "prompt_tokens", "response_tokens", "category")
+        return {row[0]: dict(zip(names, row, strict=True)) for row in sorted(rows)}
 
     def _column(self, name: str, values: Sequence[Any]) -> dict[int, dict[str, Any]]:
         """Values in the order of the split, by example id."""
@@ -141,6 +149,16 @@ class Ranker:
             blocks = blocks_by_length(self.train.lengths, self.limits.batch_size)
             parts.fill(blocks, self.train.ids, read, title="the teacher's confidence")
             return parts.gather()
+
+
+def write_diagnostics(run: RunDir) -> list[str]:
+    """Write diagnostics.json of a run that has ranked -> its summary, line by line."""
+    path = run.first_ranking()
+    if path is None:
+        return []
+    found = diagnose(read_jsonl(path), run.read_metrics())
+    write_json(run.path / "diagnostics.json", found)
+    return summary(found)
 
 
 def adopt_ranking(path: Path, run: RunDir, train: Split) -> None:

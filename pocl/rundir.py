@@ -72,6 +72,14 @@ class RunDir:
         """The file of a ranking: ``difficulty`` is the first, before anything is trained."""
         return self.path / f"{place}.jsonl"
 
+    def first_ranking(self) -> Path | None:
+        """The file of the earliest ranking; None where the run has not ranked."""
+        first = self.ranking("difficulty")
+        if first.is_file():
+            return first
+        later = sorted(self.path.glob("difficulty-*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        return later[0] if later else None
+
     def forget_rerankings(self) -> None:
         """Drop the rankings that were made while an earlier start of this run trained."""
         for path in self.path.glob("difficulty-*.jsonl"):
