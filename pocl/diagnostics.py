@@ -10,6 +10,14 @@ from scipy.stats import kendalltau
 from pocl.ranking import EASY_IS_HIGH
 
 Record = Mapping[str, Any]
+# What a person calls the columns of difficulty.jsonl.
+NAMES = {
+    "rouge_l": "ROUGE-L",
+    "cross_entropy": "cross-entropy",
+    "teacher_cross_entropy": "the teacher's cross-entropy",
+    "snapshot_cross_entropy": "training loss",
+    "response_tokens": "response length",
+}
 
 
 def diagnose(ranking: Sequence[Record], metrics: Sequence[Record]) -> dict[str, Any]:
@@ -18,7 +26,7 @@ def diagnose(ranking: Sequence[Record], metrics: Sequence[Record]) -> dict[str, 
     return {
         "examples": len(ranking),
         "agreement": {
-            f"{one} and {other}": tau(
+            f"{NAMES[one]} and {NAMES[other]}": tau(
                 [record[f"{one}_rank"] for record in ranking], [record[f"{other}_rank"] for record in ranking]
             )
             for one, other in itertools.combinations(columns, 2)
@@ -84,7 +92,7 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     """The lines that a person wants to read of it."""
     lines = []
     for pair, value in found["agreement"].items():
-        lines.append(f"rankings by {pair.replace('_', ' ')}: Kendall's tau {_signed(value)}")
+        lines.append(f"rankings by {pair}: Kendall's tau {_signed(value)}")
     if found["rouge_l_is_0"] is not None:
         share = found["rouge_l_is_0"] / found["examples"]
         lines.append(f"{found['rouge_l_is_0']} of {found['examples']} answers ({share:.0%}) have ROUGE-L 0")

@@ -55,7 +55,7 @@ def test_a_flat_ranking_agrees_with_nothing() -> None:
 
 def test_numbers_of_a_small_ranking_by_hand() -> None:
     found = diagnose(RANKING, [])
-    assert found["agreement"] == {"rouge_l and cross_entropy": pytest.approx(4 / 6)}
+    assert found["agreement"] == {"ROUGE-L and cross-entropy": pytest.approx(4 / 6)}
     assert found["ties"] == {"rouge_l": 2, "cross_entropy": 0}
     assert found["rouge_l_is_0"] == 2
     assert found["difficulty_and_length"] == {"prompt": pytest.approx(1.0), "response": None}

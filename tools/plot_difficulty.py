@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from pocl.console import quiet_libraries, say
-from pocl.diagnostics import diagnose, summary
+from pocl.diagnostics import NAMES, diagnose, summary
 from pocl.errors import UserError, run_main
 from pocl.files import read_json, read_jsonl
 from pocl.flags import flag, parse
@@ -98,15 +98,15 @@ def draw_agreement(axes: Axes, ranking: Sequence[Mapping[str, Any]], found: Mapp
     if len(columns) < 2:
         values = [np.nan if record[columns[0]] is None else record[columns[0]] for record in ranking]
         axes.plot(percentile, values, ".", color=BLUE, ms=3)
-        axes.set(xlabel="difficulty percentile", ylabel=columns[0].replace("_", " "), title="what ranked")
+        axes.set(xlabel="difficulty percentile", ylabel=NAMES[columns[0]], title="what ranked")
         return
     one, other = columns[:2]
     x, y = ([record[f"{column}_rank"] for record in ranking] for column in (one, other))
     points = axes.scatter(x, y, c=percentile, cmap="Blues", s=9, linewidths=0.2, edgecolors=GREY)
     axes.figure.colorbar(points, ax=axes, label="difficulty percentile")
-    agreement = found["agreement"][f"{one} and {other}"]
+    agreement = found["agreement"][f"{NAMES[one]} and {NAMES[other]}"]
     said = "" if agreement is None else f", Kendall's τ {agreement:+.2f}"
-    axes.set(xlabel=f"rank by {one.replace('_', ' ')}", ylabel=f"rank by {other.replace('_', ' ')}")
+    axes.set(xlabel=f"rank by {NAMES[one]}", ylabel=f"rank by {NAMES[other]}")
     axes.set_title(f"the two rankings{said}")
 
 
@@ -155,7 +155,8 @@ def draw_buckets(axes: Axes, buckets: Sequence[Mapping[str, Any]], key: str, tit
     for bucket, color in zip(buckets, BUCKET_COLORS, strict=False):
         name = {1: " (easiest)", len(buckets): " (hardest)"}.get(bucket["bucket"], "")
         axes.plot(bucket["steps"], bucket[key], "o-", color=color, ms=4, label=f"quarter {bucket['bucket']}{name}")
-    axes.set(xlabel="optimiser step", ylim=(0, None))
+    axes.set(xlabel="optimiser step")
+    axes.margins(y=0.1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
@@ -163,7 +164,7 @@ def draw_buckets(axes: Axes, buckets: Sequence[Mapping[str, Any]], key: str, tit
 
 def draw_forgetting(axes: Axes, buckets: Sequence[Mapping[str, Any]]) -> None:
     """How far each bucket's ROUGE-L is behind its best stage end."""
-    axes.set_title("forgotten: ROUGE-L below the best stage end")
+    axes.set_title("ROUGE-L below the best stage end")
     if not buckets:
         say_nothing(axes, "--bucket-examples was 0")
         return
