@@ -121,7 +121,11 @@ def check_pools(choice: Choice, run: Path, records: list[dict[str, Any]], steps:
     for record, ids in zip(records, steps, strict=True):
         start, stop = stages[record["stage"]]["pool"]
         assert record["pool"] == stop - start and len(ids) == len(set(ids)) == 8
-        places = [f"difficulty-stage{record['stage'] + 1}-epoch1", f"difficulty-stage{record['stage'] + 1}", "difficulty"]
+        places = [
+            f"difficulty-stage{record['stage'] + 1}-epoch1",
+            f"difficulty-stage{record['stage'] + 1}",
+            "difficulty",
+        ]
         rankings = [run / f"{place}.jsonl" for place in places if (run / f"{place}.jsonl").is_file()]
         if scheme.order != "ranked" or not rankings:
             continue
