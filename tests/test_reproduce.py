@@ -1,4 +1,4 @@
-"""The rows of the tables against their scripts; all seventeen of the main one, from data to numbers, on a tiny pair."""
+"""The rows of the tables against their scripts; all seventeen of the main one, from data to numbers, in small."""
 
 import json
 import os
