@@ -4,7 +4,7 @@ The files of this package stand in four layers, and imports run down only:
 
     4  trainer  difficulty  scoring  buckets  evaluation
     3  texts  checkpoints  objective  teacher  engine  generation  models  data
-    2  journal  diagnostics  rundir  parts  tables  console
+    2  journal  diagnostics  intervals  rundir  parts  tables  console
     1  losses  curriculum  pools  ranking  snapshot  on_policy  metrics  config  flags  distributed  files  errors
 """
 

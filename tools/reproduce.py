@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pocl.console import quiet_libraries, say, show_table
 from pocl.errors import RunStopped, UserError, closest, run_main
-from pocl.files import read_json, write_json, write_text
+from pocl.files import read_json, write_json
 from pocl.flags import flag, parse
 from pocl.rundir import ROOT
-from pocl.tables import METRICS, markdown, results_table
+from pocl.tables import published_families
+from tools.make_tables import WRITERS, write_tables
 from tools.rows import TABLES, TEACHER, Row, table_rows
 
 
@@ -195,7 +196,9 @@ def main() -> None:
         errors = dict(zip(rows, pool.map(lambda row: work.run(row.name, work.steps_of(row)), rows), strict=True))
     made = {row.name: work.evaluation_folder(row) for row in rows if errors[row] is None}
     if made:
-        print_table(made, work.results / f"table-{what.table}.md", what.table)
+        files = [work.results / f"table-{what.table}{ending}" for ending in WRITERS]
+        known = what.family if what.table == "main" and what.family in published_families() else None
+        write_tables(made, files, f"{what.table} table", published=known)
     failed = {row.name: error for row, error in errors.items() if error}
     if failed:
         show_table("rows that failed", ["row", "error"], failed.items())
@@ -254,17 +257,6 @@ def last_error(log: Path) -> str:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("error:", "Error", "RuntimeError"))]
     return (errors or lines)[-1]
-
-
-def print_table(rows: dict[str, Path], output: Path, title: str) -> None:
-    """Print the table and write it as Markdown."""
-    texts = []
-    for metric, name in METRICS.items():
-        columns, body = results_table(rows, metric)
-        show_table(f"{name}: {title} table (mean over prompts; ± spread over seeds)", columns, body)
-        texts.append(markdown(columns, body))
-    write_text(output, "\n".join(texts))
-    say(f"written to {output}")
 
 
 if __name__ == "__main__":
