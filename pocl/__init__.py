@@ -3,9 +3,9 @@
 The files of this package stand in four layers, and imports run down only:
 
     4  trainer  difficulty  evaluation
-    3  texts  checkpoints  objective  teacher  engine  generation  models  data
+    3  texts  checkpoints  objective  teacher  engine  generation  models  lora  data
     2  rundir  parts  tables  console
-    1  losses  curriculum  on_policy  ranking  metrics  config  flags  distributed  files  errors
+    1  losses  curriculum  on_policy  ranking  metrics  config  lora_options  flags  distributed  files  errors
 """
 
 __version__ = "0.1.0"
