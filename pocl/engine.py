@@ -111,7 +111,8 @@ class Engine:
             seen.add(id(parameter))
             with self._gathered([parameter], enabled=self.zero_stage == 3):
                 weights[name] = parameter.detach().cpu().clone()
-        weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()})
+        kept = model.state_dict()  # names: a buffer that a model makes for itself is in no model folder
+        weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in kept})
         return weights
 
     def save(self, folder: Path, tag: str) -> None:
