@@ -28,6 +28,7 @@ from pocl.errors import UserError, run_main
 from pocl.evaluation import DevSet, Example
 from pocl.files import value_sha256, write_json
 from pocl.generation import Sampling
+from pocl.lora import add_adapters
 from pocl.losses import loss_type
 from pocl.models import (
     check_head,
@@ -264,6 +265,8 @@ def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int |
     """Student and objective under DeepSpeed."""
     if config.models.train_last_layers:
         train_only_last_layers(student, config.models.train_last_layers)
+    if config.lora.lora_rank:
+        add_adapters(student, config.models.model, seed=config.optimiser.seed, **asdict(config.lora))
     if config.models.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Engine(

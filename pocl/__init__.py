@@ -3,9 +3,9 @@
 The files of this package stand in four layers, and imports run down only:
 
     4  trainer  difficulty  scoring  buckets  evaluation
-    3  texts  checkpoints  objective  teacher  engine  generation  models  data
-    2  journal  diagnostics  intervals  rundir  parts  tables  console
-    1  losses  curriculum  pools  ranking  snapshot  on_policy  metrics  config  flags  distributed  files  errors
+    3  texts  checkpoints  objective  teacher  engine  generation  models  lora  data
+    2  journal  diagnostics  intervals  metrics  rundir  parts  tables  console
+    1  losses  curriculum  pools  ranking  snapshot  on_policy  config  lora_options  flags  distributed  files  errors
 """
 
 __version__ = "0.1.0"

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl import distributed
 from pocl.engine import Engine
 from pocl.files import read_json, recover_folder, replace_folder, write_json
+from pocl.lora import merged_weights, save_adapter
 from pocl.rundir import RunDir
 
 
@@ -52,13 +53,16 @@ class Checkpoints:
         self.run, self.engine, self.tokenizer = run, engine, tokenizer
 
     def save_best(self, student: PreTrainedModel) -> None:
-        """Put the student and its tokenizer into best/, a Hugging Face folder."""
+        """Put the student and its tokenizer into best/, a Hugging Face folder; its adapter, if any, into adapter/."""
         weights = self.engine.full_state_dict(student)
         if distributed.is_main():
-            temporary = self.run.path / "best.tmp"
+            temporary, adapter = self.run.path / "best.tmp", self.run.path / "adapter.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
-            student.save_pretrained(temporary, state_dict=weights)
+            shutil.rmtree(adapter, ignore_errors=True)
+            student.save_pretrained(temporary, state_dict=merged_weights(student, weights))
             self.tokenizer.save_pretrained(temporary)
+            if save_adapter(student, weights, adapter):
+                replace_folder(adapter, self.run.adapter)
             replace_folder(temporary, self.run.best)
         distributed.barrier()
 
@@ -84,6 +88,7 @@ class Checkpoints:
         last = self.run.checkpoints / "last.json"
         if distributed.is_main():
             recover_folder(self.run.best)
+            recover_folder(self.run.adapter)
         if not last.is_file():
             if distributed.is_main():
                 self.run.metrics.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pocl.curriculum import CURRICULA, ramp
 from pocl.errors import UserError, closest
 from pocl.flags import flag, parse
+from pocl.lora_options import LoraOptions, check_lora
 from pocl.losses import loss_type
 from pocl.ranking import SIGNALS
 
@@ -180,6 +181,7 @@ class TrainConfig:
     """All options of train.py."""
 
     models: ModelOptions
+    lora: LoraOptions
     data: DataOptions
     loss: LossOptions
     curriculum: CurriculumOptions
@@ -215,6 +217,7 @@ def check_train(config: TrainConfig) -> None:
         raise UserError(f"unknown --curriculum {name!r}{closest(name, CURRICULA)} (known: {', '.join(CURRICULA)})")
     _check_difficulty(config)
     _check_positive(config)
+    check_lora(config.lora, config.models.train_last_layers)
     _check_on_policy(config)
 
 

@@ -21,6 +21,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best = path / "best"
+        self.adapter = path / "adapter"  # of a LoRA run: what was merged into best/
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"

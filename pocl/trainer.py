@@ -21,6 +21,7 @@ from pocl.errors import RunStopped
 from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.files import write_json
 from pocl.journal import Journal, peak_memory_gb
+from pocl.lora import merged_weights
 from pocl.objective import Term
 from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.pools import Pools
@@ -324,7 +325,8 @@ class Trainer:
         if self.engine.zero_stage < 3:
             return self.student
         model = AutoModelForCausalLM.from_config(self.student.config, dtype=self.student.dtype)
-        model.load_state_dict(self.engine.full_state_dict(self.student), strict=False)
+        weights = merged_weights(self.student, self.engine.full_state_dict(self.student))
+        model.load_state_dict(weights, strict=False)
         model.generation_config = self.student.generation_config
         return model.to(self.device).eval()
 

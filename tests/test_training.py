@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
@@ -257,6 +258,8 @@ def test_every_family_runs_under_the_launcher_from_ranking_to_scores(
     assert result.status == 0, result.output
     run = tmp_path / "results" / "tsrkl" / "seed10"
     assert len(losses(run)) == 14
+    student, best = (load_file(folder / "model.safetensors") for folder in (folders.student, run / "best"))
+    assert best.keys() == student.keys()
     arguments = ["--model", run / "best", "--sets", "short", "--data-root", folders.data_root, "--seeds", 1]
     arguments += ["--max-length", 192, "--max-prompt-length", 160]
     result = launch("evaluate.py", arguments, num_ranks=num_ranks)
