@@ -28,6 +28,7 @@ FACTORS: dict[str, list[Any]] = {
     "restart-optimizer": ["true", "false"],
     "advance": ["interval", "converged"],
     "teacher-cache": ["auto", "off"],
+    "lora-rank": [None, 2],
 }
 Choice = dict[str, Any]
 
@@ -95,7 +96,7 @@ def test_options_work_together(
         return texts
 
     monkeypatch.setattr(TextSource, "of_step", watched)
-    flags = [word for name, value in choice.items() for word in (f"--{name}", value)]
+    flags = [word for name, value in choice.items() if value is not None for word in (f"--{name}", value)]
     needs_dev = choice["on-policy"] == "adaptive" or choice["advance"] == "converged"
     flags += ["--num-train", 16, "--num-stages", 2, "--num-dev", 2 if needs_dev else 0, "--patience", 1]
     result = call(train, train_arguments(folders, tmp_path, *flags, teacher=choice["type"] != "sft"))
