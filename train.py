@@ -295,6 +295,7 @@ def make_recipe(config: TrainConfig, stages: Curriculum) -> Recipe:
         stages=stages,
         terms=terms,
         global_batch_size=config.optimiser.global_batch_size,
+        max_tokens=config.optimiser.max_tokens,
         batch_size=config.optimiser.batch_size,
         lr=config.optimiser.lr,
         min_lr=config.optimiser.min_lr,

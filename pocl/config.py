@@ -125,7 +125,10 @@ class OptimiserOptions:
     weight_decay: float = flag("AdamW's weight decay", 0.01)
     clip_grad: float = flag("largest norm of the whole gradient", 1.0)
     global_batch_size: int = flag("examples of one optimiser step, over all ranks and micro-batches [examples]", 64)
-    batch_size: int = flag("largest micro-batch of one rank [examples]", 8)
+    max_tokens: int = flag(
+        "largest micro-batch of one rank, padding included; one example may be longer [tokens]", 4096
+    )
+    batch_size: int | None = flag("largest micro-batch of one rank [examples; default: as --max-tokens allows]", None)
     seed: int = flag("seed of shuffling, dropout and sampling", 10)
     deepspeed_config: str = flag("DeepSpeed JSON; says the ZeRO stage", "scripts/deepspeed/zero1.json")
 
@@ -260,7 +263,7 @@ def _check_positive(config: TrainConfig) -> None:
         "epochs": config.curriculum.epochs,
         "patience": config.curriculum.patience,
         "global-batch-size": config.optimiser.global_batch_size,
-        "batch-size": config.optimiser.batch_size,
+        "max-tokens": config.optimiser.max_tokens,
         "eval-batch-size": config.generation.eval_batch_size,
         "chunk-tokens": config.loss.chunk_tokens,
         "eval-every": config.run.eval_every,
@@ -271,6 +274,7 @@ def _check_positive(config: TrainConfig) -> None:
     }
     for name, value in (
         ("num-train", config.data.num_train),
+        ("batch-size", config.optimiser.batch_size),
         ("train-last-layers", config.models.train_last_layers),
     ):
         if value is not None:

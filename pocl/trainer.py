@@ -38,7 +38,8 @@ class Recipe:
     stages: Curriculum
     terms: tuple[Term, ...]  # the objective of each stage
     global_batch_size: int
-    batch_size: int
+    max_tokens: int
+    batch_size: int | None
     lr: float
     min_lr: float
     restart_optimizer: bool
@@ -102,6 +103,7 @@ class Trainer:
             tokenizer,
             on_policy=on_policy,
             student=self._whole_student,
+            max_tokens=recipe.max_tokens,
             batch_size=recipe.batch_size,
             max_new_tokens=recipe.max_new_tokens,
             total_steps=recipe.total_steps,
