@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from pocl.ranking import EASY_IS_HIGH
 
@@ -44,6 +43,8 @@ def diagnose(ranking: Sequence[Record], metrics: Sequence[Record]) -> dict[str, 
 
 def tau(one: Sequence[float], other: Sequence[float]) -> float | None:
     """Kendall's tau-b of two rankings: 1 for the same order, -1 for the opposite; None where one of them is flat."""
+    from scipy.stats import kendalltau  # here: it takes a second to import, and most starts never come here
+
     value = float(kendalltau(one, other).statistic)
     return None if np.isnan(value) else value
 

@@ -13,8 +13,8 @@ import numpy as np
 from pocl.errors import UserError
 from pocl.files import read_json, read_jsonl
 from pocl.intervals import bootstrap_interval, holm, mean_of_sets, paired_p_value
+from pocl.metrics import METRICS
 
-METRICS = {"rouge_l": "ROUGE-L", "exact_match": "exact match"}
 AVERAGE = "average"
 POCL = " + POCL"  # a row of this ending is compared with the row of the same name without it
 
@@ -87,10 +87,12 @@ def read_scores(folder: Path, metric: str) -> dict[str, np.ndarray]:
     for name, summary in read_json(place / "summary.json").items():
         paths = [place / name / f"{seed}.jsonl" for seed in summary["rouge_l"]["seeds"]]
         paths = [path if path.is_file() else path.with_name("answers.jsonl") for path in paths]
-        seeds = [{record["id"]: record[metric] for record in read_jsonl(path)} for path in paths]
+        seeds = [{record["id"]: record for record in read_jsonl(path)} for path in paths]
         if any(set(seed) != set(seeds[0]) for seed in seeds):
             raise UserError(f"{place / name} holds seeds of different prompts; evaluate again")
-        found[name] = np.array([[seed[i] for i in sorted(seed)] for seed in seeds], dtype=np.float64)
+        if metric not in seeds[0][min(seeds[0])]:
+            raise UserError(f"{place / name} was evaluated without {metric}; evaluate again")
+        found[name] = np.array([[seed[i][metric] for i in sorted(seed)] for seed in seeds], dtype=np.float64)
     return found
 
 
@@ -153,7 +155,7 @@ def _other_updates(ours: Path, theirs: Path) -> str | None:
 def text_rows(table: Table, *, line: str = "\n") -> tuple[list[str], list[list[str]]]:
     """(columns, rows) to print: mean, interval and published figure in a cell, parted by ``line``."""
     compared = any(row.p is not None for row in table.rows)
-    columns = [METRICS[table.metric], *table.columns, *(["p"] if compared else [])]
+    columns = [METRICS[table.metric].name, *table.columns, *(["p"] if compared else [])]
     body = []
     for row in table.rows:
         cells = [line.join(_cell_lines(row.cells.get(column))) for column in table.columns]

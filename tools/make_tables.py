@@ -16,7 +16,8 @@ from pocl.console import quiet_libraries, say, show_table
 from pocl.errors import UserError, closest, run_main
 from pocl.files import write_text
 from pocl.flags import flag, parse
-from pocl.tables import METRICS, comma_separated, latex, make_table, markdown, notes, text_rows
+from pocl.metrics import METRICS
+from pocl.tables import comma_separated, latex, make_table, markdown, notes, text_rows
 from tools.rows import TABLES, TEACHER, table_rows
 
 WRITERS = (".md", ".csv", ".tex")
@@ -33,6 +34,7 @@ class TableOptions:
     seed: int = flag("seed of the runs in --results", 10)
     matched: bool = flag("take the KD series that was trained with MATCHED=1", False)
     published: str | None = flag("put the paper's figures for this family beside the cells (gpt2)", None)
+    metrics: list[str] = flag(f"one table a metric, of {', '.join(METRICS)}", ["rouge_l", "exact_match"])
     output: list[str] | None = flag("files to write: .md, .csv or .tex", None)
     title: str = flag("title of the table", "results")
 
@@ -44,7 +46,11 @@ def main() -> None:
     for name in what.output or ():
         if Path(name).suffix not in WRITERS:
             raise UserError(f"--output {name!r}: its ending says the format, one of {', '.join(WRITERS)}")
-    write_tables(chosen_rows(what), [Path(name) for name in what.output or ()], what.title, published=what.published)
+    for name in what.metrics:
+        if name not in METRICS:
+            raise UserError(f"unknown --metrics {name!r}{closest(name, METRICS)} (known: {', '.join(METRICS)})")
+    files = [Path(name) for name in what.output or ()]
+    write_tables(chosen_rows(what), files, what.title, metrics=what.metrics, published=what.published)
 
 
 def chosen_rows(what: TableOptions) -> dict[str, Path]:
@@ -80,13 +86,18 @@ def evaluated_rows(results: Path, table: str, seed: int, *, matched: bool) -> di
 
 
 def write_tables(
-    rows: Mapping[str, Path], output: Sequence[Path], title: str, *, published: str | None = None
+    rows: Mapping[str, Path],
+    output: Sequence[Path],
+    title: str,
+    *,
+    metrics: Sequence[str] = ("rouge_l", "exact_match"),
+    published: str | None = None,
 ) -> None:
     """Print one table a metric, and write them to files by their endings."""
-    tables = [make_table(rows, metric, published=published) for metric in METRICS]
+    tables = [make_table(rows, metric, published=published) for metric in metrics]
     for table in tables:
         columns, body = text_rows(table)
-        show_table(f"{METRICS[table.metric]}: {title}", columns, body)
+        show_table(f"{METRICS[table.metric].name}: {title}", columns, body)
     for line in notes(tables[0]):
         say(line)
     texts = {
