@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from pocl import config as options
+from pocl.curriculum import plan_stages
 from tests.runs import Result, call
 from tests.test_scripts import FAMILIES, printed, run
 from tests.tiny import ROOT
 from tools import reproduce
-from tools.rows import TABLES, Row, main_rows, table_rows
+from tools.rows import SCALES, TABLES, Row, main_rows, table_rows
 
 # Source: arXiv 2506.05695, the main table.
 PAPER = ["teacher", "SFT", "SeqKD"]
@@ -153,6 +154,38 @@ def test_dry_run_prints_every_command_and_does_nothing(tmp_path: Path) -> None:
         "eval/run_eval.sh",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: Path) -> None:
+    scale, steps = SCALES["tiny"], {}
+    for row in table_rows(table):
+        flags = [flag.replace("{results}", str(tmp_path)) for flag in row.flags]
+        flags += [*scale.train, *(scale.staged if row.staged else scale.unstaged)]
+        command = printed(f"smollm2/{row.script}", *flags, cwd=tmp_path, **dict(row.environment))
+        config = options.parse_train(command.arguments)
+        stages = plan_stages(
+            64,
+            curriculum=config.curriculum.curriculum,
+            num_stages=config.curriculum.num_stages,
+            epochs=config.curriculum.epochs,
+            temperature=config.loss.temperature or [1.0],
+            kd_ratio=config.loss.kd_ratio or [1.0],
+            first_look=config.curriculum.difficulty == ["snapshot"],
+        )
+        steps[row.name] = sum(stage.steps(8) for stage in stages)
+    # Eight subsets are more stages; a ranking by losses takes one look at all examples first.
+    usual = {name: count for name, count in steps.items() if name not in ("2 subsets", "8 subsets")}
+    assert set(usual.values()) <= {40, 48}
+
+
+def test_the_tiny_scale_asks_for_the_quickstarts_pair(tmp_path: Path) -> None:
+    result = run("smollm2/reproduce.sh", tmp_path, "--scale", "tiny", cwd=tmp_path, DRY_RUN="1")
+    assert result.returncode == 0, result.stderr
+    first, *others = [line.removeprefix("# done: ") for line in result.stdout.splitlines()]
+    assert first.endswith("scripts/quickstart.sh --pair")
+    assert len(others) == 1 + 1 + 3 * 2  # data, the teacher's evaluation, three rows
+    assert all("results/quickstart/teacher/sft/seed10/best" in line for line in others)
 
 
 def test_all_seventeen_rows_from_data_to_numbers(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ from pocl.flags import flag, parse
 from pocl.rundir import ROOT
 from pocl.tables import published_families
 from tools.make_tables import WRITERS, write_tables
-from tools.rows import TABLES, TEACHER, Row, table_rows
+from tools.rows import SCALES, TABLES, TEACHER, Row, table_rows
+
+PAIR = ("teacher", "warmup")  # the quickstart's runs whose students are the tiny pair
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,12 @@ class ReproduceOptions:
     teacher: str = flag("the teacher; where this folder is not there, it is fine-tuned from the scripts' base")
     data: str = flag("name of the data: a folder of BASE_PATH/data with a raw.jsonl", "dolly")
     table: str = flag(f"which table: {', '.join(TABLES)}", "main")
-    rows: list[str] | None = flag("these rows only [default: all of the table]", None)
-    sets: list[str] = flag("evaluation sets", ["dolly", "self-inst", "vicuna", "sinst", "uinst"])
-    seeds: list[int] = flag("one sampled answer per prompt and seed", [10, 20, 30, 40, 50])
+    scale: str = flag(
+        "full, or tiny: a few rows on the quickstart's pair of models and data/sample, for a CPU", "full"
+    )
+    rows: list[str] | None = flag("these rows only [default: all of the table, or of the scale]", None)
+    sets: list[str] | None = flag("evaluation sets [default: the paper's five]", None)
+    seeds: list[int] | None = flag("one sampled answer per prompt and seed [default: 10 20 30 40 50]", None)
     train_seed: int = flag("seed of every training run", 10)
     matched: bool = flag("the KD series with POCL's batch, learning rate and number of updates", False)
     jobs: int = flag("rows at a time, each on a GPU of its own; 1: one after the other on all GPUs [rows]", 1)
@@ -83,10 +88,17 @@ class Reproduction:
 
     def __init__(self, what: ReproduceOptions, train_flags: Sequence[str], evaluate_flags: Sequence[str]) -> None:
         self.what, self.train_flags, self.evaluate_flags = what, tuple(train_flags), tuple(evaluate_flags)
+        self.scale = SCALES[what.scale]
+        self.data = self.scale.data or what.data
         self.base = Path(what.base_path).resolve()
         self.results = self.base / "results" / what.family
-        self.teacher_given = Path(what.teacher).is_dir()
-        self.teacher = Path(what.teacher) if self.teacher_given else self.run_folder(TEACHER) / "best"
+        self.models: dict[str, str] = {}
+        given = Path(what.teacher)
+        if self.scale.quickstart_pair:
+            pair = {name: ROOT / "results" / "quickstart" / name / "sft" / "seed10" / "best" for name in PAIR}
+            self.models, given = {"STUDENT": str(pair["warmup"])}, pair["teacher"]
+        self.teacher_given = self.scale.quickstart_pair or given.is_dir()
+        self.teacher = given if self.teacher_given else self.run_folder(TEACHER) / "best"
         self.slots: Queue[dict[str, str]] = Queue()
         for slot in slots(what.jobs):
             self.slots.put(slot)
@@ -100,36 +112,51 @@ class Reproduction:
         given = row == TEACHER and self.teacher_given
         return self.results / "teacher-evaluation" if given else self.run_folder(row) / "eval"
 
-    def step(self, name: str, script: str, flags: Sequence[str], done: Path, **more: object) -> Step:
+    def step(
+        self,
+        name: str,
+        script: str,
+        flags: Sequence[str],
+        done: Path,
+        *,
+        environment: Sequence[tuple[str, str]] = (),
+        marks: bool = True,
+    ) -> Step:
         """A script of the family on the base path."""
-        environment = (("DATA", self.what.data), ("TEACHER", str(self.teacher)), *more.pop("environment", ()))  # type: ignore[misc]
+        models = {"DATA": self.data, "TEACHER": str(self.teacher)} | self.models
         path = str(ROOT / "scripts" / self.what.family / script)
-        return Step(name, path, (str(self.base), *flags), environment, done, **more)  # type: ignore[arg-type]
+        return Step(name, path, (str(self.base), *flags), (*models.items(), *environment), done, marks)
 
     def preparation(self, rows: Sequence[Row]) -> list[Step]:
         """What the rows stand on: the data, the teacher, and its answers where a row trains on them."""
         processed = self.base / "processed_data" / self.what.family
-        done = processed / self.what.data / "manifest.json"
-        steps = [self.step("data", "tools/process_data.sh", (), done, marks=False)]
+        steps = []
+        if self.scale.quickstart_pair:
+            script, done = str(ROOT / "scripts" / "quickstart.sh"), Path(self.models["STUDENT"]) / "config.json"
+            steps.append(Step("pair", script, ("--pair",), (), done, marks=False))
+        done = processed / self.data / "manifest.json"
+        steps.append(self.step("data", "tools/process_data.sh", self.scale.process, done, marks=False))
         if not self.teacher_given:
             steps.append(self.training(TEACHER))
         if any(row.teacher_text for row in rows):
-            done = processed / f"{self.what.data}-seqkd" / "manifest.json"
+            done = processed / f"{self.data}-seqkd" / "manifest.json"
             steps.append(self.step("teacher text", "seqkd/generate.sh", (), done, marks=False))
         return steps
 
     def training(self, row: Row) -> Step:
         """The script call that trains a row."""
         flags = [flag.replace("{results}", str(self.results)) for flag in row.flags]
-        flags = [*flags, "--seed", str(self.what.train_seed), *self.train_flags]
+        flags += [*self.scale.train, *(self.scale.staged if row.staged else self.scale.unstaged)]
+        flags += ["--seed", str(self.what.train_seed), *self.train_flags]
         done = self.run_folder(row) / "reproduce.json"
         return self.step("train", row.script, flags, done, environment=row.environment)
 
     def evaluation(self, row: Row) -> Step:
         """The script call that evaluates a row."""
         model = self.teacher if row == TEACHER else self.run_folder(row) / "best"
-        seeds = map(str, self.what.seeds)
-        flags = ["--sets", *self.what.sets, "--seeds", *seeds, "--output-dir", str(self.evaluation_folder(row))]
+        sets, seeds = self.what.sets or self.scale.sets, map(str, self.what.seeds or self.scale.seeds)
+        flags = ["--sets", *sets, "--seeds", *seeds, "--output-dir", str(self.evaluation_folder(row))]
+        flags += self.scale.evaluate
         done = self.evaluation_folder(row) / "reproduce.json"
         model_is = (("MODEL", str(model)),)
         return self.step("evaluate", "eval/run_eval.sh", [*flags, *self.evaluate_flags], done, environment=model_is)
@@ -197,7 +224,8 @@ def main() -> None:
     made = {row.name: work.evaluation_folder(row) for row in rows if errors[row] is None}
     if made:
         files = [work.results / f"table-{what.table}{ending}" for ending in WRITERS]
-        known = what.family if what.table == "main" and what.family in published_families() else None
+        comparable = what.table == "main" and what.scale == "full" and what.family in published_families()
+        known = what.family if comparable else None
         write_tables(made, files, f"{what.table} table", published=known)
     failed = {row.name: error for row, error in errors.items() if error}
     if failed:
@@ -226,6 +254,8 @@ def choose_rows(what: ReproduceOptions) -> list[Row]:
     """The rows that were asked for, in the table's order.  Raises UserError for names that are none."""
     if what.table not in TABLES:
         raise UserError(f"unknown --table {what.table!r}{closest(what.table, TABLES)} (known: {', '.join(TABLES)})")
+    if what.scale not in SCALES:
+        raise UserError(f"unknown --scale {what.scale!r}{closest(what.scale, SCALES)} (known: {', '.join(SCALES)})")
     if what.jobs < 1:
         raise UserError(f"--jobs is {what.jobs}; it must be above 0")
     rows = table_rows(what.table, matched=what.matched)
@@ -233,7 +263,8 @@ def choose_rows(what: ReproduceOptions) -> list[Row]:
     for name in what.rows or ():
         if name not in names:
             raise UserError(f"unknown row {name!r}{closest(name, names)} (known: {', '.join(names)})")
-    return [row for row in rows if not what.rows or row.name in what.rows]
+    chosen = what.rows or (SCALES[what.scale].rows if what.table == "main" else None) or names
+    return [row for row in rows if row.name in chosen]
 
 
 def slots(jobs: int) -> list[dict[str, str]]:

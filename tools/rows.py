@@ -25,6 +25,7 @@ class Row:
     flags: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     teacher_text: bool = False  # trains on the teacher's answers, which seqkd/generate.sh makes
+    staged: bool = False  # trains on widening pools; the other rows on all examples from the start
 
 
 TEACHER = Row("teacher", "sft/teacher.sh", "teacher/sft")
@@ -41,11 +42,13 @@ def main_rows(*, matched: bool) -> list[Row]:
     ]
     for name, divergence in DIVERGENCES.items():
         rows.append(Row(name, "kd/train.sh", f"{kd}/{divergence}", ("--type", divergence), environment))
-        rows.append(Row(f"{name} + POCL", "pocl/train.sh", f"pocl/t{divergence}", ("--type", f"t{divergence}")))
+        rows.append(
+            Row(f"{name} + POCL", "pocl/train.sh", f"pocl/t{divergence}", ("--type", f"t{divergence}"), staged=True)
+        )
     on_policy = ("--type", "tjsd", "--on-policy", "mixed", "--replay-buffer", "1000")
     rows.append(Row("GKD", "gkd/train.sh", "gkd/jsd"))
     where = ("--output-dir", "{results}/gkd-pocl")
-    rows.append(Row("GKD + POCL", "pocl/train.sh", "gkd-pocl/tjsd", (*on_policy, *where)))
+    rows.append(Row("GKD + POCL", "pocl/train.sh", "gkd-pocl/tjsd", (*on_policy, *where), staged=True))
     return rows
 
 
@@ -58,7 +61,7 @@ def selective_rows() -> list[Row]:
     for by in ("teacher", "student"):
         names |= {f"kd-cl-{by}": f"KD-CL, {by}", f"kd-cl-sr-{by}": f"KD-CL-SR, {by}"}
     return [
-        Row(name, "selective/train.sh", f"selective/{row}/tfkl", environment=(("ROW", row),))
+        Row(name, "selective/train.sh", f"selective/{row}/tfkl", environment=(("ROW", row),), staged=row != "kd")
         for row, name in names.items()
     ]
 
@@ -79,7 +82,8 @@ def ablation_rows() -> list[Row]:
     rows = []
     for name, flags in variants.items():
         folder = f"ablation/{name.replace(' ', '-').lower()}"
-        rows.append(Row(name, "pocl/train.sh", f"{folder}/tfkl", (*flags, "--output-dir", f"{{results}}/{folder}")))
+        where = ("--output-dir", f"{{results}}/{folder}")
+        rows.append(Row(name, "pocl/train.sh", f"{folder}/tfkl", (*flags, *where), staged=True))
     return rows
 
 
@@ -90,3 +94,40 @@ def table_rows(table: str, *, matched: bool = False) -> list[Row]:
 
 
 TABLES = ("main", "selective", "ablation")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a table is made: rows, data, and flags behind those of the scripts."""
+
+    rows: tuple[str, ...] | None = None  # None: all
+    data: str | None = None  # None: what the family's scripts say
+    sets: tuple[str, ...] = ("dolly", "self-inst", "vicuna", "sinst", "uinst")
+    seeds: tuple[int, ...] = (10, 20, 30, 40, 50)
+    process: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    staged: tuple[str, ...] = ()  # of train.py, for rows in stages
+    unstaged: tuple[str, ...] = ()  # and for the others
+    evaluate: tuple[str, ...] = ()
+    quickstart_pair: bool = False  # the quickstart's teacher and student in place of the family's
+
+
+_SHORT = ("--max-length", "144", "--sampling-temperature", "0")
+SCALES = {
+    "full": Scale(),
+    # For two CPU cores: the quickstart's pair on a few examples. Two epochs in each of four stages are as many updates
+    # as five epochs over the whole pool.
+    "tiny": Scale(
+        rows=("teacher", "SFT", "KLD", "KLD + POCL"),
+        data="sample",
+        sets=("sample",),
+        seeds=(10,),
+        process=("--num-dev", "60", "--max-prompt-length", "100"),
+        train=("--num-train", "64", "--num-dev", "12", "--global-batch-size", "8", "--lr", "5e-4", *_SHORT)
+        + ("--eval-every", "5", "--bucket-examples", "4", "--deepspeed-config", "scripts/deepspeed/zero0.json"),
+        staged=("--epochs", "2"),
+        unstaged=("--epochs", "5"),
+        evaluate=("--max-prompt-length", "100", "--num-examples", "30", *_SHORT),
+        quickstart_pair=True,
+    ),
+}

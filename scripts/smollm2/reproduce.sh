@@ -3,7 +3,8 @@
 # DRY_RUN=1 prints the commands; TEACHER=FOLDER takes a teacher that is there already.
 #
 #     bash scripts/smollm2/reproduce.sh [BASE_PATH] [--table main|selective|ablation] [--rows "KLD" "KLD + POCL" ...]
-#         [--sets dolly ...] [--seeds 10 ...] [--matched] [--jobs N] [-- flags of train.py] [-- flags of evaluate.py]
+#         [--sets dolly ...] [--seeds 10 ...] [--matched] [--jobs N] [--scale tiny]
+#         [-- flags of train.py] [-- flags of evaluate.py]
 set -euo pipefail
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../common.sh"
 
