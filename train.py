@@ -28,7 +28,6 @@ from pocl.engine import Engine, check_precision
 from pocl.errors import UserError, run_main
 from pocl.evaluation import DevSet, Example
 from pocl.files import value_sha256, write_json
-from pocl.generation import Sampling
 from pocl.losses import loss_type
 from pocl.models import (
     check_head,
@@ -43,6 +42,7 @@ from pocl.models import (
 from pocl.objective import StudentObjective, Term
 from pocl.on_policy import OnPolicy
 from pocl.rundir import ROOT, RunDir
+from pocl.sampling import Sampling
 from pocl.teacher import OnlineTeacher, TeacherSource, cache_bytes, cached_teacher
 from pocl.trainer import Recipe, Trainer
 
@@ -244,6 +244,8 @@ def easy_to_hard(
             student,
             tokenizer,
             train,
+            backend=config.generation.generation_backend,
+            model_path=config.models.model,
             batch_size=config.generation.eval_batch_size,
             chunk_tokens=config.loss.chunk_tokens,
             parts_dir=run.path / "scoring",

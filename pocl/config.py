@@ -13,6 +13,7 @@ from pocl.curriculum import CURRICULA, ramp
 from pocl.errors import UserError, closest
 from pocl.flags import flag, parse
 from pocl.losses import loss_type
+from pocl.sampling import Backend
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ class GenerationOptions:
     top_p: float = flag("nucleus of evaluation; 1 keeps all", 1.0)
     top_k: int = flag("most likely tokens kept in evaluation; 0 keeps all [tokens]", 0)
     no_repeat_ngram: int = flag("ban a repeated n-gram over prompt and answer (paper: 6); 0 turns it off [tokens]", 6)
+    generation_backend: Backend = flag(
+        "what answers in ranking and in evaluate.py: builtin, vllm, or auto: vllm on a GPU where it is installed and "
+        "loads the model, else builtin; while a model trains (dev evaluation, on-policy text) it is always builtin",
+        "auto",
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Source: POCL, arXiv 2506.05695, section 3.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.data import Split, blocks_by_length
+from pocl.data import Split
 from pocl.errors import UserError
 from pocl.files import read_jsonl, write_jsonl
-from pocl.generation import Sampling, decode, generate
+from pocl.generation import Generator, decode
 from pocl.metrics import rouge_l
-from pocl.models import end_ids
 from pocl.objective import example_cross_entropy
 from pocl.parts import Parts
 from pocl.ranking import easy_to_hard, ordinal_ranks, reciprocal_rank_fusion
+from pocl.sampling import Backend, Sampling
+from pocl.vllm_backend import open_generator
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ def score_examples(
     tokenizer: PreTrainedTokenizerBase,
     split: Split,
     *,
+    backend: Backend,
+    model_path: str,
     max_new_tokens: int,
     no_repeat_ngram: int,
     batch_size: int,
@@ -49,20 +53,30 @@ def score_examples(
 ) -> list[Score]:
     """Score every example of a split, over all ranks -> scores sorted by example id, on every rank.
 
-    Each finished block is kept in ``parts_dir``, so a pass that was cut off goes on where it was; ``key`` says what
-    the scores depend on (model, data, limits).
+    ``backend`` says what answers the prompts (``pocl.vllm_backend``); ``model``, which was loaded from ``model_path``,
+    reads the references, ``batch_size`` at a time. Each finished block is kept in ``parts_dir``, so a pass that was
+    cut off goes on where it was; ``key`` says what the scores depend on (model, data, limits).
     """
     sampling = Sampling(max_new_tokens, temperature=0.0, no_repeat_ngram=no_repeat_ngram)
-    blocks = blocks_by_length(split.prompt_lengths, batch_size)
     was_training = model.training
     model.eval()
-    with Parts(parts_dir, key) as parts:
-        parts.fill(
-            blocks,
-            split.ids,
-            lambda block: map(asdict, _score_block(model, tokenizer, split, block, sampling, chunk_tokens)),
-            title="scoring",
+    limits = {"max_length": split.max_length, "batch_size": batch_size}
+    with (
+        open_generator(backend, model, tokenizer, model_path=model_path, device=model.device, **limits) as generator,
+        Parts(parts_dir, {**key, "generator": generator.name}) as parts,
+    ):
+        score = partial(
+            _score_block,
+            model,
+            tokenizer,
+            split,
+            generator,
+            sampling=sampling,
+            batch_size=batch_size,
+            chunk_tokens=chunk_tokens,
         )
+        blocks = generator.blocks(split.prompt_lengths)
+        parts.fill(blocks, split.ids, lambda block: map(asdict, score(block)), title="scoring")
         gathered = parts.gather()
     model.train(was_training)
     return [Score(**gathered[i]) for i in sorted(split.ids.tolist())]
@@ -73,21 +87,20 @@ def _score_block(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     split: Split,
+    generator: Generator,
     block: np.ndarray,
+    *,
     sampling: Sampling,
+    batch_size: int,
     chunk_tokens: int,
 ) -> list[Score]:
     rows = split.table[[int(i) for i in block]]
-    answers = generate(
-        model,
-        rows["prompt_ids"],
-        rows["id"],
-        sampling=sampling,
-        eos_ids=end_ids(model, tokenizer),
-        vocab_size=len(tokenizer),
-    )
-    batch = split.batch(block).to(next(model.parameters()).device)
-    losses = example_cross_entropy(model, batch, chunk_tokens=chunk_tokens)
+    answers = generator(rows["prompt_ids"], rows["id"], sampling)
+    device = next(model.parameters()).device
+    losses: list[tuple[float, int]] = []
+    for start in range(0, len(block), batch_size):
+        batch = split.batch(block[start : start + batch_size]).to(device)
+        losses += example_cross_entropy(model, batch, chunk_tokens=chunk_tokens)
     return [
         Score(example_id, rouge_l(text, [reference]), total / count, text)
         for example_id, text, reference, (total, count) in zip(
