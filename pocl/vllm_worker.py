@@ -57,7 +57,7 @@ class _Worker:
         return {"answers": self._generate(message, self.settings)}
 
     def _load(self, settings: Mapping[str, Any]) -> str:
-        """Load the model -> vLLM's version.
+        """Load the model and try it -> vLLM's version.
 
         ``pocl.vllm_choice`` speaks the first model runner's interface, and must see every token before the next is
         computed.
@@ -79,6 +79,9 @@ class _Worker:
             enforce_eager=not memory,  # on a CPU, compiling takes longer than it saves
             **memory,
         )
+        # vLLM finds some models too odd at their first token only (heads of 16 on a CPU).
+        sampling = {"max_new_tokens": 1, "temperature": 0.0}
+        self._generate({"prompts": [[0]], "example_ids": [0], "sampling": sampling}, settings)
         return str(vllm.__version__)
 
     def _generate(self, request: Mapping[str, Any], settings: Mapping[str, Any]) -> list[list[int]]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest import mock
 
 import datasets
 import numpy as np
@@ -142,6 +143,19 @@ def test_an_answer_depends_on_its_prompt_and_example_only(worker: Generator) -> 
 
 def test_auto_on_a_gpu_is_vllm(worker: Generator) -> None:
     assert worker.name == "vllm 0.0.fake"
+
+
+def test_one_rank_without_vllm_leaves_all_without(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = mock.Mock(name="a worker of this rank")
+    monkeypatch.setattr(vllm_backend, "_start", lambda settings, device: (mine, None))
+    monkeypatch.setattr(distributed, "gather_by_id", lambda problems: {**problems, 1: "rank 1 has none"})
+    with opened_on_gpu(monkeypatch, folder, tokenizer) as generator:
+        assert generator.name == "builtin"
+        mine.close.assert_called_once()
+    with pytest.raises(UserError, match="rank 1 has none"), opened(folder, tokenizer):
+        pass
 
 
 def test_a_call_that_fails_stops_the_run(worker: Generator) -> None:
@@ -319,17 +333,23 @@ def test_vllm_itself_answers_as_the_built_in_loop(
     family: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POCL_VLLM_PYTHON", REAL)
-    folder = make_model(tmp_path, tokenizer, family, 128)  # heads of 32: vLLM knows no smaller ones
+    folder = make_model(tmp_path, tokenizer, family, 128)  # heads of 32: vLLM's CPU attention has no smaller ones
     with opened(folder, tokenizer) as generator:
         for sampling in SAMPLINGS:
             check_answers(generator, folder, tokenizer, sampling)
 
 
 @needs_vllm
-def test_vllm_itself_refuses_what_is_longer_than_the_model(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("width", "max_length", "words"), [(128, 1025, "1024"), (64, 70, "head_dim=16")])
+def test_vllm_itself_refuses_a_model_before_it_is_asked(
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+    max_length: int,
+    words: str,
 ) -> None:
     monkeypatch.setenv("POCL_VLLM_PYTHON", REAL)
-    folder = make_model(tmp_path, tokenizer, "gpt2", 128)
-    with pytest.raises(UserError, match="1024"), opened(folder, tokenizer, max_length=1025):
+    odd = make_model(tmp_path, tokenizer, "gpt2", width)
+    with pytest.raises(UserError, match=words), opened(odd, tokenizer, max_length=max_length):
         pass
