@@ -12,8 +12,11 @@ from typing import Any, ClassVar, Literal
 from pocl.curriculum import CURRICULA, ramp
 from pocl.errors import UserError, closest
 from pocl.flags import flag, parse
+from pocl.lora_options import LoraOptions, check_lora
 from pocl.losses import loss_type
-from pocl.sampling import Backend
+from pocl.ranking import SIGNALS
+
+Backend = Literal["auto", "builtin", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,22 @@ class CurriculumOptions:
     _argument_group_name: ClassVar[str] = "curriculum"
     curriculum: str = flag(f"which pool at which stage: {', '.join(CURRICULA)}", "baby-step")
     num_stages: int = flag("stages; 1 is plain distillation without a curriculum", 4)
-    epochs: int = flag("epochs over the pool in each stage", 8)
+    epochs: int = flag("epochs over the pool in each stage; with --advance converged the most of them", 8)
+    advance: Literal["interval", "converged"] = flag(
+        "when a stage ends. interval: after its epochs; converged: once dev ROUGE-L has not risen for --patience "
+        "evaluations",
+        "interval",
+    )
+    patience: int = flag("dev evaluations without a rise that end a stage with --advance converged", 2)
     restart_optimizer: bool = flag("fresh optimiser state and fresh cosine at each stage", True)
+    difficulty: list[str] = flag(
+        f"what ranks the examples, fused where several are named: {', '.join(SIGNALS)}", ["student"]
+    )
+    rerank: Literal["off", "stage", "epoch"] | None = flag(
+        "rank again before each stage or epoch [default: stage with --difficulty snapshot, else off]", None
+    )
     difficulty_file: str | None = flag(
-        "take the ranking from another run's difficulty.jsonl [default: score now]", None
+        "take the first ranking from another run's difficulty.jsonl [default: rank now]", None
     )
 
 
@@ -112,7 +127,10 @@ class OptimiserOptions:
     weight_decay: float = flag("AdamW's weight decay", 0.01)
     clip_grad: float = flag("largest norm of the whole gradient", 1.0)
     global_batch_size: int = flag("examples of one optimiser step, over all ranks and micro-batches [examples]", 64)
-    batch_size: int = flag("largest micro-batch of one rank [examples]", 8)
+    max_tokens: int = flag(
+        "largest micro-batch of one rank, padding included; one example may be longer [tokens]", 4096
+    )
+    batch_size: int | None = flag("largest micro-batch of one rank [examples; default: as --max-tokens allows]", None)
     seed: int = flag("seed of shuffling, dropout and sampling", 10)
     deepspeed_config: str = flag("DeepSpeed JSON; says the ZeRO stage", "scripts/deepspeed/zero1.json")
 
@@ -128,8 +146,9 @@ class GenerationOptions:
     top_k: int = flag("most likely tokens kept in evaluation; 0 keeps all [tokens]", 0)
     no_repeat_ngram: int = flag("ban a repeated n-gram over prompt and answer (paper: 6); 0 turns it off [tokens]", 6)
     generation_backend: Backend = flag(
-        "what answers in ranking and in evaluate.py: builtin, vllm, or auto: vllm on a GPU where it is installed and "
-        "loads the model, else builtin; while a model trains (dev evaluation, on-policy text) it is always builtin",
+        "what answers in the first ranking and in evaluate.py: builtin, vllm, or auto: vllm on a GPU where it is "
+        "installed and loads the model, else builtin; a model that trains (dev evaluation, on-policy text, later "
+        "rankings) is always asked by builtin",
         "auto",
     )
 
@@ -143,6 +162,9 @@ class RunOptions:
     run_name: str | None = flag("name of the run [default: seed<SEED>]", None)
     eval_every: int = flag("dev evaluation and checkpoint every N epochs, and at each stage's end [epochs]", 1)
     log_every: int = flag("print and record every N optimiser steps [steps]", 1)
+    bucket_examples: int = flag(
+        "at each stage's end ask N examples of each quarter of the ranking again; 0: none [examples]", 16
+    )
 
 
 @dataclass(frozen=True)
@@ -170,6 +192,7 @@ class TrainConfig:
     """All options of train.py."""
 
     models: ModelOptions
+    lora: LoraOptions
     data: DataOptions
     loss: LossOptions
     curriculum: CurriculumOptions
@@ -184,7 +207,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
     types = [f.type for f in dataclasses.fields(TrainConfig)]
     config = TrainConfig(*parse(types, "Distil a language model with a curriculum (POCL), or train a baseline.", argv))
     check_train(config)
-    return resolve_ramps(config)
+    return resolve(config)
 
 
 def check_train(config: TrainConfig) -> None:
@@ -203,8 +226,27 @@ def check_train(config: TrainConfig) -> None:
     if config.curriculum.curriculum not in CURRICULA:
         name = config.curriculum.curriculum
         raise UserError(f"unknown --curriculum {name!r}{closest(name, CURRICULA)} (known: {', '.join(CURRICULA)})")
+    _check_difficulty(config)
     _check_positive(config)
+    check_lora(config.lora, config.models.train_last_layers)
     _check_on_policy(config)
+
+
+def _check_difficulty(config: TrainConfig) -> None:
+    options = config.curriculum
+    for name in options.difficulty:
+        if name not in SIGNALS:
+            raise UserError(f"unknown --difficulty {name!r}{closest(name, SIGNALS)} (known: {', '.join(SIGNALS)})")
+    if not options.difficulty:
+        raise UserError(f"--difficulty wants at least one of {', '.join(SIGNALS)}")
+    if "teacher" in options.difficulty and not config.models.teacher:
+        raise UserError(f"--difficulty teacher wants a teacher, and --type {config.loss.type} has none")
+    if "snapshot" in options.difficulty and options.rerank == "off":
+        raise UserError(
+            "--difficulty snapshot ranks by the losses of training; drop --rerank off, or give stage or epoch"
+        )
+    if options.advance == "converged" and config.data.num_dev == 0:
+        raise UserError("--advance converged follows dev ROUGE-L; --num-dev 0 leaves none")
 
 
 def _check_on_policy(config: TrainConfig) -> None:
@@ -227,8 +269,9 @@ def _check_positive(config: TrainConfig) -> None:
     counts = {
         "num-stages": config.curriculum.num_stages,
         "epochs": config.curriculum.epochs,
+        "patience": config.curriculum.patience,
         "global-batch-size": config.optimiser.global_batch_size,
-        "batch-size": config.optimiser.batch_size,
+        "max-tokens": config.optimiser.max_tokens,
         "eval-batch-size": config.generation.eval_batch_size,
         "chunk-tokens": config.loss.chunk_tokens,
         "eval-every": config.run.eval_every,
@@ -239,6 +282,7 @@ def _check_positive(config: TrainConfig) -> None:
     }
     for name, value in (
         ("num-train", config.data.num_train),
+        ("batch-size", config.optimiser.batch_size),
         ("train-last-layers", config.models.train_last_layers),
     ):
         if value is not None:
@@ -251,6 +295,7 @@ def _check_positive(config: TrainConfig) -> None:
         "weight-decay": config.optimiser.weight_decay,
         "seed": config.optimiser.seed,
         "num-dev": config.data.num_dev or 0,
+        "bucket-examples": config.run.bucket_examples,
     }
     for name, value in optional.items():
         if not 0 <= value < math.inf:
@@ -293,14 +338,16 @@ def check_generation(options: GenerationOptions) -> None:
             raise UserError(f"--{name} is {value}; it must be 0 (off) or above")
 
 
-def resolve_ramps(config: TrainConfig) -> TrainConfig:
-    """The same options with T and r of every stage in place of what was said, or not said, of them.
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The same options with what was left open decided: T and r of every stage, and when to rank again.
 
     Raises UserError where a type was given what it does not have.
     """
     temperature, kd_ratio = stage_temperatures(config), stage_kd_ratios(config)
     loss = dataclasses.replace(config.loss, temperature=list(temperature), kd_ratio=list(kd_ratio))
-    return dataclasses.replace(config, loss=loss)
+    rerank = config.curriculum.rerank or ("stage" if "snapshot" in config.curriculum.difficulty else "off")
+    curriculum = dataclasses.replace(config.curriculum, rerank=rerank)
+    return dataclasses.replace(config, loss=loss, curriculum=curriculum)
 
 
 def stage_temperatures(config: TrainConfig) -> tuple[float, ...]:

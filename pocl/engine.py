@@ -39,6 +39,8 @@ class Engine:
         module.to(device)
         module.sharded = self.zero_stage == 3
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._all_trained = len(parameters) == sum(1 for _ in module.parameters())
+        module.register_state_dict_post_hook(_drop_frozen)
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=device.type == "cuda")
         config |= {
             "train_batch_size": global_batch_size,
@@ -109,18 +111,26 @@ class Engine:
             seen.add(id(parameter))
             with self._gathered([parameter], enabled=self.zero_stage == 3):
                 weights[name] = parameter.detach().cpu().clone()
-        weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()})
+        kept = model.state_dict()  # names: a buffer that a model makes for itself is in no model folder
+        weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in kept})
         return weights
 
     def save(self, folder: Path, tag: str) -> None:
-        """Write model, optimiser and loss scale of every rank to ``folder/tag``."""
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        """Write the trained weights, the optimiser and the loss scale of every rank to ``folder/tag``."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path, tag: str) -> None:
         """Read what ``save`` wrote.  Raises UserError where it is missing or was written by another world size."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_module_strict=self._all_trained)
         if path is None:
             raise UserError(f"{folder / tag} holds no checkpoint that can be resumed")
+
+
+def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Leave frozen weights out of the module's checkpoint, under all names of tied ones; DeepSpeed drops one name."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:

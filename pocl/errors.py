@@ -29,6 +29,12 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of a library's error, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run an entry point: a UserError becomes one line and exit status 2, RunStopped one line and status 1.
 

@@ -21,9 +21,9 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best = path / "best"
+        self.adapter = path / "adapter"  # of a LoRA run: what was merged into best/
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.json"
-        self.difficulty = path / "difficulty.jsonl"
         self.metrics = path / "metrics.jsonl"
 
     def check_options(self, options: Mapping[str, Any], world_size: int) -> None:
@@ -68,6 +68,23 @@ class RunDir:
                 "git_commit": git_commit(),
             },
         )
+
+    def ranking(self, place: str) -> Path:
+        """The file of a ranking: ``difficulty`` is the first, before anything is trained."""
+        return self.path / f"{place}.jsonl"
+
+    def first_ranking(self) -> Path | None:
+        """The file of the earliest ranking; None where the run has not ranked."""
+        first = self.ranking("difficulty")
+        if first.is_file():
+            return first
+        later = sorted(self.path.glob("difficulty-*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        return later[0] if later else None
+
+    def forget_rerankings(self) -> None:
+        """Drop the rankings that were made while an earlier start of this run trained."""
+        for path in self.path.glob("difficulty-*.jsonl"):
+            path.unlink()
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""

@@ -5,13 +5,10 @@ Needs torch and numpy only: the vLLM worker, which may run in an environment of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-
-Backend = Literal["auto", "builtin", "vllm"]  # what computes the logits
 
 
 @dataclass(frozen=True)

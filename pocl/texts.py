@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
-from pocl.data import Batch, Split, micro_batches
+from pocl.data import Batch, Split, cut_rows, micro_batches
 from pocl.generation import generate
 from pocl.on_policy import OnPolicy, OnPolicyState, Response
 from pocl.sampling import Sampling
@@ -36,14 +36,15 @@ class TextSource:
         *,
         on_policy: OnPolicy | None,
         student: Callable[[], PreTrainedModel],
-        batch_size: int,
+        max_tokens: int,
+        batch_size: int | None,
         max_new_tokens: int,
         total_steps: int,
         device: torch.device,
     ) -> None:
         self.train, self.tokenizer, self.device = train, tokenizer, device
         self.on_policy, self.state = on_policy, OnPolicyState()
-        self.student, self.batch_size = student, batch_size
+        self.student, self.max_tokens, self.batch_size = student, max_tokens, batch_size
         self.max_new_tokens, self.total_steps = max_new_tokens, total_steps
 
     @property
@@ -56,11 +57,12 @@ class TextSource:
         shares = micro_batches(
             examples,
             self.train.lengths,
+            max_tokens=self.max_tokens,
             batch_size=self.batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        return [self._text(positions, step, number) for number, positions in enumerate(shares)]
+        return [text for number, positions in enumerate(shares) for text in self._texts(positions, step, number)]
 
     def sizes(self, texts: Sequence[Text], examples: np.ndarray) -> tuple[int, int, int]:
         """(response tokens, input tokens, texts of the student) of the whole step, over all ranks."""
@@ -74,7 +76,8 @@ class TextSource:
         response_tokens, inputs, student_texts = distributed.sum_over_ranks(counts, self.device)
         return int(response_tokens), int(inputs), int(student_texts)
 
-    def _text(self, positions: np.ndarray, step: int, number: int) -> Text:
+    def _texts(self, positions: np.ndarray, step: int, number: int) -> list[Text]:
+        """One micro-batch with its gold responses, or what the student wrote instead, cut anew by its lengths."""
         source = "gold"
         if self.on_policy:
             source = self.on_policy.source(
@@ -85,13 +88,26 @@ class TextSource:
                 buffer_full=len(self.state.buffer) >= self.on_policy.buffer_size,
             )
         if self.on_policy is None or source == "gold":
-            return Text(positions, self.train.batch(positions), of_student=False)
+            return [Text(positions, self.train.batch(positions), of_student=False)]
         responses = self._sample(positions, step) if source == "sample" else []
         if self.on_policy.buffer_size:
             self.state = self.state.add(responses, self.on_policy.buffer_size)
             responses = self.state.draw(len(positions), [self.on_policy.seed, step, number, distributed.rank()])
+        return [self._of_student(part) for part in self._cut(responses)]
+
+    def _of_student(self, responses: Sequence[Response]) -> Text:
         drawn = np.array([position for position, _ in responses])
         return Text(drawn, self.train.batch_of(drawn, [tokens for _, tokens in responses]), of_student=True)
+
+    def _cut(self, responses: Sequence[Response]) -> list[list[Response]]:
+        """The responses in micro-batches by their own lengths, which nobody knew before: as many on every rank."""
+        totals = [int(self.train.prompt_lengths[position]) + len(tokens) for position, tokens in responses]
+        lengths = np.minimum(totals, self.train.max_length) - 1
+        order = np.argsort(-lengths, kind="stable")
+        widths = distributed.gather_by_id({distributed.rank(): lengths[order]})
+        longest = np.max(list(widths.values()), axis=0)  # of each place in the order, over all ranks
+        cuts = cut_rows(longest, max_tokens=self.max_tokens, batch_size=self.batch_size)
+        return [[responses[i] for i in order[rows]] for rows in cuts]
 
     def _sample(self, positions: np.ndarray, step: int) -> list[Response]:
         """The student's own answers to these prompts, at temperature 1, others at every step."""

@@ -22,13 +22,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
+from pocl.config import Backend
 from pocl.console import say
 from pocl.data import blocks_by_length
 from pocl.errors import RankStopped, UserError
 from pocl.generation import BuiltIn, Generator
+from pocl.lora import adapter_chain
 from pocl.models import end_ids
 from pocl.rundir import ROOT
-from pocl.sampling import Backend, Sampling
+from pocl.sampling import Sampling
 
 PYTHON_VARIABLE = "POCL_VLLM_PYTHON"
 EXAMPLES_PER_CALL = 2048  # vLLM fills its batch from them as answers end; what is on disk is lost at most once a call
@@ -85,9 +87,9 @@ def open_generator(
 
 def _start(settings: Mapping[str, Any], device: torch.device) -> tuple["VllmWorker | None", str | None]:
     """(a worker that has loaded the model, or None; why there is none)."""
-    folder, python = Path(settings["model"]), vllm_python()
-    if not (folder / "config.json").is_file():
-        return None, f"vLLM loads a model from its folder, {folder} holds no config.json; use builtin"
+    path, python = settings["model"], vllm_python()
+    if adapter_chain(path)[1] or not (Path(path) / "config.json").is_file():
+        return None, f"vLLM reads a whole model from its folder; {path} is an adapter or no model folder"
     if not has_vllm(python):
         return None, (
             f"{python} has no vLLM; bash install.sh --vllm makes an environment for it, "

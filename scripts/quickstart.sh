@@ -118,7 +118,7 @@ WARM=$RESULTS/warmup/sft/seed10/best
 
 step "5/7  POCL: the student ranks, then four stages from easy to hard"
 train "$RESULTS/pocl" --type "$TYPE" --model "$WARM" --teacher "$TEACHER" --epochs "$EPOCHS" --lr 5e-4 \
-    --global-batch-size 8 --num-train "$NUM_TRAIN" --num-dev 30
+    --global-batch-size 8 --num-train "$NUM_TRAIN" --num-dev 30 --bucket-examples 6
 POCL=$RESULTS/pocl/$TYPE/seed10
 
 step "6/7  evaluation on $NUM_EVAL held-out prompts of data/$SET"
@@ -134,6 +134,7 @@ run_python tools/make_tables.py --output "$RESULTS/table.md" --title "held-out $
 run_python tools/show_answers.py --set "$SET" --num-examples 4 --rows \
     "before=$RESULTS/eval/before" "warm-up=$RESULTS/eval/warmup" "POCL=$RESULTS/eval/pocl" "teacher=$RESULTS/eval/teacher"
 run_python tools/plot_run.py --run "$POCL" --output "$RESULTS/curves.png"
+run_python tools/plot_difficulty.py --run "$POCL" --output "$RESULTS/difficulty.png"
 
 printf '\nDone in %d:%02d. The student: %s/best   the table: %s/table.md   the picture: %s/curves.png\n' \
     $(((SECONDS - STARTED) / 60)) $(((SECONDS - STARTED) % 60)) "$POCL" "$RESULTS" "$RESULTS"

@@ -161,6 +161,8 @@ def test_a_count_of_values_that_fits_no_stage_is_refused(flag: str) -> None:
         ("--epochs", "-1"),
         ("--global-batch-size", "0"),
         ("--batch-size", "0"),
+        ("--max-tokens", "0"),
+        ("--max-tokens", "-1"),
         ("--eval-batch-size", "0"),
         ("--chunk-tokens", "0"),
         ("--eval-every", "0"),

@@ -23,7 +23,6 @@ from pocl.data import (
     collate,
     load_split,
     make_prompt,
-    micro_batches,
     read_instructions,
     read_manifest,
     tokenise,
@@ -175,41 +174,6 @@ def test_a_split_counts_the_tokens_that_its_batches_hold() -> None:
 
 def lengths_of(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(1, 60, size=count)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("global_batch", [4, 8, 20, 64])
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 100])
-def test_micro_batches_of_all_ranks_are_the_global_batch_once(
-    world_size: int, global_batch: int, batch_size: int
-) -> None:
-    lengths = lengths_of(200)
-    positions = np.random.default_rng(1).permutation(200)[:global_batch]
-    shares = [
-        list(micro_batches(positions, lengths, batch_size=batch_size, rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]
-    everything = [int(position) for share in shares for batch in share for position in batch]
-    assert sorted(everything) == sorted(positions.tolist())
-    assert len({len(share) for share in shares}) == 1  # ZeRO's collectives
-    assert len({sum(len(batch) for batch in share) for share in shares}) == 1
-    assert all(0 < len(batch) <= batch_size for share in shares for batch in share)
-    assert len(shares[0]) == -(-(global_batch // world_size) // batch_size)
-
-
-def test_micro_batches_hold_neighbours_in_length() -> None:
-    lengths = lengths_of(64)
-    batches = list(micro_batches(np.arange(64), lengths, batch_size=8, rank=0, world_size=1))
-    assert np.concatenate([lengths[batch] for batch in batches]).tolist() == sorted(lengths.tolist(), reverse=True)
-
-
-def test_ranks_get_similar_lengths() -> None:
-    lengths = np.array([10, 80, 20, 70, 30, 60, 40, 50])
-    shares = [
-        [lengths[b].tolist() for b in micro_batches(np.arange(8), lengths, batch_size=2, rank=r, world_size=2)]
-        for r in (0, 1)
-    ]
-    assert shares == [[[80, 60], [40, 20]], [[70, 50], [30, 10]]]
 
 
 def test_a_global_batch_that_the_ranks_cannot_share_is_refused() -> None:

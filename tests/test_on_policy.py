@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import train
+from pocl import distributed
 from pocl.checkpoints import Checkpoints, Position
-from pocl.data import IGNORE
+from pocl.data import IGNORE, load_split
 from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.texts import Text, TextSource
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
+from tests.tiny import tiny_tokenizer
 
 LONGEST = MAX_LENGTH - 160
 
@@ -152,8 +155,8 @@ def test_a_run_that_is_cut_off_ends_with_the_same_weights(
 
 
 def test_two_ranks_choose_alike_and_train_the_same_curve(folders: Folders, tmp_path: Path) -> None:
-    # One micro-batch a rank against two of one rank: with alpha 1 the choice cannot differ, the samples could.
-    extra = ["--mixed-alpha", 1, "--num-dev", 0, "--batch-size", 4]
+    # The ranks have other micro-batches than one has: with alpha 1 the choice cannot differ, the samples could.
+    extra = ["--mixed-alpha", 1, "--num-dev", 0, "--max-tokens", 600]
     assert call(train, arguments(folders, tmp_path / "one", *extra)).status == 0
     result = launch("train.py", arguments(folders, tmp_path / "two", *extra), num_ranks=2)
     assert result.status == 0, result.output
@@ -163,6 +166,37 @@ def test_two_ranks_choose_alike_and_train_the_same_curve(folders: Folders, tmp_p
     )
     # The samples are drawn by example, so both see the same text, until rounding tips a draw.
     assert two[:2] == pytest.approx(one[:2], rel=1e-3)
+
+
+@pytest.mark.parametrize("widest", [0, MAX_LENGTH - 1])
+def test_student_text_is_cut_by_its_own_length_and_alike_on_every_rank(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, widest: int
+) -> None:
+    """Beside a rank whose answers are all as short or as long as can be."""
+    split = load_split(folders.data, "train", max_length=MAX_LENGTH)
+
+    def answers(model: object, prompts: list[list[int]], ids: list[int], **_: object) -> list[list[int]]:
+        return [[5] * (1 + 7 * i % LONGEST) for i in ids]
+
+    monkeypatch.setattr("pocl.texts.generate", answers)
+    monkeypatch.setattr(distributed, "gather_by_id", lambda own: own | {1: np.full_like(own[0], widest)})
+    source = TextSource(
+        split,
+        tiny_tokenizer(),
+        on_policy=schedule(alpha=1.0),
+        student=lambda: None,  # type: ignore[arg-type, return-value]
+        max_tokens=600,
+        batch_size=None,
+        max_new_tokens=LONGEST,
+        total_steps=1,
+        device=torch.device("cpu"),
+    )
+    texts = source.of_step(np.arange(16), 0)
+    assert all(text.of_student for text in texts)
+    assert sorted(int(position) for text in texts for position in text.positions) == list(range(16))
+    rows, lengths = zip(*(text.batch.input_ids.shape for text in texts), strict=True)
+    assert all(count * max(length, widest) <= 600 for count, length in zip(rows, lengths, strict=True))
+    assert max(rows) > 600 // MAX_LENGTH or widest
 
 
 @pytest.mark.parametrize(

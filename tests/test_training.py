@@ -3,12 +3,15 @@
 import json
 import math
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
@@ -16,6 +19,7 @@ import train
 from pocl.checkpoints import Checkpoints, Position
 from pocl.curriculum import Stage
 from pocl.losses import LOSSES
+from pocl.parts import Parts
 from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
 
 
@@ -125,7 +129,16 @@ def test_two_ranks_train_the_same_curve_on_the_same_ranking_as_one(
 
 @pytest.mark.parametrize(
     "extra",
-    [["--batch-size", 1], ["--batch-size", 8], ["--chunk-tokens", 16], ["--gradient-checkpointing"]],
+    [
+        ["--batch-size", 1],
+        ["--batch-size", 8],
+        ["--max-tokens", 100],
+        ["--max-tokens", 400],
+        ["--max-tokens", 400, "--batch-size", 2],
+        ["--max-tokens", 100000],
+        ["--chunk-tokens", 16],
+        ["--gradient-checkpointing"],
+    ],
     ids=lambda extra: "=".join(map(str, extra)).strip("-"),
 )
 def test_how_a_batch_is_cut_does_not_change_the_curve(
@@ -147,8 +160,10 @@ def test_every_zero_stage_trains_the_same_curve(ranked: Path, gpt2: Folders, tmp
         f"scripts/deepspeed/zero{stage}.json",
     ]
     arguments = train_arguments(gpt2, tmp_path, *extra)
-    # Stage 3 shares the weights out, so it is only itself on two ranks.
-    result = launch("train.py", arguments, num_ranks=2) if stage == 3 else call(train, arguments)
+    # Stage 3 shares the weights out, so it is only itself on two ranks. It gathers them in every forward and backward
+    # pass: ranks with other numbers of micro-batches (here 2 to 4) would wait for each other forever.
+    cut = ["--max-tokens", "250"]
+    result = launch("train.py", [*arguments, *cut], num_ranks=2) if stage == 3 else call(train, arguments)
     assert result.status == 0, result.output
     run = tmp_path / "tfkl" / "seed10"
     assert losses(run) == pytest.approx(losses(ranked), rel=1e-4)
@@ -254,6 +269,8 @@ def test_every_family_runs_under_the_launcher_from_ranking_to_scores(
     assert result.status == 0, result.output
     run = tmp_path / "results" / "tsrkl" / "seed10"
     assert len(losses(run)) == 14
+    student, best = (load_file(folder / "model.safetensors") for folder in (folders.student, run / "best"))
+    assert best.keys() == student.keys()
     arguments = ["--model", run / "best", "--sets", "short", "--data-root", folders.data_root, "--seeds", 1]
     arguments += ["--max-length", 192, "--max-prompt-length", 160]
     result = launch("evaluate.py", arguments, num_ranks=num_ranks)
@@ -299,12 +316,27 @@ def test_a_finished_run_started_again_changes_nothing(ranked: Path, gpt2: Folder
 
 
 def test_scoring_that_was_cut_off_goes_on_with_the_same_result(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
-    copy = tmp_path / "tfkl" / "seed10"
-    shutil.copytree(ranked / "scoring", copy / "scoring")
-    part = copy / "scoring" / "0.jsonl"
-    part.write_text(part.read_text()[:3000])  # cut in the middle of a line, as a crash would
-    assert call(train, train_arguments(gpt2, tmp_path)).status == 0
-    assert (copy / "difficulty.jsonl").read_bytes() == (ranked / "difficulty.jsonl").read_bytes()
+    copy, appended = tmp_path / "tfkl" / "seed10", 0
+    append = Parts.append
+
+    def append_and_stop(self: Parts, records: Iterable[Mapping[str, Any]]) -> None:
+        nonlocal appended
+        append(self, records)
+        appended += 1
+        if appended == 4:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "append", append_and_stop)
+        result = call(train, train_arguments(gpt2, tmp_path, "--teacher-cache", "off", "--eval-batch-size", 8))
+        assert result.status == 130, result.output
+    part = copy / "scoring" / "difficulty" / "student" / "0.jsonl"
+    part.write_text(part.read_text()[:-30])  # cut in the middle of a line, as a crash would
+    result = call(train, train_arguments(gpt2, tmp_path, "--teacher-cache", "off", "--eval-batch-size", 8))
+    assert result.status == 0, result.output
+    again, whole = (read_jsonl(run / "difficulty.jsonl") for run in (copy, ranked))
+    assert [(r["id"], r["answer"]) for r in again] == [(r["id"], r["answer"]) for r in whole]
+    assert not (copy / "scoring").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_examples(gpt2: Folders, tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import evaluate
 import train
-from pocl import distributed, vllm_backend
+from pocl import difficulty, distributed, vllm_backend
 from pocl.data import load_split
-from pocl.difficulty import score_examples
 from pocl.errors import RankStopped, UserError
 from pocl.generation import BuiltIn, Generator
 from pocl.models import load_model, load_tokenizer
 from pocl.sampling import Sampling
+from pocl.scoring import Limits, score_examples
 from pocl.vllm_backend import has_vllm, open_generator, vllm_python, worker_environment
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT, save_model, tiny_model
@@ -219,7 +219,7 @@ def test_auto_on_a_cpu_is_the_built_in_loop(
     ("fault", "words"),
     [
         ("none", "has no vLLM"),
-        ("hub", "holds no config.json"),
+        ("hub", "a-hub/name is an adapter or no model folder"),
         ("load", "ValueError: this model is not for vLLM"),
         ("exit", "ended with status 7: chatter on standard output / fatal: out of everything"),
     ],
@@ -280,29 +280,34 @@ def test_evaluate_gives_the_same_scores_on_two_ranks(folders: Folders, tmp_path:
     assert [protocol["generator"] for protocol in protocols] == ["vllm 0.0.fake", "builtin"]
 
 
-def test_ranking_measures_the_same(folders: Folders, tmp_path: Path, faked: None) -> None:
-    extra = ["--type", "sft", "--num-train", 16, "--num-stages", 1, "--num-dev", 0, "--generation-backend", "vllm"]
-    result = call(train, train_arguments(folders, tmp_path, *extra, teacher=False))
+def test_the_first_ranking_is_by_vllm_and_measures_the_same(
+    folders: Folders, tmp_path: Path, faked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends: list[str] = []
+
+    def noted(*positional: object, **named: object) -> dict[int, dict[str, object]]:
+        backends.append(named["limits"].backend)
+        return score_examples(*positional, **named)
+
+    monkeypatch.setattr(difficulty, "score_examples", noted)
+    extra = ["--type", "sft", "--num-train", 16, "--num-stages", 2, "--num-dev", 0, "--rerank", "stage"]
+    result = call(train, train_arguments(folders, tmp_path, *extra, "--generation-backend", "vllm", teacher=False))
     assert result.status == 0, result.output
+    assert backends == ["vllm", "builtin"]  # the student has been trained by then, its folder has not
     found = {record["id"]: record for record in read_jsonl(tmp_path / "sft" / "seed10" / "difficulty.jsonl")}
     scores = score_examples(
         load_model(str(folders.student)),
         load_tokenizer(str(folders.student)),
         load_split(folders.data, "train", max_length=MAX_LENGTH, num_examples=16),
-        backend="builtin",
-        model_path=str(folders.student),
-        max_new_tokens=MAX_LENGTH - 160,
-        no_repeat_ngram=6,
-        batch_size=5,
-        chunk_tokens=64,
+        limits=Limits(max_new_tokens=MAX_LENGTH - 160, no_repeat_ngram=6, batch_size=5, chunk_tokens=64),
         parts_dir=tmp_path / "parts",
         key={},
     )
-    assert sorted(found) == sorted(score.id for score in scores)
-    for score in scores:
-        record = found[score.id]
-        assert (record["answer"], record["rouge_l"]) == (score.answer, score.rouge_l)
-        assert record["cross_entropy"] == pytest.approx(score.cross_entropy, rel=1e-5)
+    assert sorted(found) == sorted(scores)
+    for example_id, score in scores.items():
+        record = found[example_id]
+        assert (record["answer"], record["rouge_l"]) == (score["answer"], score["rouge_l"])
+        assert record["cross_entropy"] == pytest.approx(score["cross_entropy"], rel=1e-5)
 
 
 def test_seqkd_writes_the_same_answers(folders: Folders, tmp_path: Path, faked: None) -> None:

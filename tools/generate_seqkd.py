@@ -20,6 +20,7 @@ import datasets
 import numpy as np
 
 from pocl import distributed
+from pocl.config import Backend
 from pocl.console import quiet_libraries, say
 from pocl.data import Split, check_tokenizer, load_split, read_manifest
 from pocl.errors import UserError, run_main
@@ -28,7 +29,7 @@ from pocl.flags import flag, parse
 from pocl.generation import Generator, decode
 from pocl.models import load_model, load_tokenizer, weights_fingerprint
 from pocl.parts import Parts
-from pocl.sampling import Backend, Sampling
+from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 
 
