@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from pocl.rundir import ROOT
 from pocl.sampling import Sampling
 
 PYTHON_VARIABLE = "POCL_VLLM_PYTHON"
-EXAMPLES_PER_CALL = 2048  # vLLM fills its batch from them as answers end; what is on disk is lost at most once a call
+EXAMPLES_PER_CALL = 2048  # vLLM fills its batch from them as answers end; a crash loses one call's answers
 # What a launcher tells its ranks; vLLM would join them.
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "GROUP_RANK")
 _LAUNCHER_VARIABLES += ("CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONHOME", "VIRTUAL_ENV")
@@ -54,7 +54,8 @@ def open_generator(
     """The generator that ``backend`` asks for, for as long as the block runs. Every rank must come here.
 
     ``model_path`` is where ``model`` was loaded from, ``max_length`` the longest prompt and answer together [tokens],
-    ``batch_size`` the built-in loop's. ``auto`` takes vLLM on a GPU, where it is installed and loads the model.
+    ``batch_size`` the built-in loop's. ``auto`` takes vLLM on a GPU, where it is installed and loads the model, and
+    says so where an installed one cannot.
     Raises UserError where vLLM was asked for and cannot be had.
     """
     if backend == "builtin" or (backend == "auto" and device.type != "cuda"):
@@ -67,41 +68,49 @@ def open_generator(
         "vocab_size": len(tokenizer),
         "eos_ids": end_ids(model, tokenizer),
     }
-    worker, problem = _start(settings, device)
+    worker, missing = _start(settings, device)
     try:
         # One rank without vLLM leaves all without: they share the work out alike.
-        problems = distributed.gather_by_id({distributed.rank(): problem})
-        problem = next((text for text in problems.values() if text), None)
-        if worker is not None and problem is None:
+        found = distributed.gather_by_id({distributed.rank(): missing})
+        missing = next((one for one in found.values() if one), None)
+        if worker is not None and missing is None:
             say(f"{worker.name} answers ({worker.python})")
             yield worker
             return
     finally:
         if worker is not None:
             worker.close()
-    if backend == "vllm":
-        raise UserError(f"--generation-backend vllm: {problem}")
-    say(f"the built-in loop answers: {problem}")
+    if missing and backend == "vllm":
+        raise UserError(f"--generation-backend vllm: {missing.why}")
+    if missing and missing.failed:
+        say(f"the built-in loop answers: {missing.why}")
     yield BuiltIn(model.to(device), tokenizer, batch_size)
 
 
-def _start(settings: Mapping[str, Any], device: torch.device) -> tuple["VllmWorker | None", str | None]:
-    """(a worker that has loaded the model, or None; why there is none)."""
+class _Missing(NamedTuple):
+    """Why a rank has no vLLM, and whether it was there and failed."""
+
+    why: str
+    failed: bool = False
+
+
+def _start(settings: Mapping[str, Any], device: torch.device) -> tuple["VllmWorker | None", _Missing | None]:
+    """A worker that has loaded the model, or why there is none."""
     path, python = settings["model"], vllm_python()
-    if adapter_chain(path)[1] or not (Path(path) / "config.json").is_file():
-        return None, f"vLLM reads a whole model from its folder; {path} is an adapter or no model folder"
     if not has_vllm(python):
-        return None, (
+        return None, _Missing(
             f"{python} has no vLLM; bash install.sh --vllm makes an environment for it, "
             f"{PYTHON_VARIABLE}=/path/to/venv/bin/python names another"
         )
+    if adapter_chain(path)[1] or not (Path(path) / "config.json").is_file():
+        return None, _Missing(f"vLLM reads a whole model from its folder; {path} is an adapter or no model folder")
     torch.cuda.empty_cache()  # vLLM takes a share of what is free
     worker = VllmWorker(python, settings, worker_environment(os.environ, device))
     try:
         worker.wait_until_ready()
     except RankStopped as error:
         worker.close()
-        return None, f"{error}"
+        return None, _Missing(str(error), failed=True)
     return worker, None
 
 

@@ -150,7 +150,8 @@ def test_one_rank_without_vllm_leaves_all_without(
 ) -> None:
     mine = mock.Mock(name="a worker of this rank")
     monkeypatch.setattr(vllm_backend, "_start", lambda settings, device: (mine, None))
-    monkeypatch.setattr(distributed, "gather_by_id", lambda problems: {**problems, 1: "rank 1 has none"})
+    theirs = vllm_backend._Missing("rank 1 has none")
+    monkeypatch.setattr(distributed, "gather_by_id", lambda found: {**found, 1: theirs})
     with opened_on_gpu(monkeypatch, folder, tokenizer) as generator:
         assert generator.name == "builtin"
         mine.close.assert_called_once()
@@ -240,7 +241,10 @@ def test_auto_goes_on_without_vllm_and_vllm_does_not(
     with opened_on_gpu(monkeypatch, folder, tokenizer, **changes) as generator:
         assert generator.name == "builtin"
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and words in said
+    if fault in ("load", "exit"):
+        assert said.count("\n") == 1 and words in said
+    else:  # there is nothing to mend
+        assert said == ""
     with pytest.raises(UserError, match=words) as caught, opened(folder, tokenizer, **changes):
         pass
     assert "--generation-backend vllm" in str(caught.value) and "\n" not in str(caught.value)
