@@ -13,6 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from pocl import config as options
 from pocl import distributed
 from pocl.config import EvaluateOptions, GenerationOptions
@@ -29,8 +31,10 @@ from pocl.evaluation import (
 )
 from pocl.files import read_json, read_jsonl, write_json, write_jsonl
 from pocl.flags import parse
-from pocl.generation import Sampling
+from pocl.generation import Generator
 from pocl.models import load_model, load_tokenizer
+from pocl.sampling import Sampling
+from pocl.vllm_backend import open_generator
 
 
 def main() -> None:
@@ -80,7 +84,28 @@ def sample_and_score(
     """Answer and score every set under every seed, writing each result as soon as it is there."""
     device = distributed.start()
     tokenizer = load_tokenizer(what.tokenizer or what.model)
-    model = load_model(what.model, what.dtype).to(device)
+    model = load_model(what.model, what.dtype)
+    with open_generator(
+        generation.generation_backend,
+        model,
+        tokenizer,
+        model_path=what.model,
+        max_length=what.max_length,
+        batch_size=generation.eval_batch_size,
+        device=device,
+    ) as generator:
+        return score_sets(what, generation, sets, output_dir, tokenizer, generator)
+
+
+def score_sets(
+    what: EvaluateOptions,
+    generation: GenerationOptions,
+    sets: Mapping[str, Sequence[Example]],
+    output_dir: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    generator: Generator,
+) -> dict[str, Any]:
+    """The same with a generator at hand."""
     summary: dict[str, Any] = {}
     for name, examples in sets.items():
         prompts, cut = tokenise_prompts(tokenizer, examples, what.max_prompt_length)
@@ -96,18 +121,18 @@ def sample_and_score(
         )
         for seed in what.seeds:
             records = evaluate(
-                model,
+                generator,
                 tokenizer,
                 examples,
                 prompts,
                 sampling=replace(sampling, seed=seed),
-                batch_size=generation.eval_batch_size,
                 title=f"{name}, seed {seed}",
             )
             by_seed[seed] = mean_scores(records)
             if distributed.is_main():
                 write_jsonl(output_dir / name / f"{seed}.jsonl", records)
         protocol = {key: value for key, value in asdict(sampling).items() if key != "seed"}
+        protocol["generator"] = generator.name
         summary[name] = summarise(by_seed) | {"examples": len(examples), "cut_prompts": cut, "protocol": protocol}
         if distributed.is_main():
             write_summary(output_dir, name, summary[name])

@@ -27,7 +27,6 @@ from pocl.engine import Engine, check_precision
 from pocl.errors import UserError, run_main
 from pocl.evaluation import DevSet, Example
 from pocl.files import value_sha256, write_json
-from pocl.generation import Sampling
 from pocl.lora import add_adapters
 from pocl.losses import loss_type
 from pocl.models import (
@@ -44,6 +43,7 @@ from pocl.objective import StudentObjective, Term
 from pocl.on_policy import OnPolicy
 from pocl.pools import unranked_pools
 from pocl.rundir import ROOT, RunDir
+from pocl.sampling import Sampling
 from pocl.scoring import Limits
 from pocl.teacher import OnlineTeacher, TeacherSource, cache_bytes, cached_teacher
 from pocl.trainer import Recipe, Trainer
@@ -256,6 +256,8 @@ def make_ranker(
         no_repeat_ngram=config.generation.no_repeat_ngram,
         batch_size=config.generation.eval_batch_size,
         chunk_tokens=config.loss.chunk_tokens,
+        backend=config.generation.generation_backend,
+        model_path=config.models.model,
     )
     key = {"data": data_fingerprint(config), "max_length": config.data.max_length, "dtype": config.models.dtype}
     return Ranker(given.difficulty, given.rerank, run, train, tokenizer, teacher, limits, key)

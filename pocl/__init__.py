@@ -3,8 +3,8 @@
 The files of this package stand in four layers, and imports run down only:
 
     4  trainer  difficulty  scoring  buckets  evaluation
-    3  texts  checkpoints  objective  teacher  engine  generation  models  lora  data
-    2  journal  diagnostics  intervals  metrics  rundir  parts  tables  console
+    3  texts  checkpoints  objective  teacher  engine  vllm_backend  generation  models  lora  data
+    2  journal  diagnostics  intervals  metrics  rundir  parts  tables  console  sampling  vllm_worker  vllm_choice
     1  losses  curriculum  pools  ranking  snapshot  on_policy  config  lora_options  flags  distributed  files  errors
 """
 

@@ -6,7 +6,8 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
-from pocl.data import Split, blocks_by_length
+from pocl.data import Split
+from pocl.generation import BuiltIn
 from pocl.scoring import Limits, score_block
 
 NUM_BUCKETS = 4
@@ -35,11 +36,12 @@ class BucketProbe:
         was_training = student.training
         student.eval()
         positions = np.concatenate(self.buckets)
-        blocks = blocks_by_length(self.train.prompt_lengths[positions], self.limits.batch_size)
+        generator = BuiltIn(student, self.tokenizer, self.limits.batch_size)
+        blocks = generator.blocks(self.train.prompt_lengths[positions])
         mine = [
             record
             for block in distributed.my_share(blocks)
-            for record in score_block(student, self.tokenizer, self.train, positions[block], self.limits, answers=True)
+            for record in score_block(student, self.tokenizer, self.train, positions[block], self.limits, generator)
         ]
         records = distributed.gather_by_id({record["id"]: record for record in mine})
         student.train(was_training)

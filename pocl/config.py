@@ -16,6 +16,8 @@ from pocl.lora_options import LoraOptions, check_lora
 from pocl.losses import loss_type
 from pocl.ranking import SIGNALS
 
+Backend = Literal["auto", "builtin", "vllm"]
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -143,6 +145,12 @@ class GenerationOptions:
     top_p: float = flag("nucleus of evaluation; 1 keeps all", 1.0)
     top_k: int = flag("most likely tokens kept in evaluation; 0 keeps all [tokens]", 0)
     no_repeat_ngram: int = flag("ban a repeated n-gram over prompt and answer (paper: 6); 0 turns it off [tokens]", 6)
+    generation_backend: Backend = flag(
+        "what answers in the first ranking and in evaluate.py: builtin, vllm, or auto: vllm on a GPU where it is "
+        "installed and loads the model, else builtin; a model that trains (dev evaluation, on-policy text, later "
+        "rankings) is always asked by builtin",
+        "auto",
+    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ pass of their own.
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,13 @@ class Ranker:
         measures: list[Mapping[int, Mapping[str, Any]]] = []
         if {"rouge_l", "cross_entropy"} & set(columns):
             model = student()
+            # The weights on disk are those of the first ranking only.
+            limits = self.limits if place == "difficulty" else replace(self.limits, backend="builtin")
             passed = score_examples(
                 model,
                 self.tokenizer,
                 self.train,
-                limits=self.limits,
+                limits=limits,
                 answers="rouge_l" in columns,
                 parts_dir=parts_dir / "student",
                 key=dict(self.key) | {"student": weights_fingerprint(model)},

@@ -16,6 +16,10 @@ class RunStopped(Exception):
     """A run that cannot go on, through no mistake of the command: one line saying where, and what was kept."""
 
 
+class RankStopped(RunStopped):
+    """The same on this rank alone, which must tell it itself."""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """A hint ``; did you mean 'x'?`` for a misspelt name, or an empty string."""
     names = list(known)
@@ -42,7 +46,7 @@ def run_main(main: Callable[[], None]) -> None:
         if os.environ.get("POCL_DEBUG") == "1":
             traceback.print_exc()
         # Every rank meets a user's mistake at the same place; one of them tells it.
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankStopped):
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(3)  # the launcher ends every rank when one has gone: rank 0 must have told it by then

@@ -12,9 +12,10 @@ from pocl import distributed
 from pocl.data import Split, blocks_by_length, make_prompt
 from pocl.errors import UserError, closest
 from pocl.files import read_jsonl
-from pocl.generation import Sampling, answer_prompts
+from pocl.generation import Generator, answer_prompts
 from pocl.metrics import METRICS
 from pocl.objective import example_cross_entropy
+from pocl.sampling import Sampling
 
 # The paper names its sets by folder; S-NI and UnNI keep the references of 11 tokens and more.
 SET_FOLDERS = {"sinst": "sinst/11_", "uinst": "uinst/11_"}
@@ -89,18 +90,17 @@ def tokenise_prompts(
 
 
 def evaluate(
-    model: PreTrainedModel,
+    generator: Generator,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     prompts: Sequence[list[int]],
     *,
     sampling: Sampling,
-    batch_size: int,
     title: str,
 ) -> list[dict[str, Any]]:
     """Answer and score every example -> per-example records, on every rank."""
     ids = [example.id for example in examples]
-    answers = answer_prompts(model, tokenizer, prompts, ids, sampling=sampling, batch_size=batch_size, title=title)
+    answers = answer_prompts(generator, tokenizer, prompts, ids, sampling=sampling, title=title)
     return score_answers(examples, [answers[i] for i in ids])
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.data import Split, blocks_by_length
-from pocl.generation import Sampling, decode, generate
+from pocl.config import Backend
+from pocl.data import Split
+from pocl.generation import Generator, decode
 from pocl.metrics import rouge_l
-from pocl.models import end_ids
 from pocl.objective import example_cross_entropy
 from pocl.parts import Parts
+from pocl.sampling import Sampling
+from pocl.vllm_backend import open_generator
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Limits:
     no_repeat_ngram: int  # n-grams that an answer may not repeat; 0: any may
     batch_size: int
     chunk_tokens: int
+    backend: Backend = "builtin"  # what answers
+    model_path: str = ""  # where another backend than the built-in loop finds the model
 
     def key(self) -> dict[str, int]:
         """What the result depends on."""
@@ -51,17 +55,26 @@ def score_examples(
     kept in ``parts_dir``, so a pass that was cut off goes on where it was; ``key`` says what the scores depend on
     besides the limits (model, data).
     """
-    blocks = blocks_by_length(split.prompt_lengths, limits.batch_size)
     was_training = model.training
     model.eval()
-    with Parts(parts_dir, dict(key) | limits.key() | {"answers": answers}) as parts:
-        parts.fill(
-            blocks,
-            split.ids,
-            lambda block: score_block(model, tokenizer, split, block, limits, answers),
-            title="scoring",
-        )
-        gathered = parts.gather()
+    with open_generator(
+        limits.backend if answers else "builtin",
+        model,
+        tokenizer,
+        model_path=limits.model_path,
+        max_length=split.max_length,
+        batch_size=limits.batch_size,
+        device=model.device,
+    ) as generator:
+        asked = generator if answers else None
+        with Parts(parts_dir, dict(key) | limits.key() | {"answers": asked and asked.name}) as parts:
+            parts.fill(
+                generator.blocks(split.prompt_lengths),
+                split.ids,
+                lambda block: score_block(model, tokenizer, split, block, limits, asked),
+                title="scoring",
+            )
+            gathered = parts.gather()
     model.train(was_training)
     return gathered
 
@@ -73,25 +86,21 @@ def score_block(
     split: Split,
     block: np.ndarray,
     limits: Limits,
-    answers: bool,
+    generator: Generator | None,
 ) -> list[dict[str, Any]]:
-    """The records of one block of positions in the split; see ``score_examples``."""
+    """The records of one block of positions in the split; see ``score_examples``. No ``generator``: no answers."""
     rows = split.table[[int(i) for i in block]]
-    batch = split.batch(block).to(next(model.parameters()).device)
-    losses = example_cross_entropy(model, batch, chunk_tokens=limits.chunk_tokens)
+    losses: list[tuple[float, int]] = []
+    for start in range(0, len(block), limits.batch_size):
+        batch = split.batch(block[start : start + limits.batch_size]).to(model.device)
+        losses += example_cross_entropy(model, batch, chunk_tokens=limits.chunk_tokens)
     records: list[dict[str, Any]] = [
         {"id": example_id, "cross_entropy": total / count}
         for example_id, (total, count) in zip(rows["id"], losses, strict=True)
     ]
-    if answers:
-        tokens = generate(
-            model,
-            rows["prompt_ids"],
-            rows["id"],
-            sampling=Sampling(limits.max_new_tokens, temperature=0.0, no_repeat_ngram=limits.no_repeat_ngram),
-            eos_ids=end_ids(model, tokenizer),
-            vocab_size=len(tokenizer),
-        )
+    if generator:
+        sampling = Sampling(limits.max_new_tokens, temperature=0.0, no_repeat_ngram=limits.no_repeat_ngram)
+        tokens = generator(rows["prompt_ids"], rows["id"], sampling)
         for record, text, reference in zip(records, decode(tokenizer, tokens), rows["response"], strict=True):
             record |= {"rouge_l": rouge_l(text, [reference]), "answer": text}
     return records

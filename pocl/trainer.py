@@ -20,6 +20,7 @@ from pocl.engine import Engine
 from pocl.errors import RunStopped
 from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.files import write_json
+from pocl.generation import BuiltIn
 from pocl.journal import Journal, peak_memory_gb
 from pocl.lora import merged_weights
 from pocl.objective import Term
@@ -300,12 +301,11 @@ class Trainer:
         )
         self.texts.state = self.texts.state.after_dev_loss(loss)
         records = evaluate(
-            student,
+            BuiltIn(student, self.tokenizer, self.dev.batch_size),
             self.tokenizer,
             self.dev.examples,
             self.dev.prompts,
             sampling=self.dev.sampling,
-            batch_size=self.dev.batch_size,
             title=f"dev after stage {stage.index + 1}, epoch {epoch + 1}",
         )
         scores = mean_scores(records)

@@ -478,7 +478,7 @@ def install_in(
 ) -> subprocess.CompletedProcess[str]:
     """Run a copy of install.sh in a folder of its own."""
     folder.mkdir(exist_ok=True)
-    for name in ("install.sh", "requirements.txt", "requirements-dev.txt"):
+    for name in ("install.sh", "requirements.txt", "requirements-dev.txt", "requirements-vllm.txt"):
         shutil.copy(ROOT / name, folder / name)
     return run(folder / "install.sh", *arguments, cwd=folder.parent, path=path, **environment)
 
@@ -534,6 +534,16 @@ def test_install_works_once_and_after_a_failure_again(tmp_path: Path) -> None:
     assert installed("--dev") == (0, 2)
 
 
+def test_install_puts_vllm_into_an_environment_of_its_own(tmp_path: Path) -> None:
+    programs, notes, project = fake(tmp_path / "bin", "python3", PYTHON), tmp_path / "notes", tmp_path / "project"
+    assert install_in(project, "--vllm", path=programs, NOTES=str(notes)).returncode == 0
+    assert (project / ".venv-vllm" / "bin" / "python").is_file() and not (project / ".venv").exists()
+    (line,) = notes.read_text().splitlines()
+    assert line.endswith("requirements-vllm.txt")
+    both = install_in(project, "--vllm", "--dev", path=programs, NOTES=str(notes))
+    assert both.returncode == 2 and "give it alone" in both.stderr
+
+
 def test_install_follows_changed_requirements(tmp_path: Path) -> None:
     programs, notes, project = fake(tmp_path / "bin", "python3", PYTHON), tmp_path / "notes", tmp_path / "project"
     assert install_in(project, path=programs, NOTES=str(notes)).returncode == 0
@@ -544,7 +554,7 @@ def test_install_follows_changed_requirements(tmp_path: Path) -> None:
 
 
 def test_requirements_are_pinned() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-vllm.txt"):
         lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
         assert lines and all(re.fullmatch(r"[A-Za-z0-9_-]+==[0-9][0-9.]*", line) for line in lines)
 
