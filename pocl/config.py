@@ -178,6 +178,12 @@ class EvaluateOptions:
     tokenizer: str | None = flag("tokenizer folder [default: the model's]", None)
     seeds: list[int] = flag("one sampled answer per prompt and seed", [10, 20, 30, 40, 50])
     data_root: str = flag("folder that holds the evaluation sets", "data")
+    clean: bool = flag("answer greedily and without a ban of n-grams as well; results in clean/ of the folder", False)
+    train_data: str | None = flag(
+        "processed data that the model was trained on: prompts that stand in it are listed, and the scores without "
+        "them given",
+        None,
+    )
     output_dir: str | None = flag("results folder [default: eval/ beside a run's best/]", None)
     num_examples: int | None = flag("first N prompts of each set only [examples; default: all]", None)
     max_length: int = flag("prompt limit and longest answer together [tokens]", 512)
