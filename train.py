@@ -42,21 +42,27 @@ from pocl.models import (
 from pocl.objective import StudentObjective, Term
 from pocl.on_policy import OnPolicy
 from pocl.pools import unranked_pools
+from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
 from pocl.sampling import Sampling
 from pocl.scoring import Limits
 from pocl.teacher import OnlineTeacher, TeacherSource, cache_bytes, cached_teacher
-from pocl.trainer import Recipe, Trainer
+from pocl.trainer import Trainer
 
 
 def main() -> None:
-    """The whole algorithm."""
+    """Parse, open the run's folder, train."""
     quiet_libraries()
     config = options.parse_train()
     device = distributed.start()
     distributed.seed_everything(config.optimiser.seed)
     run = open_run(config, device)
+    with run.locked():
+        distil(config, run, device)
 
+
+def distil(config: TrainConfig, run: RunDir, device: torch.device) -> None:
+    """The whole algorithm."""
     tokenizer = load_tokenizer(config.models.model)
     train, dev = load_data(config, tokenizer)
     stages = plan(config, len(train))

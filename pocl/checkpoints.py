@@ -17,11 +17,12 @@ from pocl.rundir import RunDir
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: the epoch to train next, and what has been seen. The whole resume state but for tensors."""
+    """Where a run stands: the epoch to go on with, and what has been seen. The whole resume state but for tensors."""
 
     stage: int = 0
     epoch: int = 0
-    step: int = 0
+    step_in_epoch: int = 0  # optimiser steps of that epoch that are done already
+    step: int = 0  # of the whole run
     best_rouge_l: float | None = None  # on dev, of the whole run
     stage_best_rouge_l: float | None = None  # of the stage that is trained
     evaluations_without_rise: int = 0  # since then
@@ -41,8 +42,10 @@ class Position:
     def after_epoch(self, stage: int, epoch: int, *, stage_over: bool, last_stage: bool) -> "Position":
         """The position behind an epoch of a stage."""
         if not stage_over:
-            return replace(self, stage=stage, epoch=epoch + 1)
-        fresh = replace(self, stage=stage + 1, epoch=0, stage_best_rouge_l=None, evaluations_without_rise=0)
+            return replace(self, stage=stage, epoch=epoch + 1, step_in_epoch=0)
+        fresh = replace(
+            self, stage=stage + 1, epoch=0, step_in_epoch=0, stage_best_rouge_l=None, evaluations_without_rise=0
+        )
         return replace(fresh, done=last_stage)
 
 

@@ -15,6 +15,16 @@ class UserError(Exception):
 class RunStopped(Exception):
     """A run that cannot go on, through no mistake of the command: one line saying where, and what was kept."""
 
+    exit_status = 1
+
+
+class Interrupted(RunStopped):
+    """A run that a signal ended, after it had saved everything."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signum
+
 
 class RankStopped(RunStopped):
     """The same on this rank alone, which must tell it itself."""
@@ -50,6 +60,8 @@ def run_main(main: Callable[[], None]) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(3)  # the launcher ends every rank when one has gone: rank 0 must have told it by then
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        sys.exit(2 if isinstance(error, UserError) else error.exit_status)
     except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("stopped; the same command goes on where it was", file=sys.stderr, flush=True)
         sys.exit(130)

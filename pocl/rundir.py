@@ -1,13 +1,18 @@
 """results/<family>/<method>/<type>/<run>/: what a run leaves behind, and whether it may go on."""
 
+import contextlib
+import fcntl
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pocl import distributed
 from pocl.errors import UserError
 from pocl.files import read_json, write_json, write_text
 
@@ -25,6 +30,37 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here. The system lets go of the lock when the process ends, however.
+
+        Every rank must come here.  Raises UserError where another process trains here.
+        """
+        with contextlib.ExitStack() as stack:
+            holder = self._lock(stack) if distributed.is_main() else None
+            holder = distributed.broadcast(holder)
+            if holder:
+                raise UserError(
+                    f"{self.path} is being trained by {holder}; wait until it ends, or give --run-name another name"
+                )
+            yield
+
+    def _lock(self, stack: contextlib.ExitStack) -> str | None:
+        """Hold the lock until the stack is closed -> None, or who holds it already."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((self.path / ".lock").open("a+", encoding="utf-8"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            return file.read().strip() or "another process"
+        except OSError:  # a file system without locks
+            return None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        return None
 
     def check_options(self, options: Mapping[str, Any], world_size: int) -> None:
         """Raise UserError where this folder holds a run with other options or another number of ranks."""

@@ -2,7 +2,8 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from signal import SIGTERM
 from typing import Any
 
 import numpy as np
@@ -13,64 +14,25 @@ from pocl import distributed
 from pocl.buckets import BucketProbe
 from pocl.checkpoints import Checkpoints, Position
 from pocl.console import Progressing, say
-from pocl.curriculum import Curriculum, Stage
+from pocl.curriculum import Stage
 from pocl.data import IGNORE, Batch, Split
 from pocl.difficulty import Ranker
 from pocl.engine import Engine
-from pocl.errors import RunStopped
+from pocl.errors import Interrupted, RunStopped
 from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.files import write_json
 from pocl.generation import BuiltIn
+from pocl.interrupt import Interrupt
 from pocl.journal import Journal, peak_memory_gb
 from pocl.lora import merged_weights
 from pocl.objective import Term
 from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.pools import Pools
+from pocl.recipe import Recipe
 from pocl.rundir import RunDir
 from pocl.snapshot import Snapshot
 from pocl.teacher import TeacherSource
 from pocl.texts import Text, TextSource
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the stages are trained, as plain values."""
-
-    stages: Curriculum
-    terms: tuple[Term, ...]  # the objective of each stage
-    global_batch_size: int
-    max_tokens: int
-    batch_size: int | None
-    lr: float
-    min_lr: float
-    restart_optimizer: bool
-    patience: int | None  # dev evaluations without a rise that end a stage before its epochs do; None: nothing does
-    seed: int
-    eval_every: int
-    log_every: int
-    chunk_tokens: int
-    max_new_tokens: int  # of a response that the student samples while it trains
-    bucket_examples: int  # examples of each bucket of difficulty that are asked again at each stage's end; 0: none
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return sum(stage.steps(self.global_batch_size) for stage in self.stages)
-
-    def learning_rate(self, stage: Stage, step_in_stage: int) -> float:
-        """The learning rate of one step: a cosine over the stage, or over the whole run where nothing restarts.
-
-        A stage that ends early leaves the rest of its cosine out.
-        """
-        if self.restart_optimizer:
-            return cosine(step_in_stage, stage.steps(self.global_batch_size), self.lr, self.min_lr)
-        before = sum(earlier.steps(self.global_batch_size) for earlier in self.stages[: stage.index])
-        return cosine(before + step_in_stage, self.total_steps, self.lr, self.min_lr)
-
-
-def cosine(step: int, num_steps: int, highest: float, lowest: float) -> float:
-    """Half a cosine from ``highest`` at step 0 down to ``lowest`` at ``num_steps``."""
-    return lowest + 0.5 * (highest - lowest) * (1.0 + math.cos(math.pi * step / num_steps))
 
 
 class Trainer:
@@ -111,15 +73,21 @@ class Trainer:
             device=device,
         )
         self.position = Position()
+        self.interrupt = Interrupt()
+        self.asked_to_stop = 0  # the signal that asked for it, on any rank
         self._teacher_reads = teacher is not None and teacher.online
 
     def fit(self) -> Position:
-        """Train every stage, from the start or from the last checkpoint -> where the run ended."""
+        """Train every stage, from the start or from the last checkpoint -> where the run ended.
+
+        Raises Interrupted where a signal asked for the end: the step was finished and everything saved.
+        """
         self.resume()
         self.journal.open(self.position.step)
-        with Progressing("training", self.recipe.total_steps, self.position.step) as progress:
+        with self.interrupt, Progressing("training", self.recipe.total_steps, self.position.step) as progress:
             for stage in self.recipe.stages[self.position.stage :]:
-                if self.position.epoch == 0 and stage.index > 0 and self.recipe.restart_optimizer:
+                begins = self.position.epoch == self.position.step_in_epoch == 0
+                if begins and stage.index > 0 and self.recipe.restart_optimizer:
                     self.engine.fresh_optimizer()
                 for epoch in range(self.position.epoch, stage.epochs):
                     self.rank(stage, epoch)
@@ -169,12 +137,20 @@ class Trainer:
         size = self.recipe.global_batch_size
         examples = self.pools.examples(stage, epoch, seed=self.recipe.seed)
         steps = stage.steps_per_epoch(size)
-        for i in range(steps):
+        for i in range(self.position.step_in_epoch, steps):
             lr = self.recipe.learning_rate(stage, epoch * steps + i)
             record = self.step(examples[i * size : (i + 1) * size], stage, lr)
             if self.position.step % self.recipe.log_every == 0 or i == steps - 1:
                 self.journal.record_step(stage, epoch, self.position.step, record)
             progress.advance(1, self.journal.note(stage, record, distils=self.teacher is not None))
+            if self.asked_to_stop:
+                self.position = replace(self.position, step_in_epoch=i + 1)
+                self.save()
+                raise Interrupted(
+                    f"asked to stop: saved at step {self.position.step} of {self.recipe.total_steps} in "
+                    f"{self.run.checkpoints}; the same command goes on",
+                    self.asked_to_stop,
+                )
 
     def step(self, examples: np.ndarray, stage: Stage, lr: float) -> dict[str, float]:
         """One optimiser step over one global batch -> what metrics.jsonl says of it.
@@ -185,7 +161,7 @@ class Trainer:
         started = time.perf_counter()
         texts = self.texts.of_step(examples, self.position.step)
         num_tokens, num_inputs, num_student_texts = self.texts.sizes(texts, examples)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         offenders: list[int] = []
         for text in texts:
             batch = text.batch.to(self.device)
@@ -195,10 +171,11 @@ class Trainer:
             part = self._forward_backward(batch, term, num_tokens, text)
             if not bool(torch.isfinite(part).all()):
                 offenders += batch.example_ids.tolist()
-            sums += part
-        loss, cross_entropy, divergence = (
-            value / num_tokens for value in distributed.sum_over_ranks(sums.tolist(), self.device)
-        )
+            sums[:3] += part
+        sums[3] = self.interrupt.signum  # one rank's wish is every rank's
+        *totals, signums = distributed.sum_over_ranks(sums.tolist(), self.device)
+        loss, cross_entropy, divergence = (total / num_tokens for total in totals)
+        self.asked_to_stop = self.interrupt.signum or (SIGTERM if signums else 0)
         self._check_finite(loss, cross_entropy, stage, offenders)
         gradient_norm, applied = self.engine.step(lr)
         if applied and not math.isfinite(gradient_norm):
@@ -285,6 +262,11 @@ class Trainer:
         if rouge_l is None or best is None or rouge_l > best:
             self.position = replace(self.position, best_rouge_l=rouge_l)
             self.checkpoints.save_best(self.student)
+        self.save()
+
+    def save(self) -> None:
+        """Write what going on needs, and what the run has seen."""
+        self.snapshot.share()
         state = {"texts": self.texts.state.as_json(), "losses": self.snapshot.as_json()}
         self.checkpoints.save_last(self.position, state)
         if distributed.is_main():
