@@ -8,7 +8,7 @@ SFT, plain distillation and POCL are this one program: distillation is POCL with
 """
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ from pocl.models import (
     train_only_last_layers,
     weights_fingerprint,
 )
-from pocl.objective import StudentObjective, Term
+from pocl.objective import StudentObjective, Term, automatic_chunk_tokens
 from pocl.on_policy import OnPolicy
 from pocl.pools import unranked_pools
 from pocl.recipe import Recipe
@@ -56,14 +56,15 @@ def main() -> None:
     config = options.parse_train()
     device = distributed.start()
     distributed.seed_everything(config.optimiser.seed)
+    tokenizer = load_tokenizer(config.models.model)
+    config = with_chunk_tokens(config, len(tokenizer), device)
     run = open_run(config, device)
     with run.locked():
-        distil(config, run, device)
+        distil(config, run, tokenizer, device)
 
 
-def distil(config: TrainConfig, run: RunDir, device: torch.device) -> None:
+def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
     """The whole algorithm."""
-    tokenizer = load_tokenizer(config.models.model)
     train, dev = load_data(config, tokenizer)
     stages = plan(config, len(train))
 
@@ -98,6 +99,14 @@ def distil(config: TrainConfig, run: RunDir, device: torch.device) -> None:
         device=device,
     )
     report(run, trainer.fit())
+
+
+def with_chunk_tokens(config: TrainConfig, vocab_size: int, device: torch.device) -> TrainConfig:
+    """The options with a size of chunks, where none was given: it is part of what the run is."""
+    if config.loss.chunk_tokens is not None:
+        return config
+    chunk_tokens = automatic_chunk_tokens(vocab_size, distributed.device_memory(device), device.type)
+    return replace(config, loss=replace(config.loss, chunk_tokens=chunk_tokens))
 
 
 def open_run(config: TrainConfig, device: torch.device) -> RunDir:

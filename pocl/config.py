@@ -73,7 +73,9 @@ class LossOptions:
     reliance_threshold: float = flag("difficulty percentile of --selective-reliance hard [0 to 1]", 0.5)
     skew: float = flag("weight of the distribution itself in the mixture of sfkl and srkl [0 to 1]", 0.1)
     teacher_weight: float = flag("weight of the teacher in the mixture of jsd [0 to 1]", 0.1)
-    chunk_tokens: int = flag("response tokens whose logits are held at a time [tokens]", 2048)
+    chunk_tokens: int | None = flag(
+        "response tokens whose logits are held at a time [tokens; default: by vocabulary and memory]", None
+    )
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,6 @@ def _check_positive(config: TrainConfig) -> None:
         "global-batch-size": config.optimiser.global_batch_size,
         "max-tokens": config.optimiser.max_tokens,
         "eval-batch-size": config.generation.eval_batch_size,
-        "chunk-tokens": config.loss.chunk_tokens,
         "eval-every": config.run.eval_every,
         "log-every": config.run.log_every,
         "max-length": config.data.max_length,
@@ -289,6 +290,7 @@ def _check_positive(config: TrainConfig) -> None:
     for name, value in (
         ("num-train", config.data.num_train),
         ("batch-size", config.optimiser.batch_size),
+        ("chunk-tokens", config.loss.chunk_tokens),
         ("train-last-layers", config.models.train_last_layers),
     ):
         if value is not None:

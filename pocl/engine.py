@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from pocl.errors import UserError
 from pocl.files import read_json
+from pocl.objective import StudentObjective
 
 # Scales of fp16's loss: start at 2^16, as torch's own scaler does.
 _FP16 = {"enabled": True, "initial_scale_power": 16}
 
 
 class Engine:
-    """A module under DeepSpeed with AdamW. Gradients add up over ``backward`` calls until ``step``."""
+    """Student and objective under DeepSpeed with AdamW. Gradients add up over ``backward`` calls until ``step``."""
 
     def __init__(
         self,
-        module: nn.Module,
+        module: StudentObjective,
         *,
         lr: float,
         weight_decay: float,
@@ -65,6 +66,10 @@ class Engine:
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )
         self._gathered = deepspeed.zero.GatheredParameters
+        if self.zero_stage == 3:
+            # Their gradients are handed on where the head has been left already: they must be whole there too.
+            for parameter in module.head.trained_parameters():
+                deepspeed.zero.register_external_parameter(module, parameter)
 
     def forward(self, *inputs: Any) -> Any:
         """Run the module."""

@@ -1,7 +1,7 @@
 """Student, teacher and tokenizer: loading with checks, trunk and head apart, the vocabulary that both share."""
 
 import hashlib
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from pocl.lora import about_base, adapter_chain, merge_adapter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-Head = Callable[[Tensor], Tensor]
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -122,26 +121,35 @@ def response_labels(batch: Batch) -> Tensor:
     return batch.labels[batch.labels != IGNORE]
 
 
-def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
-    """The head as a function [N, H] -> [N, V], with the caps and scales that some models put behind it.
+@dataclass(frozen=True)
+class Head:
+    """The head of a model as a function [N, H] -> [N, V], with the scales and caps that some models put behind it."""
 
-    ``vocab_size`` cuts off padded vocabulary entries. The head's module is called, so ZeRO-3 gathers its weight.
-    """
-    module = model.get_output_embeddings()
+    module: nn.Module  # called, and not its weight used: ZeRO-3 gathers that only for the call
+    scale: float = 1.0
+    cap: float | None = None
+    vocab_size: int | None = None  # cuts off padded vocabulary entries
+
+    def __call__(self, states: Tensor) -> Tensor:
+        logits = self.module(states)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.cap is not None:
+            logits = self.cap * torch.tanh(logits / self.cap)
+        return logits[..., : self.vocab_size] if self.vocab_size else logits
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Those of its parameters that learn."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+
+def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
+    """The head of a model; ``vocab_size`` cuts off padded vocabulary entries."""
     config = model.config
     # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma 2 caps with a tanh.
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
-
-    def head(states: Tensor) -> Tensor:
-        logits = module(states)
-        if scale != 1.0:
-            logits = logits * scale
-        if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        return logits[..., :vocab_size] if vocab_size else logits
-
-    return head
+    return Head(model.get_output_embeddings(), scale, cap, vocab_size)
 
 
 @torch.no_grad()
