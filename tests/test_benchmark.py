@@ -1,0 +1,140 @@
+"""The benchmark on a pair of a moment: what it writes, what it refuses, and that its count of work is right."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pocl.models import make_head, response_states
+from tests.runs import Result, call
+from tools import benchmark, benchmark_losses, benchmark_steps
+from tools.benchmark_steps import VARIANTS, Bench, Variant
+
+FLAGS = ["--pair", "micro", "--batch", 6, "--batch-size", 2, "--rounds", 2, "--chunk-tokens", 16]
+FLAGS += ["--max-length", 128, "--loss-tokens", 32, "--device", "cpu"]
+
+
+def run(output_dir: Path, *extra: object) -> Result:
+    return call(benchmark, [*FLAGS, "--no-memory", "--output-dir", output_dir, *extra])
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    output_dir = tmp_path_factory.mktemp("benchmark")
+    return output_dir, run(output_dir)
+
+
+def test_the_variants_stand_in_their_order_with_equal_losses_and_gradients(measured: tuple[Path, Result]) -> None:
+    output_dir, result = measured
+    assert result.status == 0, result.output
+    told = json.loads((output_dir / "benchmark.json").read_text())
+    assert [record["name"] for record in told["steps"]] == [variant.name for variant in VARIANTS]
+    assert all(record["name"] in result.output for record in told["steps"])
+    for record in told["steps"]:
+        assert record["loss_error"] <= 1e-5 and record["gradient_error"] <= 1e-4
+        assert len(record["seconds"]) == 2 and min(record["seconds"]) > 0
+        assert record["samples_per_second"] == pytest.approx(12 / sum(record["seconds"]))
+        assert record["speedup"] == pytest.approx(
+            record["samples_per_second"] / told["steps"][0]["samples_per_second"]
+        )
+        assert 0 < record["floor_share"] < 1
+    assert told["settings"]["pair"] == "micro"
+    assert told["machine"]["flops_per_second"] > 1e9 and told["machine"]["bytes_per_second"] > 1e8
+
+
+def test_padding_falls_with_the_ideas(measured: tuple[Path, Result]) -> None:
+    steps = json.loads((measured[0] / "benchmark.json").read_text())["steps"]
+    ratios = [record["processed_ratio"] for record in steps]
+    assert ratios[0] > ratios[1] > ratios[2] > 1
+    assert ratios[2] == ratios[3] == ratios[4] == ratios[5]
+
+
+def test_the_divergence_is_compared_with_float64(measured: tuple[Path, Result]) -> None:
+    losses = json.loads((measured[0] / "benchmark.json").read_text())["losses"]
+    assert [record["name"] for record in losses][:2] == ["plain autograd", "this project"]
+    for record in losses:
+        assert 0 < record["gradient_error"] < 1e-5
+        assert record["loss"] == pytest.approx(losses[0]["loss"], rel=1e-5)
+
+
+def test_the_picture_is_there(measured: tuple[Path, Result]) -> None:
+    assert (measured[0] / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bf16_variants_agree_within_its_rounding(tmp_path: Path) -> None:
+    result = run(tmp_path, "--dtype", "bf16", "--rounds", 1, "--loss-tokens", 0)
+    assert result.status == 0, result.output
+
+
+def test_a_variant_that_computes_something_else_is_not_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(bench: Bench, batch: benchmark_steps.Batch, cached: bool) -> Tensor:
+        return 1.001 * VARIANTS[3].loss(bench, batch, cached)
+
+    variants: Sequence[Variant] = [*VARIANTS[:3], dataclasses.replace(VARIANTS[3], loss=wrong), *VARIANTS[4:]]
+    monkeypatch.setattr(benchmark, "VARIANTS", variants)
+    result = run(tmp_path)
+    assert result.status == 1
+    assert f"{VARIANTS[3].name!r} differs from the reference: loss error 1.0e-03" in result.last_line
+    assert "samples/s" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    what = benchmark.BenchmarkOptions(pair="micro", batch=2, rounds=1, device="cpu")
+    benchmark.make_bench(what, torch.device("cpu"), tmp_path)
+    assert 0.001 < benchmark.memory_of(what, "+ cached teacher", tmp_path) < 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--pair", "gpt3"], "unknown --pair 'gpt3'; did you mean 'gpt2'? (known: gpt2, opt"),
+        (["--rounds", 0], "--rounds is 0; it must be above 0"),
+        (["--loss-tokens", -1], "--loss-tokens is -1"),
+        (["--batch", 100_000], "--batch times --rounds asks for 200000"),
+        (["--memory-of", "magic"], "--memory-of 'magic' wants --work-dir and one of"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_refused(tmp_path: Path, flags: list[object], words: str) -> None:
+    result = run(tmp_path, *flags)
+    assert result.status == 2
+    assert words in result.last_line
+
+
+@pytest.mark.parametrize("pair", ["small", "smollm2", "opt"])
+def test_the_counted_work_is_what_torch_counts(pair: str) -> None:
+    """For one example without padding, on shapes cut to two layers; attention, half of which is masked, left out."""
+    shapes = benchmark_steps.PAIRS[pair]()
+    for shape in shapes:
+        shape.num_hidden_layers, shape.vocab_size = 2, 300
+    device = torch.device("cpu")
+    student, teacher = (
+        benchmark_steps.build_model(shape, dtype="fp32", device=device, head_only=shape is shapes[1])
+        for shape in shapes
+    )
+    split = benchmark_steps.load_examples(None, 1, max_length=128, vocab_size=300)
+    bench = Bench(student, teacher, None, split, 1, 1, 1, device)  # type: ignore[arg-type]
+    batch, length = split.batch([0]), int(split.lengths[0])
+    with FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
+            make_head(teacher)(torch.zeros(int(split.num_labels[0]), teacher.get_output_embeddings().in_features))
+        make_head(student)(response_states(student, batch)).sum().backward()
+    products = ("aten.addmm", "aten.mm", "aten.bmm")
+    counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).startswith(products))
+    work = benchmark_steps.least_work(bench, np.array([0]))
+    attention = 3 * 2 * 2 * student.config.hidden_size * length**2
+    assert work.flops - attention == counted
+
+
+def test_contenders_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_losses.importlib.util, "find_spec", lambda name: None)
+    assert list(benchmark_losses.contenders()) == ["plain autograd", "this project"]

@@ -1,0 +1,319 @@
+"""How fast a training step is, and how much memory it takes: this project's against the naive one, idea by idea.
+
+    python tools/benchmark.py --pair small --data-dir processed_data/gpt2/dolly --output-dir results/benchmark
+
+Random weights, real lengths. The variants take turns in one process on the same examples; each one's peak memory is
+measured in a process of its own. Before anything is timed their losses and gradients are compared, and where they
+differ nothing is printed.
+"""
+
+import ctypes
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from pocl.config import LossOptions, OptimiserOptions
+from pocl.console import quiet_libraries, say
+from pocl.data import Split
+from pocl.errors import RunStopped, UserError, closest, run_main
+from pocl.flags import flag, parse
+from pocl.teacher import CachedTeacher, OnlineTeacher, cached_teacher
+from tools import benchmark_losses, benchmark_report, benchmark_steps
+from tools.benchmark_steps import PAIRS, VARIANTS, Bench, Variant, Work, build_model, forward_backward
+
+# Largest differences from the reference, as shares: of the loss, and of the whole gradient's norm.
+TOLERANCE = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 1e-1)}
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What is measured."""
+
+    _argument_group_name: ClassVar[str] = "benchmark"
+    output_dir: str = flag("folder for benchmark.json and benchmark.png", "results/benchmark")
+    pair: str = flag(f"shapes of student and teacher: {', '.join(PAIRS)}", "small")
+    data_dir: str | None = flag("processed folder whose lengths are taken [default: data/sample]", None)
+    device: Literal["auto", "cpu", "cuda"] = flag("where; auto: the GPU where there is one", "auto")
+    dtype: Literal["fp32", "bf16"] = flag("precision of both models", "fp32")
+    batch: int = flag("examples of one optimiser step [examples]", 16)
+    rounds: int = flag("timed steps of each variant, each round on other examples [steps]", 2)
+    batch_size: int = flag("micro-batch of the variants without a token budget [examples]", 8)
+    max_tokens: int = flag("token budget of a micro-batch [tokens]", OptimiserOptions.max_tokens)
+    chunk_tokens: int = flag("response tokens whose logits are held at a time [tokens]", LossOptions.chunk_tokens)
+    max_length: int = flag("prompt and response together; the reference pads to it [tokens]", 512)
+    loss_tokens: int = flag("response tokens of the second table; 0 leaves it out [tokens]", 512)
+    memory: bool = flag("measure peak memory, each variant in a process of its own", True)
+    memory_of: str | None = flag("the program calls itself so: peak memory of this variant alone", None)
+    work_dir: str | None = flag("with --memory-of: folder of the examples and the teacher's states", None)
+
+
+def main() -> None:
+    """Compare, time, measure memory, print, write."""
+    quiet_libraries()
+    (what,) = parse([BenchmarkOptions], "Measure the training step, idea by idea.")
+    check(what)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if what.device == "auto" else what.device)
+    if what.memory_of is not None:
+        print_memory(what, device)
+        return
+    with tempfile.TemporaryDirectory(prefix="pocl-benchmark-") as folder:
+        bench = make_bench(what, device, Path(folder))
+        steps = measure_steps(what, bench)
+        floor = hardware_floor(what, bench)
+        losses = measure_losses(what, device) if what.loss_tokens else []
+        del bench
+        if what.memory:
+            for record in [*steps, *losses]:
+                record["peak_gb"] = memory_of(what, record["name"], Path(folder))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    for record in steps:
+        record["floor_share"] = floor.seconds / sum(record["seconds"])
+    settings = {key: value for key, value in asdict(what).items() if key not in ("memory_of", "work_dir")}
+    machine = {"device": name, "torch": torch.__version__, **asdict(floor)}
+    benchmark_report.report({"settings": settings, "machine": machine, "steps": steps, "losses": losses})
+
+
+def check(what: BenchmarkOptions) -> None:
+    """Raise UserError for values that cannot be measured."""
+    if what.pair not in PAIRS:
+        raise UserError(f"unknown --pair {what.pair!r}{closest(what.pair, PAIRS)} (known: {', '.join(PAIRS)})")
+    if what.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no GPU here; use --device cpu")
+    if what.memory and what.device != "cuda" and not _STATUS.is_file():
+        raise UserError(f"peak memory is read from {_STATUS}, which this system has not; add --no-memory")
+    for name in ("batch", "rounds", "batch_size", "max_tokens", "chunk_tokens"):
+        if getattr(what, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(what, name)}; it must be above 0")
+    if what.loss_tokens < 0:
+        raise UserError(f"--loss-tokens is {what.loss_tokens}; it must be 0 (no second table) or above")
+
+
+def make_bench(what: BenchmarkOptions, device: torch.device, work_dir: Path, *, only: Variant | None = None) -> Bench:
+    """Models, examples, teacher's states; the latter two are kept in ``work_dir``.
+
+    ``only``: take them from there, and build no more of the models than this one variant needs.
+    """
+    shapes = PAIRS[what.pair]()
+    options = {"dtype": what.dtype, "device": device}
+    student = build_model(shapes[0], **options)
+    teacher = build_model(shapes[1], head_only=only is not None and only.cached, **options).requires_grad_(False)
+    if only is None:
+        split = benchmark_steps.load_examples(
+            Path(what.data_dir) if what.data_dir else None,
+            what.batch * what.rounds,
+            max_length=what.max_length,
+            vocab_size=min(shape.vocab_size for shape in shapes),
+        )
+        split.table.save_to_disk(str(work_dir / "examples"))
+        states = work_dir / "states"
+        source = cached_teacher(teacher, split, states, key={}, batch_size=what.batch_size, vocab_size=None)
+    else:
+        split = Split(datasets.load_from_disk(str(work_dir / "examples")), what.max_length)
+        source = CachedTeacher(work_dir / "states", split, teacher) if only.cached else OnlineTeacher(teacher)
+    limits = {"batch_size": what.batch_size, "max_tokens": what.max_tokens, "chunk_tokens": what.chunk_tokens}
+    return Bench(student, teacher, source, split, device=device, **limits)
+
+
+def global_batch(what: BenchmarkOptions, number: int) -> np.ndarray:
+    """Positions of the examples of one round.  -> [batch]."""
+    return np.arange(number * what.batch, (number + 1) * what.batch)
+
+
+def measure_steps(what: BenchmarkOptions, bench: Bench) -> list[dict[str, Any]]:
+    """One record a variant: how far it is from the reference, what it processes, how long its steps take.
+
+    Raises RunStopped where a variant computes something else than the reference.
+    """
+    optimizer = benchmark_steps.fresh_optimizer(bench.student)
+    records: list[dict[str, Any]] = [
+        {"name": variant.name, "loss_error": 0.0, "gradient_error": 0.0, "processed": 0, "seconds": []}
+        for variant in VARIANTS
+    ]
+    for variant in VARIANTS:  # what is only slow at first
+        step(bench, variant, optimizer, global_batch(what, 0)[:1])
+    for number in range(what.rounds):
+        examples, wanted = global_batch(what, number), None
+        for variant, record in zip(VARIANTS, records, strict=True):
+            taken = Stopwatch(bench.device)
+            with taken:
+                loss, processed = forward_backward(bench, variant, examples)
+            found = [parameter.grad for parameter in bench.student.parameters()]
+            wanted = wanted or (loss, found)
+            record["loss_error"] = max(record["loss_error"], abs(loss / wanted[0] - 1))
+            record["gradient_error"] = max(record["gradient_error"], distance(found, wanted[1]))
+            check_equal(record, what.dtype)
+            with taken:
+                optimizer.step()
+                optimizer.zero_grad()
+            record["seconds"].append(taken.seconds)
+            record["processed"] += processed
+    real = int(bench.split.lengths.sum())
+    for record in records:
+        record["processed_ratio"] = record.pop("processed") / real
+        record["samples_per_second"] = what.batch * what.rounds / sum(record["seconds"])
+        record["speedup"] = record["samples_per_second"] / records[0]["samples_per_second"]
+    return records
+
+
+def step(bench: Bench, variant: Variant, optimizer: torch.optim.Optimizer, examples: np.ndarray) -> None:
+    """One whole optimiser step."""
+    forward_backward(bench, variant, examples)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The norm of the difference of two gradients as a share of the second one's."""
+    apart = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted, strict=True))
+    return (apart / sum(float(b.double().square().sum()) for b in wanted)) ** 0.5
+
+
+def check_equal(record: dict[str, Any], dtype: str) -> None:
+    """Raise RunStopped where a variant computes something else than the reference."""
+    for name, allowed in zip(("loss_error", "gradient_error"), TOLERANCE[dtype], strict=True):
+        if not record[name] <= allowed:  # also where it is not a number
+            raise RunStopped(
+                f"{record['name']!r} differs from the reference: {name.replace('_', ' ')} {record[name]:.1e}, "
+                f"at most {allowed:.0e} is rounding; nothing was measured"
+            )
+
+
+class Stopwatch:
+    """The seconds that were spent inside ``with`` blocks, what they started on the GPU included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, 0.0
+
+    def __enter__(self) -> None:
+        self.seconds -= self._now()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """How long a call takes."""
+    taken = Stopwatch(device)
+    with taken:
+        call()
+    return taken.seconds
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least time for the timed steps: counted work over this machine's measured rates."""
+
+    flops_per_second: float  # of a large matrix product
+    bytes_per_second: float  # of a large copy, read and written
+    seconds: float
+
+
+def hardware_floor(what: BenchmarkOptions, bench: Bench) -> Floor:
+    """Measure the rates, count the work of all rounds."""
+    on_gpu, options = bench.device.type == "cuda", {"dtype": bench.student.dtype, "device": bench.device}
+    size, count = (8192, 2**28) if on_gpu else (1536, 2**26)
+    factor, source = torch.randn(size, size, **options), torch.zeros(count, **options)
+    product, target = torch.empty_like(factor), torch.empty_like(source)
+    multiply = min(seconds(lambda: torch.mm(factor, factor, out=product), bench.device) for _ in range(6))
+    copy = min(seconds(lambda: target.copy_(source), bench.device) for _ in range(6))
+    flops, rate = 2 * size**3 / multiply, 2 * source.nbytes / copy
+    work = [benchmark_steps.least_work(bench, global_batch(what, number)) for number in range(what.rounds)]
+    total = Work(sum(part.flops for part in work), sum(part.bytes for part in work))
+    return Floor(flops, rate, total.flops / flops + total.bytes / rate)
+
+
+def measure_losses(what: BenchmarkOptions, device: torch.device) -> list[dict[str, Any]]:
+    """One record an implementation of the divergence: time, and the error of its gradients against float64."""
+    rows = make_rows(what, device)
+    true = benchmark_losses.true_gradients(rows)
+    records = []
+    for name, loss in benchmark_losses.contenders().items():
+        value, found = benchmark_losses.gradients(rows, loss)
+        error = benchmark_losses.largest_error(found, true)
+        records.append({"name": name, "loss": value, "gradient_error": error, "seconds": []})
+    for _ in range(what.rounds):
+        for loss, record in zip(benchmark_losses.contenders().values(), records, strict=True):
+            record["seconds"].append(seconds(lambda loss=loss: benchmark_losses.gradients(rows, loss), device))
+    return records
+
+
+def make_rows(what: BenchmarkOptions, device: torch.device, *, compiled: bool = True) -> benchmark_losses.Rows:
+    """Heads of the pair and random states."""
+    options = {"dtype": what.dtype, "device": device, "head_only": True}
+    student, teacher = (build_model(shape, **options) for shape in PAIRS[what.pair]())
+    limits = {"chunk_tokens": what.chunk_tokens, "compiled": compiled}
+    return benchmark_losses.make_rows(student, teacher.requires_grad_(False), what.loss_tokens, **limits)
+
+
+def memory_of(what: BenchmarkOptions, name: str, work_dir: Path) -> float:
+    """The peak memory of one variant, by this program in a new process.  -> GB."""
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in asdict(what).items() if value is not None]
+    flags += [f"--memory-of={name}", f"--work-dir={work_dir}"]
+    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
+    if done.returncode:
+        raise RunStopped(f"the memory of {name!r} could not be measured: {done.stderr.strip()[-300:]}")
+    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
+    """The most that one step needs beyond the bare program, models, gradients and AdamW included.  -> GB, as JSON."""
+    variants, losses = {variant.name: variant for variant in VARIANTS}, benchmark_losses.contenders()
+    if what.memory_of not in (*variants, *losses) or not what.work_dir:
+        raise UserError(f"--memory-of {what.memory_of!r} wants --work-dir and one of {[*variants, *losses]}")
+    if what.memory_of in variants:
+        before = peak_gb(device)
+        variant = variants[what.memory_of]
+        bench = make_bench(what, device, Path(what.work_dir), only=variant)
+        step(bench, variant, benchmark_steps.fresh_optimizer(bench.student), global_batch(what, 0))
+    else:
+        loss = losses[what.memory_of]
+        # Another library's import would count as its memory: a small run first.
+        benchmark_losses.gradients(make_rows(replace(what, pair="micro", loss_tokens=8), device, compiled=False), loss)
+        before = peak_gb(device)
+        benchmark_losses.gradients(make_rows(what, device, compiled=False), loss)
+    say(json.dumps(peak_gb(device) - before))
+
+
+def peak_gb(device: torch.device) -> float:
+    """The most memory that this process has held so far, of the GPU or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    # Not getrusage: its maximum is handed on from the process that started this one.
+    status = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 / 1e9
+
+
+def keep_freed_memory() -> None:
+    """What scripts/common.sh asks of glibc for every run on the CPU: freed memory is kept, not faulted in again.
+
+    It is for both sides: the reference, which frees the most, gains the most by it.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc, mmap_max, trim_threshold = ctypes.CDLL(None), -4, -1  # the names of malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    run_main(main)
