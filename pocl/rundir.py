@@ -35,7 +35,8 @@ class RunDir:
     def locked(self) -> Iterator[None]:
         """Keep other processes from training here. The system lets go of the lock when the process ends, however.
 
-        Every rank must come here.  Raises UserError where another process trains here.
+        A run that ends before it has written anything leaves no folder behind. Every rank must come here.
+        Raises UserError where another process trains here.
         """
         with contextlib.ExitStack() as stack:
             holder = self._lock(stack) if distributed.is_main() else None
@@ -48,7 +49,9 @@ class RunDir:
 
     def _lock(self, stack: contextlib.ExitStack) -> str | None:
         """Hold the lock until the stack is closed -> None, or who holds it already."""
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
+        stack.callback(_remove_if_unused, made)
         file = stack.enter_context((self.path / ".lock").open("a+", encoding="utf-8"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,6 +138,15 @@ class RunDir:
         """Forget what came after the checkpoint that the run goes on from."""
         kept = [record for record in self.read_metrics() if record["step"] <= last_step]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _remove_if_unused(folders: Sequence[Path]) -> None:
+    """Remove these folders, innermost first, where nothing but a lock was put into them."""
+    if folders and [path.name for path in folders[0].iterdir()] == [".lock"]:
+        (folders[0] / ".lock").unlink()
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            for folder in folders:
+                folder.rmdir()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
