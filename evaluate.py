@@ -15,9 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pocl import config as options
 from pocl import distributed
-from pocl.config import EvaluateOptions, GenerationOptions
+from pocl.config import check_evaluate
 from pocl.console import quiet_libraries, say, show_table
 from pocl.data import load_split
 from pocl.errors import UserError, run_main
@@ -34,6 +33,7 @@ from pocl.files import read_json, read_jsonl, value_sha256, write_json, write_js
 from pocl.flags import parse
 from pocl.generation import Generator
 from pocl.models import load_model, load_tokenizer, weights_fingerprint
+from pocl.options import EvaluateOptions, GenerationOptions
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 
@@ -42,7 +42,7 @@ def main() -> None:
     """Parse, answer or read answers, score, summarise."""
     quiet_libraries()
     what, generation = parse([EvaluateOptions, GenerationOptions], "Evaluate a checkpoint on instruction sets.")
-    options.check_evaluate(what, generation)
+    check_evaluate(what, generation)
     sets = {name: load_set(Path(what.data_root), name, what.num_examples) for name in what.sets}
     output_dir = results_folder(what)
     if what.answers:

@@ -15,10 +15,9 @@ import torch
 from numerize.numerize import numerize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import config as options
 from pocl import distributed
 from pocl.checkpoints import Position
-from pocl.config import TrainConfig
+from pocl.config import parse_train
 from pocl.console import quiet_libraries, say, show_table
 from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages
 from pocl.data import Split, check_shares, check_tokenizer, load_split, read_manifest
@@ -41,6 +40,7 @@ from pocl.models import (
 )
 from pocl.objective import StudentObjective, Term, automatic_chunk_tokens
 from pocl.on_policy import OnPolicy
+from pocl.options import TrainConfig
 from pocl.pools import unranked_pools
 from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
@@ -53,7 +53,7 @@ from pocl.trainer import Trainer
 def main() -> None:
     """Parse, open the run's folder, train."""
     quiet_libraries()
-    config = options.parse_train()
+    config = parse_train()
     device = distributed.start()
     distributed.seed_everything(config.optimiser.seed)
     tokenizer = load_tokenizer(config.models.model)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.config import Backend
 from pocl.data import Split
 from pocl.generation import Generator, decode
 from pocl.metrics import rouge_l
 from pocl.objective import example_cross_entropy
+from pocl.options import Backend
 from pocl.parts import Parts
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator

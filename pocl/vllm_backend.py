@@ -22,13 +22,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
-from pocl.config import Backend
 from pocl.console import say
 from pocl.data import blocks_by_length
 from pocl.errors import RankStopped, UserError
 from pocl.generation import BuiltIn, Generator
 from pocl.lora import adapter_chain
 from pocl.models import end_ids
+from pocl.options import Backend
 from pocl.rundir import ROOT
 from pocl.sampling import Sampling
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pocl.config import OptimiserOptions
 from pocl.data import cut_rows, micro_batches
+from pocl.options import OptimiserOptions
 
 RANKS = [1, 2, 4]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig, check_evaluate, parse_train
+from pocl.config import check_evaluate, parse_train
 from pocl.errors import UserError, run_main
 from pocl.flags import parse
+from pocl.options import EvaluateOptions, GenerationOptions, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRED = ["--model", "student", "--data-dir", "data", "--output-dir", "out"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pocl import config as options
+from pocl import config as configuration
 from pocl.curriculum import plan_stages
 from tests.runs import Result, call
 from tests.test_scripts import FAMILIES, printed, run
@@ -45,7 +45,7 @@ def test_every_row_is_a_command_whose_run_lies_where_the_row_says(
     for row in table_rows(table, matched=matched):
         flags = [flag.replace("{results}", str(tmp_path / "results" / family)) for flag in row.flags]
         command = printed(f"{family}/{row.script}", tmp_path, *flags, cwd=tmp_path, **dict(row.environment))
-        config = options.parse_train(command.arguments)
+        config = configuration.parse_train(command.arguments)
         place = Path(config.run.output_dir) / config.loss.type
         assert place == tmp_path / "results" / family / row.run
 
@@ -54,8 +54,8 @@ def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
     plain, *variants = table_rows("ablation")
 
     def values(row: Row) -> dict[str, Any]:
-        config = options.parse_train(printed(f"gpt2/{row.script}", *row.flags, cwd=tmp_path).arguments)
-        found = options.as_dict(config)
+        config = configuration.parse_train(printed(f"gpt2/{row.script}", *row.flags, cwd=tmp_path).arguments)
+        found = configuration.as_dict(config)
         return {f"{group}.{name}": value for group, part in found.items() for name, value in part.items()}
 
     wanted = {
@@ -163,7 +163,7 @@ def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: P
         flags = [flag.replace("{results}", str(tmp_path)) for flag in row.flags]
         flags += [*scale.train, *(scale.staged if row.staged else scale.unstaged)]
         command = printed(f"smollm2/{row.script}", *flags, cwd=tmp_path, **dict(row.environment))
-        config = options.parse_train(command.arguments)
+        config = configuration.parse_train(command.arguments)
         stages = plan_stages(
             64,
             curriculum=config.curriculum.curriculum,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pocl import config as options
-from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig
+from pocl import config as configuration
 from pocl.flags import parse
 from pocl.losses import LOSSES
+from pocl.options import EvaluateOptions, GenerationOptions, TrainConfig
 from tests.tiny import ROOT
 from tools.generate_seqkd import SeqKDOptions
 from tools.generate_seqkd import check as check_seqkd
@@ -85,7 +85,7 @@ def trained(
     """The configuration that a script's train.py would get."""
     command = printed(script, *arguments, cwd=cwd, path=path, **environment)
     assert command.program == str(ROOT / "train.py")
-    return options.parse_train(command.arguments)
+    return configuration.parse_train(command.arguments)
 
 
 def fake(folder: Path, name: str, text: str) -> Path:
@@ -113,9 +113,9 @@ def test_script_prints_a_command_that_its_program_accepts(name: str, tmp_path: P
     for cwd in (tmp_path, spaced):
         command = printed(name, cwd=cwd)
         if command.program.endswith("train.py"):
-            options.parse_train(command.arguments)
+            configuration.parse_train(command.arguments)
         elif command.program.endswith("evaluate.py"):
-            options.check_evaluate(*parse([EvaluateOptions, GenerationOptions], "", command.arguments))
+            configuration.check_evaluate(*parse([EvaluateOptions, GenerationOptions], "", command.arguments))
         elif command.program.endswith("generate_seqkd.py"):
             check_seqkd(*parse([SeqKDOptions], "", command.arguments))
         else:
@@ -204,16 +204,16 @@ def test_what_all_published_runs_share(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_pocl_ramps_and_scales_as_published(family: str, tmp_path: Path) -> None:
     config = trained(f"{family}/pocl/train.sh", cwd=tmp_path)
-    assert options.stage_temperatures(config) == (1.0, 1.33, 1.67, 2.0)
-    assert options.stage_kd_ratios(config) == (0.7, 0.8, 0.9, 1.0)
+    assert configuration.stage_temperatures(config) == (1.0, 1.33, 1.67, 2.0)
+    assert configuration.stage_kd_ratios(config) == (0.7, 0.8, 0.9, 1.0)
     assert config.loss.loss_scaling == "published"
 
 
 @pytest.mark.parametrize("family", ["qwen2", "smollm2"])
 def test_own_families_ramp_alike_and_scale_uniformly(family: str, tmp_path: Path) -> None:
     config = trained(f"{family}/pocl/train.sh", cwd=tmp_path)
-    assert options.stage_temperatures(config) == (1.0, 1.33, 1.67, 2.0)
-    assert options.stage_kd_ratios(config) == (0.7, 0.8, 0.9, 1.0)
+    assert configuration.stage_temperatures(config) == (1.0, 1.33, 1.67, 2.0)
+    assert configuration.stage_kd_ratios(config) == (0.7, 0.8, 0.9, 1.0)
     assert config.loss.loss_scaling == "uniform"
     assert settings(config)[2:] == (8, 4, "baby-step", "tfkl")
 
@@ -221,8 +221,8 @@ def test_own_families_ramp_alike_and_scale_uniformly(family: str, tmp_path: Path
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kd_has_no_temperature_and_no_cross_entropy(family: str, tmp_path: Path) -> None:
     config = trained(f"{family}/kd/train.sh", cwd=tmp_path)
-    assert options.stage_temperatures(config) == (1.0,)
-    assert options.stage_kd_ratios(config) == (1.0,)
+    assert configuration.stage_temperatures(config) == (1.0,)
+    assert configuration.stage_kd_ratios(config) == (1.0,)
 
 
 @pytest.mark.parametrize("divergence", ["fkl", "rkl", "jsd", "tvd", "sfkl", "srkl"])
@@ -347,8 +347,8 @@ def test_the_last_mention_of_a_flag_wins(name: str, tmp_path: Path) -> None:
     flags = ["--type", "trkl", "--lr", "3e-4", "--temperature", "1.5", "--kd-ratio", "0.5", "--epochs", "1"]
     config = trained(name, *flags, "--model", "here/student", "--output-dir", "out", cwd=tmp_path)
     assert (config.loss.type, config.optimiser.lr, config.curriculum.epochs) == ("trkl", 3e-4, 1)
-    assert set(options.stage_temperatures(config)) == {1.5}
-    assert set(options.stage_kd_ratios(config)) == {0.5}
+    assert set(configuration.stage_temperatures(config)) == {1.5}
+    assert set(configuration.stage_kd_ratios(config)) == {0.5}
     assert (config.models.model, config.run.output_dir) == ("here/student", "out")
 
 
@@ -391,7 +391,7 @@ def test_all_gpus_and_bf16_where_there_are_gpus(four_gpus: Path, tmp_path: Path)
     command = printed("gpt2/pocl/train.sh", cwd=tmp_path, path=four_gpus)
     assert command.launcher[1:3] == ["--num_gpus", "4"]
     assert "DS_ACCELERATOR=cpu" not in command.words
-    assert options.parse_train(command.arguments).models.dtype == "bf16"
+    assert configuration.parse_train(command.arguments).models.dtype == "bf16"
     assert trained("gpt2/pocl/train.sh", cwd=tmp_path, path=four_gpus, DTYPE="fp16").models.dtype == "fp16"
     assert trained("gpt2/pocl/train.sh", cwd=tmp_path).models.dtype == "fp32"
 

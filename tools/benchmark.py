@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocl.config import LossOptions, OptimiserOptions
 from pocl.console import quiet_libraries, say
 from pocl.data import Split
 from pocl.errors import RunStopped, UserError, closest, run_main
 from pocl.flags import flag, parse
+from pocl.options import LossOptions, OptimiserOptions
 from pocl.teacher import CachedTeacher, OnlineTeacher, cached_teacher
 from tools import benchmark_losses, benchmark_report, benchmark_steps
 from tools.benchmark_steps import PAIRS, VARIANTS, Bench, Variant, Work, build_model, forward_backward

@@ -20,7 +20,6 @@ import datasets
 import numpy as np
 
 from pocl import distributed
-from pocl.config import Backend
 from pocl.console import quiet_libraries, say
 from pocl.data import Split, check_tokenizer, load_split, read_manifest
 from pocl.errors import UserError, run_main
@@ -28,6 +27,7 @@ from pocl.files import replace_folder, value_sha256, write_json
 from pocl.flags import flag, parse
 from pocl.generation import Generator, decode
 from pocl.models import load_model, load_tokenizer, weights_fingerprint
+from pocl.options import Backend
 from pocl.parts import Parts
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
