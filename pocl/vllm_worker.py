@@ -9,6 +9,7 @@ but what vLLM brings.
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -20,6 +21,7 @@ _GPU_SHARE = 0.8  # of the free memory; the process that asks runs its own forwa
 
 def main() -> None:
     """Answer line by line; a failure is an answer too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us as well; who asked decides what it means
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries that print do it to the log, not between the replies
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()

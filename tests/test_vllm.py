@@ -7,6 +7,7 @@ POCL_VLLM_PYTHON, or this Python, has it.
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -250,19 +251,22 @@ def test_auto_goes_on_without_vllm_and_vllm_does_not(
     assert "--generation-backend vllm" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_worker_ends_at_once_when_nobody_asks_any_more(fake_python: Path) -> None:
+def test_a_busy_worker_ends_when_nobody_asks_any_more_and_not_by_ctrl_c(fake_python: Path) -> None:
     process = subprocess.Popen(
         [fake_python, "-m", "pocl.vllm_worker"],
         stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         env=worker_environment(os.environ | {"FAKE_VLLM_FAULT": "hang"}, CPU),
     )
     process.stdin.write(b"{}\n")
     process.stdin.flush()
+    assert b"chatter" in process.stderr.readline()  # it is importing, for ten minutes
+    process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=3)  # it is busy
+        process.wait(timeout=1)
     process.stdin.close()
     assert process.wait(timeout=10) == 0
+    process.stderr.close()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import sys
 import time
 
 _FAULT = os.environ.get("FAKE_VLLM_FAULT")
-print("chatter on standard output")
+print("chatter on standard output", flush=True)
 if _FAULT == "load":
     raise ValueError("this model\nis not for vLLM")
 if _FAULT == "exit":
