@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocl.config import LossOptions, OptimiserOptions
-from pocl.console import quiet_libraries, say
+from pocl.config import OptimiserOptions
+from pocl.console import Progressing, quiet_libraries, say
 from pocl.data import Split
 from pocl.errors import RunStopped, UserError, closest, run_main
 from pocl.flags import flag, parse
@@ -52,9 +52,9 @@ class BenchmarkOptions:
     dtype: Literal["fp32", "bf16"] = flag("precision of both models", "fp32")
     batch: int = flag("examples of one optimiser step [examples]", 16)
     rounds: int = flag("timed steps of each variant, each round on other examples [steps]", 2)
-    batch_size: int = flag("micro-batch of the variants without a token budget [examples]", 8)
+    batch_size: int = flag("micro-batch of the variants without a token budget [examples]", 4)
     max_tokens: int = flag("token budget of a micro-batch [tokens]", OptimiserOptions.max_tokens)
-    chunk_tokens: int = flag("response tokens whose logits are held at a time [tokens]", LossOptions.chunk_tokens)
+    chunk_tokens: int = flag("response tokens whose logits are held at a time [tokens]", 256)
     max_length: int = flag("prompt and response together; the reference pads to it [tokens]", 512)
     loss_tokens: int = flag("response tokens of the second table; 0 leaves it out [tokens]", 512)
     memory: bool = flag("measure peak memory, each variant in a process of its own", True)
@@ -73,13 +73,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="pocl-benchmark-") as folder:
         bench = make_bench(what, device, Path(folder))
+        names = [variant.name for variant in VARIANTS]
+        names += benchmark_losses.contenders() if what.loss_tokens else []
+        # Before this process grows: on a small machine there is room for one of them.
+        peaks = measure_memory(what, names, Path(folder)) if what.memory else {}
         steps = measure_steps(what, bench)
         floor = hardware_floor(what, bench)
         losses = measure_losses(what, device) if what.loss_tokens else []
-        del bench
-        if what.memory:
-            for record in [*steps, *losses]:
-                record["peak_gb"] = memory_of(what, record["name"], Path(folder))
+    for record in [*steps, *losses]:
+        if peaks:
+            record["peak_gb"] = peaks[record["name"]]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     for record in steps:
         record["floor_share"] = floor.seconds / sum(record["seconds"])
@@ -141,27 +144,16 @@ def measure_steps(what: BenchmarkOptions, bench: Bench) -> list[dict[str, Any]]:
     """
     optimizer = benchmark_steps.fresh_optimizer(bench.student)
     records: list[dict[str, Any]] = [
-        {"name": variant.name, "loss_error": 0.0, "gradient_error": 0.0, "processed": 0, "seconds": []}
+        {"name": variant.name, "losses": [], "loss_error": 0.0, "gradient_error": 0.0, "processed": 0, "seconds": []}
         for variant in VARIANTS
     ]
     for variant in VARIANTS:  # what is only slow at first
-        step(bench, variant, optimizer, global_batch(what, 0)[:1])
-    for number in range(what.rounds):
-        examples, wanted = global_batch(what, number), None
-        for variant, record in zip(VARIANTS, records, strict=True):
-            taken = Stopwatch(bench.device)
-            with taken:
-                loss, processed = forward_backward(bench, variant, examples)
-            found = [parameter.grad for parameter in bench.student.parameters()]
-            wanted = wanted or (loss, found)
-            record["loss_error"] = max(record["loss_error"], abs(loss / wanted[0] - 1))
-            record["gradient_error"] = max(record["gradient_error"], distance(found, wanted[1]))
-            check_equal(record, what.dtype)
-            with taken:
-                optimizer.step()
-                optimizer.zero_grad()
-            record["seconds"].append(taken.seconds)
-            record["processed"] += processed
+        forward_backward(bench, variant, global_batch(what, 0)[:1])
+        optimizer.zero_grad()
+    with Progressing("timing", what.rounds) as progress:
+        for number in range(what.rounds):
+            measure_round(what, bench, optimizer, global_batch(what, number), records)
+            progress.advance()
     real = int(bench.split.lengths.sum())
     for record in records:
         record["processed_ratio"] = record.pop("processed") / real
@@ -170,11 +162,30 @@ def measure_steps(what: BenchmarkOptions, bench: Bench) -> list[dict[str, Any]]:
     return records
 
 
-def step(bench: Bench, variant: Variant, optimizer: torch.optim.Optimizer, examples: np.ndarray) -> None:
-    """One whole optimiser step."""
-    forward_backward(bench, variant, examples)
-    optimizer.step()
-    optimizer.zero_grad()
+def measure_round(
+    what: BenchmarkOptions,
+    bench: Bench,
+    optimizer: torch.optim.Optimizer,
+    examples: np.ndarray,
+    records: Sequence[dict[str, Any]],
+) -> None:
+    """One step of each variant on the same global batch [G], added to the records; the comparison is not timed."""
+    wanted = None
+    for variant, record in zip(VARIANTS, records, strict=True):
+        taken = Stopwatch(bench.device)
+        with taken:
+            loss, processed = forward_backward(bench, variant, examples)
+        found = [parameter.grad for parameter in bench.student.parameters()]
+        wanted = wanted or (loss, found)
+        record["losses"].append(loss)
+        errors = {"loss_error": abs(loss / wanted[0] - 1), "gradient_error": distance(found, wanted[1])}
+        check_equal(variant.name, errors, what.dtype)
+        record |= {key: max(record[key], error) for key, error in errors.items()}
+        with taken:
+            optimizer.step()
+            optimizer.zero_grad()
+        record["seconds"].append(taken.seconds)
+        record["processed"] += processed
 
 
 def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
@@ -183,13 +194,13 @@ def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     return (apart / sum(float(b.double().square().sum()) for b in wanted)) ** 0.5
 
 
-def check_equal(record: dict[str, Any], dtype: str) -> None:
+def check_equal(name: str, errors: Mapping[str, float], dtype: str) -> None:
     """Raise RunStopped where a variant computes something else than the reference."""
-    for name, allowed in zip(("loss_error", "gradient_error"), TOLERANCE[dtype], strict=True):
-        if not record[name] <= allowed:  # also where it is not a number
+    for (key, error), allowed in zip(errors.items(), TOLERANCE[dtype], strict=True):
+        if not error <= allowed:  # also where it is not a number
             raise RunStopped(
-                f"{record['name']!r} differs from the reference: {name.replace('_', ' ')} {record[name]:.1e}, "
-                f"at most {allowed:.0e} is rounding; nothing was measured"
+                f"{name!r} differs from the reference: {key.replace('_', ' ')} {error:.1e}, "
+                f"at most {allowed:.0e} is rounding; nothing is told of the speed"
             )
 
 
@@ -265,6 +276,16 @@ def make_rows(what: BenchmarkOptions, device: torch.device, *, compiled: bool = 
     return benchmark_losses.make_rows(student, teacher.requires_grad_(False), what.loss_tokens, **limits)
 
 
+def measure_memory(what: BenchmarkOptions, names: Sequence[str], work_dir: Path) -> dict[str, float]:
+    """The peak memory of each variant and each loss.  -> GB, by name."""
+    peaks = {}
+    with Progressing("measuring memory", len(names)) as progress:
+        for name in names:
+            peaks[name] = memory_of(what, name, work_dir)
+            progress.advance(1, name)
+    return peaks
+
+
 def memory_of(what: BenchmarkOptions, name: str, work_dir: Path) -> float:
     """The peak memory of one variant, by this program in a new process.  -> GB."""
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in asdict(what).items() if value is not None]
@@ -284,7 +305,9 @@ def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
         before = peak_gb(device)
         variant = variants[what.memory_of]
         bench = make_bench(what, device, Path(what.work_dir), only=variant)
-        step(bench, variant, benchmark_steps.fresh_optimizer(bench.student), global_batch(what, 0))
+        optimizer = benchmark_steps.fresh_optimizer(bench.student)
+        forward_backward(bench, variant, global_batch(what, 0))
+        optimizer.step()
     else:
         loss = losses[what.memory_of]
         # Another library's import would count as its memory: a small run first.
