@@ -13,10 +13,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from pocl import config as options
 from pocl import distributed
 from pocl.config import EvaluateOptions, GenerationOptions
 from pocl.console import quiet_libraries, say, show_table
+from pocl.data import load_split
 from pocl.errors import UserError, run_main
 from pocl.evaluation import (
     Example,
@@ -27,10 +30,12 @@ from pocl.evaluation import (
     summarise,
     tokenise_prompts,
 )
-from pocl.files import read_json, read_jsonl, write_json, write_jsonl
+from pocl.files import read_json, read_jsonl, value_sha256, write_json, write_jsonl
 from pocl.flags import parse
-from pocl.generation import Sampling
-from pocl.models import load_model, load_tokenizer
+from pocl.generation import Generator
+from pocl.models import load_model, load_tokenizer, weights_fingerprint
+from pocl.sampling import Sampling
+from pocl.vllm_backend import open_generator
 
 
 def main() -> None:
@@ -80,38 +85,103 @@ def sample_and_score(
     """Answer and score every set under every seed, writing each result as soon as it is there."""
     device = distributed.start()
     tokenizer = load_tokenizer(what.tokenizer or what.model)
-    model = load_model(what.model, what.dtype).to(device)
+    model = load_model(what.model, what.dtype)
+    with open_generator(
+        generation.generation_backend,
+        model,
+        tokenizer,
+        model_path=what.model,
+        max_length=what.max_length,
+        batch_size=generation.eval_batch_size,
+        device=device,
+    ) as generator:
+        fingerprint = weights_fingerprint(model)
+        return score_sets(what, generation, sets, output_dir, tokenizer, generator, fingerprint)
+
+
+def score_sets(
+    what: EvaluateOptions,
+    generation: GenerationOptions,
+    sets: Mapping[str, Sequence[Example]],
+    output_dir: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    generator: Generator,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """Every set under the protocol that was asked for and, with --clean, under the clean one."""
+    asked = Sampling(
+        what.max_length - what.max_prompt_length,
+        temperature=generation.sampling_temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        no_repeat_ngram=generation.no_repeat_ngram,
+    )
+    passes = {output_dir: (asked, what.seeds)}
+    if what.clean:
+        passes[output_dir / "clean"] = (
+            Sampling(asked.max_new_tokens, temperature=0.0, no_repeat_ngram=0),
+            what.seeds[:1],
+        )
+    seen = trained_prompts(what.train_data)
     summary: dict[str, Any] = {}
     for name, examples in sets.items():
         prompts, cut = tokenise_prompts(tokenizer, examples, what.max_prompt_length)
         if cut:
             say(f"{name}: {cut} of {len(prompts)} prompts lost their beginning to --max-prompt-length")
-        by_seed = {}
-        sampling = Sampling(
-            what.max_length - what.max_prompt_length,
-            temperature=generation.sampling_temperature,
-            top_p=generation.top_p,
-            top_k=generation.top_k,
-            no_repeat_ngram=generation.no_repeat_ngram,
-        )
-        for seed in what.seeds:
-            records = evaluate(
-                model,
-                tokenizer,
-                examples,
-                prompts,
-                sampling=replace(sampling, seed=seed),
-                batch_size=generation.eval_batch_size,
-                title=f"{name}, seed {seed}",
-            )
-            by_seed[seed] = mean_scores(records)
-            if distributed.is_main():
-                write_jsonl(output_dir / name / f"{seed}.jsonl", records)
-        protocol = {key: value for key, value in asdict(sampling).items() if key != "seed"}
-        summary[name] = summarise(by_seed) | {"examples": len(examples), "cut_prompts": cut, "protocol": protocol}
-        if distributed.is_main():
-            write_summary(output_dir, name, summary[name])
+        for folder, (sampling, seeds) in passes.items():
+            protocol = {key: value for key, value in asdict(sampling).items() if key != "seed"}
+            protocol |= {"generator": generator.name, "max_prompt_length": what.max_prompt_length}
+            about = {"examples": len(examples), "cut_prompts": cut, "protocol": protocol, "model": fingerprint}
+            about["set"] = value_sha256([[example.prompt, *example.references] for example in examples])
+            records = {seed: kept for seed, kept in kept_seeds(folder, name, about).items() if seed in seeds}
+            for seed in seeds:
+                if seed not in records:
+                    title = f"{name}, seed {seed}" + (", clean" if folder != output_dir else "")
+                    at_seed = replace(sampling, seed=seed)
+                    answered = evaluate(generator, tokenizer, examples, prompts, sampling=at_seed, title=title)
+                    records[seed] = answered
+                    if distributed.is_main():
+                        write_jsonl(folder / name / f"{seed}.jsonl", answered)
+                found = summarise({done: mean_scores(records[done]) for done in records}) | about
+                found |= without_trained_prompts(examples, records, seen)
+                if distributed.is_main():
+                    write_summary(folder, name, found)
+            if folder == output_dir:
+                summary[name] = found
+            else:
+                summary[name] = summary[name] | {"clean": found}
     return summary
+
+
+def kept_seeds(folder: Path, name: str, about: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """Seed -> the records that an earlier evaluation of the same model, set and protocol left, on every rank."""
+    path = folder / "summary.json"
+    earlier = (read_json(path) if path.is_file() else {}).get(name, {})
+    if any(earlier.get(key) != value for key, value in about.items()):
+        return {}
+    files = {int(seed): folder / name / f"{seed}.jsonl" for seed in earlier["rouge_l"]["seeds"]}
+    kept = distributed.broadcast({seed: read_jsonl(path) for seed, path in files.items() if path.is_file()})
+    if kept:
+        say(f"{name}: seeds {' '.join(map(str, kept))} are there already ({folder / name})")
+    return kept
+
+
+def trained_prompts(train_data: str | None) -> set[str] | None:
+    """The prompts of the training split that the model learnt from; None where it was not said."""
+    if train_data is None:
+        return None
+    return set(load_split(Path(train_data), "train", max_length=1 << 30).column("prompt"))
+
+
+def without_trained_prompts(
+    examples: Sequence[Example], records: Mapping[int, Sequence[Mapping[str, Any]]], seen: set[str] | None
+) -> dict[str, Any]:
+    """Which examples have a prompt of the training data, and the mean scores without them."""
+    if seen is None:
+        return {}
+    ids = {example.id for example in examples if example.prompt in seen}
+    fresh = [record for answered in records.values() for record in answered if record["id"] not in ids]
+    return {"contaminated": {"ids": sorted(ids), "without": mean_scores(fresh) if fresh else None}}
 
 
 def write_summary(output_dir: Path, name: str, scores: Mapping[str, Any]) -> None:
@@ -122,12 +192,30 @@ def write_summary(output_dir: Path, name: str, scores: Mapping[str, Any]) -> Non
 
 
 def show(summary: Mapping[str, Any], title: str | None) -> None:
-    """Print the table: mean and spread over seeds."""
-    rows = [
-        [name, len(s["rouge_l"]["seeds"])] + [f"{s[m]['mean']:.4f}" + spread(s[m]) for m in ("rouge_l", "exact_match")]
-        for name, s in summary.items()
-    ]
-    show_table(str(title), ["set", "seeds", "ROUGE-L", "exact match"], rows)
+    """Print the table: mean and spread over seeds; beside them the clean protocol, and without known prompts."""
+    columns = ["set", "seeds", "ROUGE-L", "exact match"]
+    clean = any("clean" in scores for scores in summary.values())
+    contaminated = any(scores.get("contaminated", {}).get("ids") for scores in summary.values())
+    columns += ["ROUGE-L, greedy without ban"] * clean + [
+        "ROUGE-L without prompts of the training data"
+    ] * contaminated
+    rows = []
+    for name, scores in summary.items():
+        mean = scores["rouge_l"]["mean"]
+        row = [name, len(scores["rouge_l"]["seeds"])]
+        row += [f"{scores[m]['mean']:.4f}" + spread(scores[m]) for m in ("rouge_l", "exact_match")]
+        if clean:
+            row.append(beside(scores.get("clean", {}).get("rouge_l", {}).get("mean"), mean))
+        if contaminated:
+            without = (scores["contaminated"]["without"] or {}).get("rouge_l")
+            row.append(f"{beside(without, mean)}, less {len(scores['contaminated']['ids'])}")
+        rows.append(row)
+    show_table(str(title), columns, rows)
+
+
+def beside(value: float | None, mean: float) -> str:
+    """A score and how far it is from the one of the protocol."""
+    return "–" if value is None else f"{value:.2f} ({value - mean:+.2f})"
 
 
 def spread(scores: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 # Make .venv/ beside this file and install the pinned requirements; quick where nothing is left to do.
 #
 #     [PYTHON=python3.12] bash install.sh [--dev]      --dev: what tests and checks the project too
+#     [PYTHON=python3.12] bash install.sh --vllm       vLLM instead, in .venv-vllm/, on a machine with a GPU
 #
 # torch comes as pip's index has it, on Linux with CUDA. For a smaller build on a machine without a GPU, or for an
 # index of your own, set pip's own variables: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL.
@@ -16,9 +17,17 @@ ROOT="$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 VENV="$ROOT/.venv"
 PYTHON="${PYTHON:-python3}"
 FILES=("$ROOT/requirements.txt")
+READY="source $VENV/bin/activate (the scripts find it by themselves)"
 for argument in "$@"; do
-    [[ "$argument" == --dev ]] || die "unknown argument $argument; bash install.sh [--dev]"
-    FILES+=("$ROOT/requirements-dev.txt")
+    case "$argument" in
+        --dev) FILES+=("$ROOT/requirements-dev.txt") ;;
+        --vllm)
+            (($# == 1)) || die "--vllm makes an environment of its own; give it alone"
+            VENV="$ROOT/.venv-vllm" FILES=("$ROOT/requirements-vllm.txt")
+            READY="--generation-backend vllm (and auto, on a GPU) finds it by itself"
+            ;;
+        *) die "unknown argument $argument; bash install.sh [--dev | --vllm]" ;;
+    esac
 done
 
 command -v "$PYTHON" >/dev/null || die "$PYTHON is not on PATH; install Python 3.11, 3.12 or 3.13, or give PYTHON=..."
@@ -47,4 +56,4 @@ for file in "${FILES[@]}"; do
     "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --requirement "$file"
     printf '%s\n' "$wanted" >"$stamp"
 done
-echo "ready: source $VENV/bin/activate (the scripts find it by themselves)"
+echo "ready: $READY"

@@ -8,10 +8,9 @@ SFT, plain distillation and POCL are this one program: distillation is POCL with
 """
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from numerize.numerize import numerize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,14 +20,14 @@ from pocl import distributed
 from pocl.checkpoints import Position
 from pocl.config import TrainConfig
 from pocl.console import quiet_libraries, say, show_table
-from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages, random_order, reliance
+from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages
 from pocl.data import Split, check_shares, check_tokenizer, load_split, read_manifest
-from pocl.difficulty import rank_examples, read_order, score_examples, write_difficulty
+from pocl.difficulty import Ranker, adopt_ranking, write_diagnostics
 from pocl.engine import Engine, check_precision
 from pocl.errors import UserError, run_main
 from pocl.evaluation import DevSet, Example
 from pocl.files import value_sha256, write_json
-from pocl.generation import Sampling
+from pocl.lora import add_adapters
 from pocl.losses import loss_type
 from pocl.models import (
     check_head,
@@ -40,22 +39,32 @@ from pocl.models import (
     train_only_last_layers,
     weights_fingerprint,
 )
-from pocl.objective import StudentObjective, Term
+from pocl.objective import StudentObjective, Term, automatic_chunk_tokens
 from pocl.on_policy import OnPolicy
+from pocl.pools import unranked_pools
+from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
+from pocl.sampling import Sampling
+from pocl.scoring import Limits
 from pocl.teacher import OnlineTeacher, TeacherSource, cache_bytes, cached_teacher
-from pocl.trainer import Recipe, Trainer
+from pocl.trainer import Trainer
 
 
 def main() -> None:
-    """The whole algorithm."""
+    """Parse, open the run's folder, train."""
     quiet_libraries()
     config = options.parse_train()
     device = distributed.start()
     distributed.seed_everything(config.optimiser.seed)
-    run = open_run(config, device)
-
     tokenizer = load_tokenizer(config.models.model)
+    config = with_chunk_tokens(config, len(tokenizer), device)
+    run = open_run(config, device)
+    with run.locked():
+        distil(config, run, tokenizer, device)
+
+
+def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+    """The whole algorithm."""
     train, dev = load_data(config, tokenizer)
     stages = plan(config, len(train))
 
@@ -65,7 +74,9 @@ def main() -> None:
     teacher, vocab_size = load_teacher(config, student, tokenizer, train, device)
     start_run(run, config, stages, student)
 
-    ranked = easy_to_hard(config, run, student, tokenizer, train)
+    ranker = make_ranker(config, run, tokenizer, teacher, train)
+    if ranker:
+        ranker.rank("difficulty", lambda: student)
     engine = make_engine(config, student, vocab_size, device)
     trainer = Trainer(
         make_recipe(config, stages),
@@ -75,13 +86,27 @@ def main() -> None:
         tokenizer=tokenizer,
         teacher=teacher,
         train=train,
-        order=pool_order(config, ranked, len(train)),
-        reliance=teacher_reliance(config, ranked),
+        pools=unranked_pools(
+            len(train),
+            config.curriculum.curriculum,
+            seed=config.optimiser.seed,
+            reliance=config.loss.selective_reliance,
+            threshold=config.loss.reliance_threshold,
+        ),
+        ranker=ranker,
         dev=dev,
         on_policy=on_policy(config),
         device=device,
     )
     report(run, trainer.fit())
+
+
+def with_chunk_tokens(config: TrainConfig, vocab_size: int, device: torch.device) -> TrainConfig:
+    """The options with a size of chunks, where none was given: it is part of what the run is."""
+    if config.loss.chunk_tokens is not None:
+        return config
+    chunk_tokens = automatic_chunk_tokens(vocab_size, distributed.device_memory(device), device.type)
+    return replace(config, loss=replace(config.loss, chunk_tokens=chunk_tokens))
 
 
 def open_run(config: TrainConfig, device: torch.device) -> RunDir:
@@ -151,6 +176,7 @@ def plan(config: TrainConfig, num_examples: int) -> Curriculum:
         epochs=config.curriculum.epochs,
         temperature=config.loss.temperature,
         kd_ratio=config.loss.kd_ratio,
+        first_look=set(config.curriculum.difficulty) == {"snapshot"} and not config.curriculum.difficulty_file,
     )
     batch = config.optimiser.global_batch_size
     check_batches(stages, batch)
@@ -230,56 +256,34 @@ def start_run(run: RunDir, config: TrainConfig, stages: Curriculum, student: Pre
     say(f"run folder {run.path}")
 
 
-def easy_to_hard(
-    config: TrainConfig, run: RunDir, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Split
-) -> np.ndarray | None:
-    """Positions of the training examples from the easiest to the hardest; None where nothing asks for it.  -> [N]."""
-    if CURRICULA[config.curriculum.curriculum].order != "ranked" and config.loss.selective_reliance == "off":
+def make_ranker(
+    config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, teacher: TeacherSource | None, train: Split
+) -> Ranker | None:
+    """What orders the examples from easy to hard; None where nothing asks for it."""
+    given = config.curriculum
+    asked = CURRICULA[given.curriculum].order == "ranked" or config.loss.selective_reliance != "off"
+    if not asked and not given.difficulty_file:
         return None
-    if config.curriculum.difficulty_file:
-        return read_order(Path(config.curriculum.difficulty_file), train)
-    if not distributed.broadcast(run.difficulty.is_file()):
-        limits = {"max_new_tokens": answer_length(config), "no_repeat_ngram": config.generation.no_repeat_ngram}
-        scores = score_examples(
-            student,
-            tokenizer,
-            train,
-            batch_size=config.generation.eval_batch_size,
-            chunk_tokens=config.loss.chunk_tokens,
-            parts_dir=run.path / "scoring",
-            key=limits
-            | {"student": weights_fingerprint(student), "max_length": config.data.max_length}
-            | {"data": data_fingerprint(config), "dtype": config.models.dtype},
-            **limits,
-        )
-        if distributed.is_main():
-            write_difficulty(run.difficulty, rank_examples(scores))
-        distributed.barrier()
-    return read_order(run.difficulty, train)
-
-
-def pool_order(config: TrainConfig, ranked: np.ndarray | None, num_examples: int) -> np.ndarray:
-    """The order of examples that the positions of the curriculum's pools mean.  -> [N]."""
-    order = CURRICULA[config.curriculum.curriculum].order
-    if order == "ranked" and ranked is not None:
-        return ranked
-    return random_order(num_examples, seed=config.optimiser.seed) if order == "random" else np.arange(num_examples)
-
-
-def teacher_reliance(config: TrainConfig, ranked: np.ndarray | None) -> np.ndarray | None:
-    """The factor of the KD ratio of each training example, by its difficulty; None where all rely alike.  -> [N]."""
-    mode = config.loss.selective_reliance
-    if mode == "off" or ranked is None:
-        return None
-    factors = np.empty(len(ranked))
-    factors[ranked] = reliance(len(ranked), mode, threshold=config.loss.reliance_threshold)
-    return factors
+    if given.difficulty_file:
+        adopt_ranking(Path(given.difficulty_file), run, train)
+    limits = Limits(
+        max_new_tokens=answer_length(config),
+        no_repeat_ngram=config.generation.no_repeat_ngram,
+        batch_size=config.generation.eval_batch_size,
+        chunk_tokens=config.loss.chunk_tokens,
+        backend=config.generation.generation_backend,
+        model_path=config.models.model,
+    )
+    key = {"data": data_fingerprint(config), "max_length": config.data.max_length, "dtype": config.models.dtype}
+    return Ranker(given.difficulty, given.rerank, run, train, tokenizer, teacher, limits, key)
 
 
 def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int | None, device: torch.device) -> Engine:
     """Student and objective under DeepSpeed."""
     if config.models.train_last_layers:
         train_only_last_layers(student, config.models.train_last_layers)
+    if config.lora.lora_rank:
+        add_adapters(student, config.models.model, seed=config.optimiser.seed, **asdict(config.lora))
     if config.models.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Engine(
@@ -313,11 +317,13 @@ def make_recipe(config: TrainConfig, stages: Curriculum) -> Recipe:
         lr=config.optimiser.lr,
         min_lr=config.optimiser.min_lr,
         restart_optimizer=config.curriculum.restart_optimizer,
+        patience=config.curriculum.patience if config.curriculum.advance == "converged" else None,
         seed=config.optimiser.seed,
         eval_every=config.run.eval_every,
         log_every=config.run.log_every,
         chunk_tokens=config.loss.chunk_tokens,
         max_new_tokens=answer_length(config),
+        bucket_examples=config.run.bucket_examples,
     )
 
 
@@ -334,6 +340,8 @@ def on_policy(config: TrainConfig) -> OnPolicy | None:
 def report(run: RunDir, position: Position) -> None:
     """Say how the run ended."""
     best = "" if position.best_rouge_l is None else f" (dev ROUGE-L {position.best_rouge_l:.2f})"
+    for line in write_diagnostics(run) if distributed.is_main() else ():
+        say(line)
     say(f"done after {position.step} optimiser steps; the best student{best} is in {run.best}")
 
 

@@ -2,10 +2,10 @@
 
 The files of this package stand in four layers, and imports run down only:
 
-    4  trainer  difficulty  evaluation
-    3  texts  checkpoints  objective  teacher  engine  generation  models  data
-    2  rundir  parts  tables  console
-    1  losses  curriculum  on_policy  ranking  metrics  config  flags  distributed  files  errors
+    4  trainer  recipe  difficulty  scoring  buckets  evaluation  vllm_backend
+    3  texts  checkpoints  objective  teacher  engine  generation  models  lora  data  vllm_worker  vllm_choice
+    2  journal  snapshot  diagnostics  intervals  metrics  interrupt  rundir  parts  tables  console  sampling
+    1  losses  curriculum  pools  ranking  on_policy  config  lora_options  flags  distributed  files  errors
 """
 
 __version__ = "0.1.0"

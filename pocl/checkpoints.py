@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,23 +11,42 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl import distributed
 from pocl.engine import Engine
 from pocl.files import read_json, recover_folder, replace_folder, write_json
+from pocl.lora import merged_weights, save_adapter
 from pocl.rundir import RunDir
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: the epoch to train next, and what has been seen. The whole resume state but for tensors."""
+    """Where a run stands: the epoch to go on with, and what has been seen. The whole resume state but for tensors."""
 
     stage: int = 0
     epoch: int = 0
-    step: int = 0
-    best_rouge_l: float | None = None
+    step_in_epoch: int = 0  # optimiser steps of that epoch that are done already
+    step: int = 0  # of the whole run
+    best_rouge_l: float | None = None  # on dev, of the whole run
+    stage_best_rouge_l: float | None = None  # of the stage that is trained
+    evaluations_without_rise: int = 0  # since then
     samples: int = 0
     tokens: int = 0  # real tokens through the student, without padding
     response_tokens: int = 0
     teacher_forward_passes: int = 0  # examples that the teacher's trunk has read
     student_texts: int = 0  # of the samples, those whose response the student wrote
     done: bool = False
+
+    def after_dev(self, rouge_l: float) -> "Position":
+        """The position behind a dev evaluation, as the stage counts it."""
+        if self.stage_best_rouge_l is None or rouge_l > self.stage_best_rouge_l:
+            return replace(self, stage_best_rouge_l=rouge_l, evaluations_without_rise=0)
+        return replace(self, evaluations_without_rise=self.evaluations_without_rise + 1)
+
+    def after_epoch(self, stage: int, epoch: int, *, stage_over: bool, last_stage: bool) -> "Position":
+        """The position behind an epoch of a stage."""
+        if not stage_over:
+            return replace(self, stage=stage, epoch=epoch + 1, step_in_epoch=0)
+        fresh = replace(
+            self, stage=stage + 1, epoch=0, step_in_epoch=0, stage_best_rouge_l=None, evaluations_without_rise=0
+        )
+        return replace(fresh, done=last_stage)
 
 
 class Checkpoints:
@@ -37,13 +56,16 @@ class Checkpoints:
         self.run, self.engine, self.tokenizer = run, engine, tokenizer
 
     def save_best(self, student: PreTrainedModel) -> None:
-        """Put the student and its tokenizer into best/, a Hugging Face folder."""
+        """Put the student and its tokenizer into best/, a Hugging Face folder; its adapter, if any, into adapter/."""
         weights = self.engine.full_state_dict(student)
         if distributed.is_main():
-            temporary = self.run.path / "best.tmp"
+            temporary, adapter = self.run.path / "best.tmp", self.run.path / "adapter.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
-            student.save_pretrained(temporary, state_dict=weights)
+            shutil.rmtree(adapter, ignore_errors=True)
+            student.save_pretrained(temporary, state_dict=merged_weights(student, weights))
             self.tokenizer.save_pretrained(temporary)
+            if save_adapter(student, weights, adapter):
+                replace_folder(adapter, self.run.adapter)
             replace_folder(temporary, self.run.best)
         distributed.barrier()
 
@@ -69,9 +91,12 @@ class Checkpoints:
         last = self.run.checkpoints / "last.json"
         if distributed.is_main():
             recover_folder(self.run.best)
+            recover_folder(self.run.adapter)
         if not last.is_file():
             if distributed.is_main():
                 self.run.metrics.unlink(missing_ok=True)
+                self.run.forget_rerankings()
+            distributed.barrier()
             return Position(), None
         saved = read_json(last)
         position, folder = Position(**saved["position"]), self.run.checkpoints / saved["tag"]

@@ -12,7 +12,11 @@ from typing import Any, ClassVar, Literal
 from pocl.curriculum import CURRICULA, ramp
 from pocl.errors import UserError, closest
 from pocl.flags import flag, parse
+from pocl.lora_options import LoraOptions, check_lora
 from pocl.losses import loss_type
+from pocl.ranking import SIGNALS
+
+Backend = Literal["auto", "builtin", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ class LossOptions:
     reliance_threshold: float = flag("difficulty percentile of --selective-reliance hard [0 to 1]", 0.5)
     skew: float = flag("weight of the distribution itself in the mixture of sfkl and srkl [0 to 1]", 0.1)
     teacher_weight: float = flag("weight of the teacher in the mixture of jsd [0 to 1]", 0.1)
-    chunk_tokens: int = flag("response tokens whose logits are held at a time [tokens]", 2048)
+    chunk_tokens: int | None = flag(
+        "response tokens whose logits are held at a time [tokens; default: by vocabulary and memory]", None
+    )
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,22 @@ class CurriculumOptions:
     _argument_group_name: ClassVar[str] = "curriculum"
     curriculum: str = flag(f"which pool at which stage: {', '.join(CURRICULA)}", "baby-step")
     num_stages: int = flag("stages; 1 is plain distillation without a curriculum", 4)
-    epochs: int = flag("epochs over the pool in each stage", 8)
+    epochs: int = flag("epochs over the pool in each stage; with --advance converged the most of them", 8)
+    advance: Literal["interval", "converged"] = flag(
+        "when a stage ends. interval: after its epochs; converged: once dev ROUGE-L has not risen for --patience "
+        "evaluations",
+        "interval",
+    )
+    patience: int = flag("dev evaluations without a rise that end a stage with --advance converged", 2)
     restart_optimizer: bool = flag("fresh optimiser state and fresh cosine at each stage", True)
+    difficulty: list[str] = flag(
+        f"what ranks the examples, fused where several are named: {', '.join(SIGNALS)}", ["student"]
+    )
+    rerank: Literal["off", "stage", "epoch"] | None = flag(
+        "rank again before each stage or epoch [default: stage with --difficulty snapshot, else off]", None
+    )
     difficulty_file: str | None = flag(
-        "take the ranking from another run's difficulty.jsonl [default: score now]", None
+        "take the first ranking from another run's difficulty.jsonl [default: rank now]", None
     )
 
 
@@ -129,6 +147,12 @@ class GenerationOptions:
     top_p: float = flag("nucleus of evaluation; 1 keeps all", 1.0)
     top_k: int = flag("most likely tokens kept in evaluation; 0 keeps all [tokens]", 0)
     no_repeat_ngram: int = flag("ban a repeated n-gram over prompt and answer (paper: 6); 0 turns it off [tokens]", 6)
+    generation_backend: Backend = flag(
+        "what answers in the first ranking and in evaluate.py: builtin, vllm, or auto: vllm on a GPU where it is "
+        "installed and loads the model, else builtin; a model that trains (dev evaluation, on-policy text, later "
+        "rankings) is always asked by builtin",
+        "auto",
+    )
 
 
 @dataclass(frozen=True)
@@ -140,6 +164,9 @@ class RunOptions:
     run_name: str | None = flag("name of the run [default: seed<SEED>]", None)
     eval_every: int = flag("dev evaluation and checkpoint every N epochs, and at each stage's end [epochs]", 1)
     log_every: int = flag("print and record every N optimiser steps [steps]", 1)
+    bucket_examples: int = flag(
+        "at each stage's end ask N examples of each quarter of the ranking again; 0: none [examples]", 16
+    )
 
 
 @dataclass(frozen=True)
@@ -153,6 +180,12 @@ class EvaluateOptions:
     tokenizer: str | None = flag("tokenizer folder [default: the model's]", None)
     seeds: list[int] = flag("one sampled answer per prompt and seed", [10, 20, 30, 40, 50])
     data_root: str = flag("folder that holds the evaluation sets", "data")
+    clean: bool = flag("answer greedily and without a ban of n-grams as well; results in clean/ of the folder", False)
+    train_data: str | None = flag(
+        "processed data that the model was trained on: prompts that stand in it are listed, and the scores without "
+        "them given",
+        None,
+    )
     output_dir: str | None = flag("results folder [default: eval/ beside a run's best/]", None)
     num_examples: int | None = flag("first N prompts of each set only [examples; default: all]", None)
     max_length: int = flag("prompt limit and longest answer together [tokens]", 512)
@@ -167,6 +200,7 @@ class TrainConfig:
     """All options of train.py."""
 
     models: ModelOptions
+    lora: LoraOptions
     data: DataOptions
     loss: LossOptions
     curriculum: CurriculumOptions
@@ -181,7 +215,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
     types = [f.type for f in dataclasses.fields(TrainConfig)]
     config = TrainConfig(*parse(types, "Distil a language model with a curriculum (POCL), or train a baseline.", argv))
     check_train(config)
-    return resolve_ramps(config)
+    return resolve(config)
 
 
 def check_train(config: TrainConfig) -> None:
@@ -200,8 +234,27 @@ def check_train(config: TrainConfig) -> None:
     if config.curriculum.curriculum not in CURRICULA:
         name = config.curriculum.curriculum
         raise UserError(f"unknown --curriculum {name!r}{closest(name, CURRICULA)} (known: {', '.join(CURRICULA)})")
+    _check_difficulty(config)
     _check_positive(config)
+    check_lora(config.lora, config.models.train_last_layers)
     _check_on_policy(config)
+
+
+def _check_difficulty(config: TrainConfig) -> None:
+    options = config.curriculum
+    for name in options.difficulty:
+        if name not in SIGNALS:
+            raise UserError(f"unknown --difficulty {name!r}{closest(name, SIGNALS)} (known: {', '.join(SIGNALS)})")
+    if not options.difficulty:
+        raise UserError(f"--difficulty wants at least one of {', '.join(SIGNALS)}")
+    if "teacher" in options.difficulty and not config.models.teacher:
+        raise UserError(f"--difficulty teacher wants a teacher, and --type {config.loss.type} has none")
+    if "snapshot" in options.difficulty and options.rerank == "off":
+        raise UserError(
+            "--difficulty snapshot ranks by the losses of training; drop --rerank off, or give stage or epoch"
+        )
+    if options.advance == "converged" and config.data.num_dev == 0:
+        raise UserError("--advance converged follows dev ROUGE-L; --num-dev 0 leaves none")
 
 
 def _check_on_policy(config: TrainConfig) -> None:
@@ -224,10 +277,10 @@ def _check_positive(config: TrainConfig) -> None:
     counts = {
         "num-stages": config.curriculum.num_stages,
         "epochs": config.curriculum.epochs,
+        "patience": config.curriculum.patience,
         "global-batch-size": config.optimiser.global_batch_size,
         "max-tokens": config.optimiser.max_tokens,
         "eval-batch-size": config.generation.eval_batch_size,
-        "chunk-tokens": config.loss.chunk_tokens,
         "eval-every": config.run.eval_every,
         "log-every": config.run.log_every,
         "max-length": config.data.max_length,
@@ -237,6 +290,7 @@ def _check_positive(config: TrainConfig) -> None:
     for name, value in (
         ("num-train", config.data.num_train),
         ("batch-size", config.optimiser.batch_size),
+        ("chunk-tokens", config.loss.chunk_tokens),
         ("train-last-layers", config.models.train_last_layers),
     ):
         if value is not None:
@@ -249,6 +303,7 @@ def _check_positive(config: TrainConfig) -> None:
         "weight-decay": config.optimiser.weight_decay,
         "seed": config.optimiser.seed,
         "num-dev": config.data.num_dev or 0,
+        "bucket-examples": config.run.bucket_examples,
     }
     for name, value in optional.items():
         if not 0 <= value < math.inf:
@@ -291,14 +346,16 @@ def check_generation(options: GenerationOptions) -> None:
             raise UserError(f"--{name} is {value}; it must be 0 (off) or above")
 
 
-def resolve_ramps(config: TrainConfig) -> TrainConfig:
-    """The same options with T and r of every stage in place of what was said, or not said, of them.
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The same options with what was left open decided: T and r of every stage, and when to rank again.
 
     Raises UserError where a type was given what it does not have.
     """
     temperature, kd_ratio = stage_temperatures(config), stage_kd_ratios(config)
     loss = dataclasses.replace(config.loss, temperature=list(temperature), kd_ratio=list(kd_ratio))
-    return dataclasses.replace(config, loss=loss)
+    rerank = config.curriculum.rerank or ("stage" if "snapshot" in config.curriculum.difficulty else "off")
+    curriculum = dataclasses.replace(config.curriculum, rerank=rerank)
+    return dataclasses.replace(config, loss=loss, curriculum=curriculum)
 
 
 def stage_temperatures(config: TrainConfig) -> tuple[float, ...]:

@@ -68,11 +68,12 @@ class Scheme:
 
     pools: Callable[[int, int], list[range]]
     order: Literal["ranked", "random", "any"]  # easy to hard; shuffled once by the run's seed; no meaning
+    left_behind: bool = False  # what stands before a pool is not trained on again: a new ranking leaves it there
 
 
 CURRICULA: dict[str, Scheme] = {
     "baby-step": Scheme(baby_step_pools, "ranked"),
-    "one-pass": Scheme(one_pass_pools, "ranked"),
+    "one-pass": Scheme(one_pass_pools, "ranked", left_behind=True),
     "hard-to-easy": Scheme(hard_to_easy_pools, "ranked"),
     "random": Scheme(baby_step_pools, "random"),  # a control: pools of the same sizes, without their meaning
     "whole-pool": Scheme(whole_pool, "any"),
@@ -102,9 +103,12 @@ def plan_stages(
     epochs: int,
     temperature: Sequence[float],
     kd_ratio: Sequence[float],
+    first_look: bool = False,
 ) -> Curriculum:
     """The stages of a named curriculum over ``num_examples`` examples, with their ramps.
 
+    ``first_look`` puts one epoch over every example in front, at the first stage's T and r: a ranking by the losses
+    of training needs each example to have had one. A curriculum that begins with every example has no need of it.
     Raises UserError where there are fewer examples than stages.
     """
     if num_examples < num_stages:
@@ -112,7 +116,10 @@ def plan_stages(
     temperatures = ramp(temperature, num_stages, name="temperature")
     kd_ratios = ramp(kd_ratio, num_stages, name="kd-ratio")
     pools = CURRICULA[curriculum].pools(num_examples, num_stages)
-    return tuple(Stage(i, pool, epochs, temperatures[i], kd_ratios[i]) for i, pool in enumerate(pools))
+    rows = [(pool, epochs, temperatures[i], kd_ratios[i]) for i, pool in enumerate(pools)]
+    if first_look and len(pools[0]) < num_examples:
+        rows.insert(0, (range(num_examples), 1, temperatures[0], kd_ratios[0]))
+    return tuple(Stage(i, *row) for i, row in enumerate(rows))
 
 
 def baby_step(
@@ -136,23 +143,6 @@ def stage_order(stage: Stage, epoch: int, *, seed: int) -> np.ndarray:
     """
     positions = np.arange(stage.pool.start, stage.pool.stop)
     return np.random.default_rng([seed, stage.index, epoch]).permutation(positions)
-
-
-def reliance(num_examples: int, mode: str, *, threshold: float = 0.5) -> np.ndarray:
-    """How far each position of the easy-to-hard order relies on the teacher: a factor of the KD ratio.  -> [N].
-
-    Difficulty percentile is 0 for the easiest and 1 for the hardest. ``off``: 1 everywhere; ``hard``: 1 at or above
-    the threshold, 0 below it; ``linear``: the percentile itself.  Source: Khan, 2023 (selective reliance).
-    """
-    percentile = np.arange(num_examples) / max(1, num_examples - 1)
-    if mode == "hard":
-        return (percentile >= threshold).astype(np.float64)
-    return percentile if mode == "linear" else np.ones(num_examples)
-
-
-def random_order(num_examples: int, *, seed: int) -> np.ndarray:
-    """The positions shuffled once, in place of an easy-to-hard order.  -> [N], int64."""
-    return np.random.default_rng([seed, num_examples]).permutation(num_examples)
 
 
 def check_batches(stages: Curriculum, global_batch_size: int) -> None:

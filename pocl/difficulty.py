@@ -1,12 +1,13 @@
-"""How hard each training example is for the student: the scoring pass, and the order that it gives.
+"""How hard each training example is: the signals that are measured, and the order that they give together.
 
-The student answers every prompt greedily (ROUGE-L against the reference) and reads every reference (mean
-cross-entropy per response token); ``pocl.ranking`` turns both into one order.
-Source: POCL, arXiv 2506.05695, section 3.
+``pocl.ranking`` names the signals and fuses their ranks; here each is measured. The student ranks by default, as in
+POCL (arXiv 2506.05695, section 3); it may rank again between stages, and so may the losses of training, which need no
+pass of their own.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,111 +15,160 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pocl import distributed
+from pocl.curriculum import Stage
 from pocl.data import Split, blocks_by_length
+from pocl.diagnostics import diagnose, summary
 from pocl.errors import UserError
-from pocl.files import read_jsonl, write_jsonl
-from pocl.generation import Sampling, decode, generate
-from pocl.metrics import rouge_l
-from pocl.models import end_ids
-from pocl.objective import example_cross_entropy
+from pocl.files import read_jsonl, write_json, write_jsonl
+from pocl.models import response_labels, weights_fingerprint
+from pocl.objective import Term, chunks_needed, distillation_objective
 from pocl.parts import Parts
-from pocl.ranking import easy_to_hard, ordinal_ranks, reciprocal_rank_fusion
+from pocl.ranking import columns_of, rank_examples
+from pocl.rundir import RunDir
+from pocl.scoring import Limits, score_examples
+from pocl.teacher import TeacherSource
 
 
 @dataclass(frozen=True)
-class Score:
-    """What the scoring pass found for one example."""
+class Ranker:
+    """Orders the training examples from easy to hard, before the run and, where asked, again between its stages.
 
-    id: int
-    rouge_l: float  # 0 to 1
-    cross_entropy: float  # nats per response token
-    answer: str
-
-
-def score_examples(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    split: Split,
-    *,
-    max_new_tokens: int,
-    no_repeat_ngram: int,
-    batch_size: int,
-    chunk_tokens: int,
-    parts_dir: Path,
-    key: Mapping[str, Any],
-) -> list[Score]:
-    """Score every example of a split, over all ranks -> scores sorted by example id, on every rank.
-
-    Each finished block is kept in ``parts_dir``, so a pass that was cut off goes on where it was; ``key`` says what
-    the scores depend on (model, data, limits).
+    Each ranking is a file of the run folder; one that is there is read and not made again.
     """
-    sampling = Sampling(max_new_tokens, temperature=0.0, no_repeat_ngram=no_repeat_ngram)
-    blocks = blocks_by_length(split.prompt_lengths, batch_size)
-    was_training = model.training
-    model.eval()
-    with Parts(parts_dir, key) as parts:
-        parts.fill(
-            blocks,
-            split.ids,
-            lambda block: map(asdict, _score_block(model, tokenizer, split, block, sampling, chunk_tokens)),
-            title="scoring",
+
+    signals: Sequence[str]
+    rerank: str  # off, stage or epoch
+    run: RunDir
+    train: Split
+    tokenizer: PreTrainedTokenizerBase
+    teacher: TeacherSource | None
+    limits: Limits
+    key: Mapping[str, Any]  # what every measure depends on: the data, the precision
+
+    def place(self, stage: Stage, epoch: int) -> str | None:
+        """The name of the ranking that this epoch is the first to use; None where it goes on with an earlier one."""
+        if stage.index == epoch == 0:
+            return "difficulty"
+        if self.rerank == "epoch":
+            return f"difficulty-stage{stage.index + 1}-epoch{epoch + 1}"
+        return f"difficulty-stage{stage.index + 1}" if self.rerank == "stage" and epoch == 0 else None
+
+    def made(self, place: str | None) -> bool:
+        """Whether this ranking is there already."""
+        return distributed.broadcast(place is not None and self.run.ranking(place).is_file())
+
+    def rank(
+        self, place: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None = None
+    ) -> np.ndarray | None:
+        """Positions from the easiest to the hardest.  -> [N], int64; None where no signal has a value yet.
+
+        ``losses`` [N] are those of the student's training, NaN where an example had none.
+        """
+        path = self.run.ranking(place)
+        if not self.made(place):
+            columns = columns_of(self.signals)
+            if losses is None or np.isnan(losses).all():
+                columns = [column for column in columns if column != "snapshot_cross_entropy"]
+            if not columns:
+                return None
+            records = self._measure(columns, place, student, losses)
+            if distributed.is_main():
+                write_jsonl(path, rank_examples(records, columns))
+                shutil.rmtree(self.run.path / "scoring", ignore_errors=True)  # what a cut-off pass would go on with
+            distributed.barrier()
+        return read_order(path, self.train)
+
+    def _measure(
+        self, columns: Sequence[str], place: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None
+    ) -> list[dict[str, Any]]:
+        """One record an example, sorted by id, with what the columns need."""
+        parts_dir, records = self.run.path / "scoring" / place, self._plain_records()
+        measures: list[Mapping[int, Mapping[str, Any]]] = []
+        if {"rouge_l", "cross_entropy"} & set(columns):
+            model = student()
+            # The weights on disk are those of the first ranking only.
+            limits = self.limits if place == "difficulty" else replace(self.limits, backend="builtin")
+            passed = score_examples(
+                model,
+                self.tokenizer,
+                self.train,
+                limits=limits,
+                answers="rouge_l" in columns,
+                parts_dir=parts_dir / "student",
+                key=dict(self.key) | {"student": weights_fingerprint(model)},
+            )
+            measures.append(passed)
+        if "teacher_cross_entropy" in columns and self.teacher:
+            measures.append(self._teacher_losses(self.teacher, parts_dir / "teacher"))
+        if "snapshot_cross_entropy" in columns and losses is not None:
+            known = [None if np.isnan(loss) else float(loss) for loss in losses]
+            measures.append(self._column("snapshot_cross_entropy", known))
+        for measure in measures:
+            for example_id, values in measure.items():
+                records[example_id] |= values
+        return list(records.values())
+
+    def _plain_records(self) -> dict[int, dict[str, Any]]:
+        """What is known of each example without a model, by id, sorted by id."""
+        rows = zip(
+            self.train.ids.tolist(),
+            self.train.prompt_lengths.tolist(),
+            self.train.num_labels.tolist(),
+            self.train.column("category"),
+            strict=True,
         )
-        gathered = parts.gather()
-    model.train(was_training)
-    return [Score(**gathered[i]) for i in sorted(split.ids.tolist())]
+        names = ("id", "prompt_tokens", "response_tokens", "category")
+        return {row[0]: dict(zip(names, row, strict=True)) for row in sorted(rows)}
+
+    def _column(self, name: str, values: Sequence[Any]) -> dict[int, dict[str, Any]]:
+        """Values in the order of the split, by example id."""
+        return {int(i): {name: value} for i, value in zip(self.train.ids, values, strict=True)}
+
+    @torch.no_grad()
+    def _teacher_losses(self, teacher: TeacherSource, parts_dir: Path) -> dict[int, dict[str, Any]]:
+        """Mean cross-entropy of each reference under the teacher; its trunk runs only where it is not cached."""
+
+        def read(block: np.ndarray) -> list[dict[str, Any]]:
+            batch = self.train.batch(block).to(teacher.device)
+            labels = response_labels(batch)
+            result = distillation_objective(
+                teacher.states(batch),
+                teacher.head,
+                None,
+                None,
+                labels,
+                term=Term(),
+                num_chunks=chunks_needed(len(labels), self.limits.chunk_tokens),
+            )
+            losses = result.cross_entropy.double().split(self.train.num_labels[block].tolist())
+            return [
+                {"id": int(i), "teacher_cross_entropy": float(loss.mean())}
+                for i, loss in zip(self.train.ids[block], losses, strict=True)
+            ]
+
+        with Parts(parts_dir, dict(self.key) | {"teacher": teacher.fingerprint}) as parts:
+            blocks = blocks_by_length(self.train.lengths, self.limits.batch_size)
+            parts.fill(blocks, self.train.ids, read, title="the teacher's confidence")
+            return parts.gather()
 
 
-@torch.no_grad()
-def _score_block(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    split: Split,
-    block: np.ndarray,
-    sampling: Sampling,
-    chunk_tokens: int,
-) -> list[Score]:
-    rows = split.table[[int(i) for i in block]]
-    answers = generate(
-        model,
-        rows["prompt_ids"],
-        rows["id"],
-        sampling=sampling,
-        eos_ids=end_ids(model, tokenizer),
-        vocab_size=len(tokenizer),
-    )
-    batch = split.batch(block).to(next(model.parameters()).device)
-    losses = example_cross_entropy(model, batch, chunk_tokens=chunk_tokens)
-    return [
-        Score(example_id, rouge_l(text, [reference]), total / count, text)
-        for example_id, text, reference, (total, count) in zip(
-            rows["id"], decode(tokenizer, answers), rows["response"], losses, strict=True
-        )
-    ]
+def write_diagnostics(run: RunDir) -> list[str]:
+    """Write diagnostics.json of a run that has ranked -> its summary, line by line."""
+    path = run.first_ranking()
+    if path is None:
+        return []
+    found = diagnose(read_jsonl(path), run.read_metrics())
+    write_json(run.path / "diagnostics.json", found)
+    return summary(found)
 
 
-def rank_examples(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """The records of difficulty.jsonl, easiest first: what was measured, both ranks, the fused score, the answer."""
-    ids = np.array([score.id for score in scores])
-    rouge_ranks = ordinal_ranks(np.array([score.rouge_l for score in scores]), ids, highest_first=True)
-    ce_ranks = ordinal_ranks(np.array([score.cross_entropy for score in scores]), ids, highest_first=False)
-    fused = reciprocal_rank_fusion([rouge_ranks, ce_ranks])
-    return [
-        {
-            "id": scores[i].id,
-            "rouge_l": scores[i].rouge_l,
-            "cross_entropy": scores[i].cross_entropy,
-            "rouge_l_rank": int(rouge_ranks[i]),
-            "cross_entropy_rank": int(ce_ranks[i]),
-            "score": float(fused[i]),
-            "answer": scores[i].answer,
-        }
-        for i in easy_to_hard(fused, ids).tolist()
-    ]
-
-
-def write_difficulty(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write difficulty.jsonl, easiest example first."""
-    write_jsonl(path, records)
+def adopt_ranking(path: Path, run: RunDir, train: Split) -> None:
+    """Make another run's difficulty.jsonl this run's first ranking.  Raises UserError where it ranks others."""
+    read_order(path, train)
+    if distributed.is_main():
+        write_jsonl(run.ranking("difficulty"), read_jsonl(path))
+    distributed.barrier()
 
 
 def read_order(path: Path, split: Split) -> np.ndarray:

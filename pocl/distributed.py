@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -105,6 +106,22 @@ def broadcast(value: T) -> T:
 def my_share(blocks: Sequence[T]) -> Sequence[T]:
     """Every world_size-th block, from this rank's number on: the blocks are the same whatever the world size."""
     return blocks[rank() :: world_size()]
+
+
+def device_memory(device: torch.device) -> int:
+    """Total memory in bytes of a rank's device: the GPU's, or this rank's share of the machine's on the CPU.
+
+    The same on every rank (rank 0's), and whatever else is running: what is decided by it stays decided.
+    """
+    if device.type == "cuda":
+        return broadcast(torch.cuda.get_device_properties(device).total_memory)
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if path.is_file() and path.read_text().strip().isdigit():  # a container's limit; "max" is none
+            limits.append(int(path.read_text()))
+    # DeepSpeed's launcher and torchrun name the ranks of a machine differently.
+    local_ranks = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1
+    return broadcast(min(limits) // int(local_ranks))
 
 
 def seed_everything(seed: int) -> None:

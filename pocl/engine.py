@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from pocl.errors import UserError
 from pocl.files import read_json
+from pocl.objective import StudentObjective
 
 # Scales of fp16's loss: start at 2^16, as torch's own scaler does.
 _FP16 = {"enabled": True, "initial_scale_power": 16}
 
 
 class Engine:
-    """A module under DeepSpeed with AdamW. Gradients add up over ``backward`` calls until ``step``."""
+    """Student and objective under DeepSpeed with AdamW. Gradients add up over ``backward`` calls until ``step``."""
 
     def __init__(
         self,
-        module: nn.Module,
+        module: StudentObjective,
         *,
         lr: float,
         weight_decay: float,
@@ -39,6 +40,8 @@ class Engine:
         module.to(device)
         module.sharded = self.zero_stage == 3
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._all_trained = len(parameters) == sum(1 for _ in module.parameters())
+        module.register_state_dict_post_hook(_drop_frozen)
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=device.type == "cuda")
         config |= {
             "train_batch_size": global_batch_size,
@@ -63,6 +66,10 @@ class Engine:
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )
         self._gathered = deepspeed.zero.GatheredParameters
+        if self.zero_stage == 3:
+            # Their gradients are handed on where the head has been left already: they must be whole there too.
+            for parameter in module.head.trained_parameters():
+                deepspeed.zero.register_external_parameter(module, parameter)
 
     def forward(self, *inputs: Any) -> Any:
         """Run the module."""
@@ -109,18 +116,26 @@ class Engine:
             seen.add(id(parameter))
             with self._gathered([parameter], enabled=self.zero_stage == 3):
                 weights[name] = parameter.detach().cpu().clone()
-        weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()})
+        kept = model.state_dict()  # names: a buffer that a model makes for itself is in no model folder
+        weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in kept})
         return weights
 
     def save(self, folder: Path, tag: str) -> None:
-        """Write model, optimiser and loss scale of every rank to ``folder/tag``."""
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        """Write the trained weights, the optimiser and the loss scale of every rank to ``folder/tag``."""
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path, tag: str) -> None:
         """Read what ``save`` wrote.  Raises UserError where it is missing or was written by another world size."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_module_strict=self._all_trained)
         if path is None:
             raise UserError(f"{folder / tag} holds no checkpoint that can be resumed")
+
+
+def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Leave frozen weights out of the module's checkpoint, under all names of tied ones; DeepSpeed drops one name."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:

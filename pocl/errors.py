@@ -15,6 +15,20 @@ class UserError(Exception):
 class RunStopped(Exception):
     """A run that cannot go on, through no mistake of the command: one line saying where, and what was kept."""
 
+    exit_status = 1
+
+
+class Interrupted(RunStopped):
+    """A run that a signal ended, after it had saved everything."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signum
+
+
+class RankStopped(RunStopped):
+    """The same on this rank alone, which must tell it itself."""
+
 
 def closest(name: str, known: Iterable[str]) -> str:
     """A hint ``; did you mean 'x'?`` for a misspelt name, or an empty string."""
@@ -23,6 +37,12 @@ def closest(name: str, known: Iterable[str]) -> str:
         return ""
     matches = [other for other in names if other.startswith(name)] or get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's error, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -36,10 +56,12 @@ def run_main(main: Callable[[], None]) -> None:
         if os.environ.get("POCL_DEBUG") == "1":
             traceback.print_exc()
         # Every rank meets a user's mistake at the same place; one of them tells it.
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankStopped):
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(3)  # the launcher ends every rank when one has gone: rank 0 must have told it by then
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        sys.exit(2 if isinstance(error, UserError) else error.exit_status)
     except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("stopped; the same command goes on where it was", file=sys.stderr, flush=True)
         sys.exit(130)

@@ -12,9 +12,10 @@ from pocl import distributed
 from pocl.data import Split, blocks_by_length, make_prompt
 from pocl.errors import UserError, closest
 from pocl.files import read_jsonl
-from pocl.generation import Sampling, answer_prompts
-from pocl.metrics import exact_match, rouge_l
+from pocl.generation import Generator, answer_prompts
+from pocl.metrics import METRICS
 from pocl.objective import example_cross_entropy
+from pocl.sampling import Sampling
 
 # The paper names its sets by folder; S-NI and UnNI keep the references of 11 tokens and more.
 SET_FOLDERS = {"sinst": "sinst/11_", "uinst": "uinst/11_"}
@@ -89,45 +90,40 @@ def tokenise_prompts(
 
 
 def evaluate(
-    model: PreTrainedModel,
+    generator: Generator,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     prompts: Sequence[list[int]],
     *,
     sampling: Sampling,
-    batch_size: int,
     title: str,
 ) -> list[dict[str, Any]]:
     """Answer and score every example -> per-example records, on every rank."""
     ids = [example.id for example in examples]
-    answers = answer_prompts(model, tokenizer, prompts, ids, sampling=sampling, batch_size=batch_size, title=title)
+    answers = answer_prompts(generator, tokenizer, prompts, ids, sampling=sampling, title=title)
     return score_answers(examples, [answers[i] for i in ids])
 
 
 def score_answers(examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
-    """ROUGE-L (0 to 100) and exact match (0 or 100) of each answer.  Raises UserError where the numbers differ."""
+    """Every metric of each answer, 0 to 100.  Raises UserError where there are not as many answers as examples."""
     if len(examples) != len(answers):
         raise UserError(f"{len(answers)} answers for {len(examples)} prompts; give one answer a prompt, in order")
     return [
-        {
-            "id": example.id,
-            "answer": answer,
-            "rouge_l": 100.0 * rouge_l(answer, example.references),
-            "exact_match": 100.0 * exact_match(answer, example.references),
-        }
+        {"id": example.id, "answer": answer}
+        | {name: 100.0 * metric.score(answer, example.references) for name, metric in METRICS.items()}
         for example, answer in zip(examples, answers, strict=True)
     ]
 
 
 def mean_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean ROUGE-L and exact match, 0 to 100."""
-    return {name: statistics.fmean(record[name] for record in records) for name in ("rouge_l", "exact_match")}
+    """The mean of every metric, 0 to 100."""
+    return {name: statistics.fmean(record[name] for record in records) for name in METRICS}
 
 
 def summarise(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     """Mean and spread over seeds: {metric: {"mean", "std", "seeds"}}; std is the sample's, 0 for one seed."""
     summary: dict[str, Any] = {}
-    for metric in ("rouge_l", "exact_match"):
+    for metric in METRICS:
         values = [scores[metric] for scores in by_seed.values()]
         summary[metric] = {
             "mean": statistics.fmean(values),

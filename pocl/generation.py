@@ -7,6 +7,7 @@ example draws its own uniform numbers, which pick tokens from the cumulative dis
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,21 +18,53 @@ from pocl import distributed
 from pocl.console import Progressing
 from pocl.data import blocks_by_length
 from pocl.models import end_ids, make_head, trunk
+from pocl.sampling import NgramBan, Sampling, example_uniforms, next_tokens
 
 # Rows are dropped once this share of the batch is done: dropping copies the cache.
 _COMPACT_AT = 0.125
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. ``temperature`` 0 is greedy; ``no_repeat_ngram`` 0 bans nothing."""
+class Generator(Protocol):
+    """What answers prompts, such as the built-in loop or vLLM. All of them choose tokens by ``pocl.sampling``."""
 
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    no_repeat_ngram: int = 6
-    seed: int = 10
+    @property
+    def name(self) -> str:
+        """What answers, for records."""
+
+    def blocks(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Prompts of these lengths [N], cut into what one call should be given: positions, shared out over ranks."""
+
+    def __call__(
+        self, prompts: Sequence[list[int]], example_ids: Sequence[int], sampling: Sampling
+    ) -> list[list[int]]:
+        """One answer per prompt, as token ids without the end-of-text token, in the order of the prompts."""
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """The project's own decoding loop, on the model as it is in memory."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    name: ClassVar[str] = "builtin"
+
+    def blocks(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Batches of neighbours in length, the same whatever the number of ranks."""
+        return blocks_by_length(lengths, self.batch_size)
+
+    def __call__(
+        self, prompts: Sequence[list[int]], example_ids: Sequence[int], sampling: Sampling
+    ) -> list[list[int]]:
+        """One answer per prompt; padded vocabulary entries are never an answer."""
+        return generate(
+            self.model,
+            prompts,
+            example_ids,
+            sampling=sampling,
+            eos_ids=end_ids(self.model, self.tokenizer),
+            vocab_size=len(self.tokenizer),
+        )
 
 
 @torch.no_grad()
@@ -53,26 +86,21 @@ def generate(
 
 
 def answer_prompts(
-    model: PreTrainedModel,
+    generator: Generator,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     example_ids: Sequence[int],
     *,
     sampling: Sampling,
-    batch_size: int,
     title: str,
 ) -> dict[int, str]:
     """The answers of all prompts by example id, shared out over the ranks, on every rank; ``title`` names the bar."""
-    eos_ids = end_ids(model, tokenizer)
-    vocab_size = len(tokenizer)  # padded vocabulary entries are never an answer
-    blocks = blocks_by_length(np.array([len(prompt) for prompt in prompts], dtype=np.int64), batch_size)
+    blocks = generator.blocks(np.array([len(prompt) for prompt in prompts], dtype=np.int64))
     mine = {}
     with Progressing(title, len(blocks), transient=True) as progress:
         for block in distributed.my_share(blocks):
             ids = [int(example_ids[i]) for i in block]
-            tokens = generate(
-                model, [prompts[i] for i in block], ids, sampling=sampling, eos_ids=eos_ids, vocab_size=vocab_size
-            )
+            tokens = generator([prompts[i] for i in block], ids, sampling)
             mine.update(zip(ids, decode(tokenizer, tokens), strict=True))
             progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
     return distributed.gather_by_id(mine)
@@ -107,18 +135,17 @@ class _Decoder:
             mask[row, longest - len(prompt) :] = 1
         self.input_ids, self.mask = ids.to(self.device), mask.to(self.device)
         self.cache = DynamicCache()
-        self.bans = [_NgramBan(prompt, sampling.no_repeat_ngram) for prompt in prompts]
-        self.uniforms = _uniforms(example_ids, sampling).to(self.device)  # [B, max_new_tokens]
+        self.bans = [NgramBan(prompt, sampling.no_repeat_ngram) for prompt in prompts]
+        uniforms = np.stack([example_uniforms(int(example_id), sampling) for example_id in example_ids])
+        self.uniforms = torch.from_numpy(uniforms).to(self.device)  # [B, max_new_tokens]
 
     def run(self, head: Callable[[Tensor], Tensor]) -> list[list[int]]:
         """Decode until every row is done -> answers in the order of the prompts."""
         active = torch.ones(len(self.rows), dtype=torch.bool)
         for step in range(self.sampling.max_new_tokens):
             logits = self._forward(head)
-            for i, row in enumerate(self.rows):
-                if active[i] and (banned := self.bans[row].next_tokens()):
-                    logits[i, banned] = -torch.inf
-            tokens = choose_tokens(logits, self.uniforms[:, step], self.sampling)
+            bans = [self.bans[row] for row in self.rows]
+            tokens = next_tokens(logits, bans, self.uniforms[:, step], self.sampling)
             for i, token in enumerate(tokens.tolist()):
                 if not active[i]:
                     continue
@@ -154,62 +181,3 @@ class _Decoder:
         self.cache.batch_select_indices(keep)
         self.input_ids, self.mask, self.uniforms = self.input_ids[keep], self.mask[keep], self.uniforms[keep]
         return torch.ones(len(self.rows), dtype=torch.bool)
-
-
-def _uniforms(example_ids: Sequence[int], sampling: Sampling) -> Tensor:
-    """Each example's own uniform numbers, one per new token.  -> [B, max_new_tokens], float64."""
-    if sampling.temperature == 0:
-        return torch.zeros(len(example_ids), sampling.max_new_tokens, dtype=torch.float64)
-    rows = [np.random.default_rng([sampling.seed, int(i)]).random(sampling.max_new_tokens) for i in example_ids]
-    return torch.from_numpy(np.stack(rows))
-
-
-def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-    """The next token of each row: the likeliest, or the one at ``uniforms`` of the cumulative distribution.
-
-    [B, V], [B] -> [B].
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    if sampling.top_p < 1.0:
-        logits = _keep_nucleus(logits, sampling.top_p)
-    cumulative = logits.softmax(-1).double().cumsum(-1)  # float64: 50,000 float32 terms lose the tail
-    target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-
-
-def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Mask all but the smallest set of likeliest tokens that holds ``top_p`` of the probability.  [B, V] -> [B, V]."""
-    values, order = logits.sort(dim=-1, descending=True)
-    probabilities = values.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
-    return logits.masked_fill(outside, -torch.inf)
-
-
-class _NgramBan:
-    """Which tokens would repeat an n-gram of prompt and answer; grows with the answer, one lookup a step."""
-
-    def __init__(self, tokens: Sequence[int], size: int) -> None:
-        self.size = size
-        self.tail: list[int] = []
-        self.followers: dict[tuple[int, ...], list[int]] = {}
-        if size:
-            for token in tokens:
-                self.append(token)
-
-    def append(self, token: int) -> None:
-        if not self.size:
-            return
-        if len(self.tail) == self.size - 1:
-            self.followers.setdefault(tuple(self.tail), []).append(token)
-        self.tail = [*self.tail, token][-(self.size - 1) :] if self.size > 1 else []
-
-    def next_tokens(self) -> list[int]:
-        if not self.size or len(self.tail) < self.size - 1:
-            return []
-        return self.followers.get(tuple(self.tail), [])

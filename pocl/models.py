@@ -1,7 +1,7 @@
 """Student, teacher and tokenizer: loading with checks, trunk and head apart, the vocabulary that both share."""
 
 import hashlib
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,42 +9,66 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl.data import IGNORE, Batch, tokenizer_fingerprint
-from pocl.errors import UserError
+from pocl.errors import UserError, first_line
+from pocl.lora import about_base, adapter_chain, merge_adapter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-Head = Callable[[Tensor], Tensor]
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name.  Raises UserError where there is none or it has no end-of-text."""
-    folder = Path(path)
+    """The tokenizer of a model folder, adapter folder or hub name; an adapter without one has its base's.
+
+    Raises UserError where there is none or it has no end-of-text.
+    """
+    base, adapters = adapter_chain(path)
+    with about_base(path, base):
+        return _load_tokenizer(next((str(folder) for folder in reversed(adapters) if _has_tokenizer(folder)), base))
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     # Without any of these files AutoTokenizer returns an empty tokenizer, silently.
-    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if Path(path).is_dir() and not _has_tokenizer(Path(path)):
         raise UserError(f"no tokenizer in {path!r}: none of {', '.join(_TOKENIZER_FILES)} is there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"no tokenizer in {path!r}: {_first_line(error)}") from error
+        raise UserError(f"no tokenizer in {path!r}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {path!r} has no end-of-text token; every response must end with one")
     return tokenizer
 
 
 def load_model(path: str, dtype: str = "fp32") -> PreTrainedModel:
-    """A causal language model from safetensors, in evaluation mode on the CPU.
+    """A causal language model from safetensors, in evaluation mode on the CPU; an adapter folder's is merged.
 
     Raises UserError where the folder holds no configuration or no safetensors; pickled weights and remote code are
     refused, since both run what a stranger wrote.
     """
+    base, adapters = adapter_chain(path)
+    with about_base(path, base):
+        model = _load_whole(base, dtype)
+    for folder in adapters:
+        merge_adapter(model, folder)
+    return model.eval()
+
+
+def _load_whole(path: str, dtype: str) -> PreTrainedModel:
     folder = Path(path)
     if folder.is_dir():
         _check_folder(folder)
     elif folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) > 2:  # no hub name looks like that
         raise UserError(f"{path} is no folder; a model wants config.json, model.safetensors and its tokenizer")
     try:
+        if not folder.is_dir() and find_adapter_config_file(path):  # transformers would not merge it
+            raise UserError(f"{path} is an adapter on the hub; download it to a folder, and give that")
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
@@ -55,14 +79,14 @@ def load_model(path: str, dtype: str = "fp32") -> PreTrainedModel:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f"cannot load a model from {path!r}: {_first_line(error)}") from error
+        raise UserError(f"cannot load a model from {path!r}: {first_line(error)}") from error
     except SafetensorError as error:
-        raise UserError(f"the weights in {path!r} are damaged: {_first_line(error)}") from error
+        raise UserError(f"the weights in {path!r} are damaged: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:  # transformers fills them with random numbers, and only warns
         raise UserError(f"the weights in {path!r} lack {len(missing)} tensor(s), such as {missing[0]}")
     model.config.use_cache = False
-    return model.eval()
+    return model
 
 
 def _check_folder(folder: Path) -> None:
@@ -76,11 +100,6 @@ def _check_folder(folder: Path) -> None:
                 f"save the model again with save_pretrained, which writes safetensors"
             )
         raise UserError(f"{folder} holds no weights (model.safetensors)")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def trunk(model: PreTrainedModel) -> nn.Module:
@@ -102,26 +121,35 @@ def response_labels(batch: Batch) -> Tensor:
     return batch.labels[batch.labels != IGNORE]
 
 
-def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
-    """The head as a function [N, H] -> [N, V], with the caps and scales that some models put behind it.
+@dataclass(frozen=True)
+class Head:
+    """The head of a model as a function [N, H] -> [N, V], with the scales and caps that some models put behind it."""
 
-    ``vocab_size`` cuts off padded vocabulary entries. The head's module is called, so ZeRO-3 gathers its weight.
-    """
-    module = model.get_output_embeddings()
+    module: nn.Module  # called, and not its weight used: ZeRO-3 gathers that only for the call
+    scale: float = 1.0
+    cap: float | None = None
+    vocab_size: int | None = None  # cuts off padded vocabulary entries
+
+    def __call__(self, states: Tensor) -> Tensor:
+        logits = self.module(states)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.cap is not None:
+            logits = self.cap * torch.tanh(logits / self.cap)
+        return logits[..., : self.vocab_size] if self.vocab_size else logits
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Those of its parameters that learn."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+
+def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
+    """The head of a model; ``vocab_size`` cuts off padded vocabulary entries."""
     config = model.config
     # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma 2 caps with a tanh.
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
-
-    def head(states: Tensor) -> Tensor:
-        logits = module(states)
-        if scale != 1.0:
-            logits = logits * scale
-        if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        return logits[..., :vocab_size] if vocab_size else logits
-
-    return head
+    return Head(model.get_output_embeddings(), scale, cap, vocab_size)
 
 
 @torch.no_grad()

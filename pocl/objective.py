@@ -1,21 +1,30 @@
-"""Cross-entropy and divergence over response tokens, from hidden states and heads, in chunks.
+"""Cross-entropy and divergence over response tokens, from hidden states and heads, in chunks, with their gradient.
 
-The logits of one chunk of tokens exist at a time, forward and backward: each chunk is recomputed in the backward pass,
-so peak memory does not grow with tokens times vocabulary.
+The logits of one chunk of tokens exist at a time: the gradient of the chunk is taken, in closed form down to its
+logits, before the next one is begun. The backward pass then only hands the gradients on, so nothing is kept or
+computed twice, and peak memory does not grow with tokens times vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import nll_loss
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pocl import distributed
 from pocl.data import IGNORE, Batch
-from pocl.losses import Divergence, log_probs
+from pocl.losses import Divergence, log_probs, through_softmax
 from pocl.models import Head, make_head, response_labels, response_states
+
+# At the worst moment so many float32 tensors [chunk, V] are alive (counted: 7 to 10 for the divergences of losses.py).
+TENSORS_PER_CHUNK = 10
+# On the CPU a step takes as long with chunks of 128 to 1024 tokens (measured at V = 50,257), so the smaller ones win.
+_LARGEST_CHUNK = {"cpu": 256, "cuda": 4096}
+_SHARE_OF_MEMORY = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,48 @@ def distillation_objective(
 
     ``kd_ratio`` [N] gives each token a ratio of its own in place of the term's.
 
-    The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other.
+    The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other. Where gradients are
+    enabled, ``loss`` carries those of the states and of the head's parameters, and is differentiated once.
     The caller divides ``loss`` once by the number of response tokens in the whole optimiser step.
     Source: POCL, arXiv 2506.05695, section 3.  Raises ValueError where the numbers of rows differ.
     """
+    num_tokens = _check_rows(student_states, teacher_states, labels)
+    learns = torch.is_grad_enabled()
+    parameters = student_head.trained_parameters() if learns else []
+
+    def chunk(piece: slice) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(objective, cross-entropy, divergence) of some tokens, and their gradients by states and parameters."""
+        rows = student_states[piece].detach().requires_grad_(learns)
+        student_logits = student_head(rows)
+        with torch.no_grad():
+            *values, gradient = token_objective(
+                student_logits.detach(),
+                None if teacher_states is None or teacher_head is None else teacher_head(teacher_states[piece]),
+                labels[piece],
+                term,
+                None if kd_ratio is None else kd_ratio[piece],
+                learns=learns,
+            )
+        if gradient is None:
+            return tuple(values), ()
+        inputs = (rows, *parameters)
+        return tuple(values), torch.autograd.grad(student_logits, inputs, gradient.to(student_logits.dtype))
+
+    values, state_gradients, parameter_gradients = [], [], []
+    for i in range(num_chunks):
+        chunk_values, gradients = chunk(slice(num_tokens * i // num_chunks, num_tokens * (i + 1) // num_chunks))
+        values.append(chunk_values)
+        state_gradients += gradients[:1]
+        parameter_gradients = _add(parameter_gradients, gradients[1:])
+    losses, cross_entropies, divergences = (torch.cat(column) for column in zip(*values, strict=True))
+    loss = losses.sum()
+    if learns:
+        known = [torch.cat(state_gradients), *parameter_gradients]
+        loss = _WithGradient.apply(loss, known, student_states, *parameters)
+    return Objective(loss, cross_entropies, divergences)
+
+
+def _check_rows(student_states: Tensor, teacher_states: Tensor | None, labels: Tensor) -> int:
     num_tokens = labels.shape[0]
     if student_states.shape[0] != num_tokens or (teacher_states is not None and teacher_states.shape[0] != num_tokens):
         teacher_tokens = num_tokens if teacher_states is None else teacher_states.shape[0]
@@ -64,43 +111,85 @@ def distillation_objective(
             f"{student_states.shape[0]} student states, {teacher_tokens} teacher states and {num_tokens} labels; "
             f"one of each per response token was wanted"
         )
+    return num_tokens
 
-    def chunk(
-        student_rows: Tensor, teacher_rows: Tensor | None, row_labels: Tensor, row_ratio: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.no_grad():
-            teacher_logits = None if teacher_rows is None or teacher_head is None else teacher_head(teacher_rows)
-        return token_objective(student_head(student_rows), teacher_logits, row_labels, term, row_ratio)
 
-    parts = []
-    for i in range(num_chunks):
-        piece = slice(num_tokens * i // num_chunks, num_tokens * (i + 1) // num_chunks)
-        columns = (student_states, teacher_states, labels, kd_ratio)
-        arguments = tuple(None if column is None else column[piece] for column in columns)
-        if num_chunks > 1 and torch.is_grad_enabled():
-            parts.append(checkpoint(chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
-        else:
-            parts.append(chunk(*arguments))
-    losses, cross_entropies, divergences = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return Objective(losses.sum(), cross_entropies.detach(), divergences.detach())
+def _add(totals: list[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of all chunks so far; in float32 at least from the second on, where bfloat16 would swallow addends."""
+    if not totals:
+        return list(parts)
+    wide = (total.to(torch.promote_types(total.dtype, torch.float32)) for total in totals)
+    return [total.add_(part) for total, part in zip(wide, parts, strict=True)]
+
+
+class _WithGradient(torch.autograd.Function):
+    """A sum whose gradients by its inputs are known already: the backward pass scales them and hands them on."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [tensor.dtype for tensor in inputs]
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = ((gradient * factor).to(dtype) for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
+        return None, None, *scaled
 
 
 def token_objective(
-    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, term: Term, kd_ratio: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(objective, cross-entropy, divergence) of each token.  [N, V], [N, V], [N] -> 3 x [N]."""
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    term: Term,
+    kd_ratio: Tensor | None = None,
+    *,
+    learns: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(objective, cross-entropy, divergence) of each token, and the objective's gradient by the student's logits.
+
+    [N, V], [N, V], [N] -> 3 x [N], [N, V] in float32 at least; no gradient unless it ``learns``.
+    """
     plain_logp = log_probs(student_logits)
     cross_entropy = nll_loss(plain_logp, labels, reduction="none")
     if term.divergence is None or teacher_logits is None:
-        return cross_entropy, cross_entropy, torch.zeros_like(cross_entropy)
+        gradient = _cross_entropy_gradient(plain_logp, labels, torch.ones_like(cross_entropy)) if learns else None
+        return cross_entropy, cross_entropy, torch.zeros_like(cross_entropy), gradient
     tempered_logp = plain_logp if term.temperature == 1.0 else log_probs(student_logits, term.temperature)
-    divergence = term.divergence(tempered_logp, log_probs(teacher_logits, term.temperature))
-    ratio = term.kd_ratio if kd_ratio is None else kd_ratio
-    objective = ratio * term.scale * divergence
+    divergence, slope = term.divergence(tempered_logp, log_probs(teacher_logits, term.temperature))
+    ratio = torch.full_like(cross_entropy, term.kd_ratio) if kd_ratio is None else kd_ratio  # [N]
+    weight = ratio * term.scale
+    objective = weight * divergence
+    gradient = None
+    if learns:
+        gradient = through_softmax(slope, tempered_logp).mul_(weight[:, None] / term.temperature)
     # At r = 1 cross-entropy is left out, so that an infinite one cannot turn 0 * inf into NaN.
     if term.cross_entropy and (kd_ratio is not None or term.kd_ratio < 1.0):
         objective = objective + (1.0 - ratio) * cross_entropy
-    return objective, cross_entropy, divergence
+        if gradient is not None:
+            gradient += _cross_entropy_gradient(plain_logp, labels, 1.0 - ratio)
+    return objective, cross_entropy, divergence, gradient
+
+
+def _cross_entropy_gradient(logp: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """weight * (q - 1 at the label), the gradient by the logits.  [N, V], [N], [N] -> [N, V]."""
+    gradient = logp.exp().mul_(weight[:, None])
+    return gradient.scatter_add_(-1, labels[:, None], -weight[:, None])
+
+
+def chunk_bytes(chunk_tokens: int, vocab_size: int) -> int:
+    """The memory that a chunk takes at its worst moment [bytes]."""
+    return TENSORS_PER_CHUNK * 4 * chunk_tokens * vocab_size
+
+
+def automatic_chunk_tokens(vocab_size: int, memory: int, device_type: str) -> int:
+    """The size of a chunk where nothing is said: the largest power of two that fits a sixteenth of ``memory`` [bytes].
+
+    A pure function of the machine and the vocabulary, so that a run that goes on computes what it would have.
+    """
+    fitting = int(memory * _SHARE_OF_MEMORY) // chunk_bytes(1, vocab_size)
+    return min(1 << max(0, fitting.bit_length() - 1), _LARGEST_CHUNK[device_type])
 
 
 def chunks_needed(num_tokens: int, chunk_tokens: int) -> int:
@@ -121,7 +210,7 @@ class StudentObjective(nn.Module):
         super().__init__()
         self.student = student
         self.chunk_tokens = chunk_tokens
-        self._head = make_head(student, vocab_size)
+        self.head = make_head(student, vocab_size)
 
     def forward(
         self,
@@ -142,7 +231,7 @@ class StudentObjective(nn.Module):
         token_ratio = None if kd_ratio is None else kd_ratio.repeat_interleave((batch.labels != IGNORE).sum(-1))
         result = distillation_objective(
             response_states(self.student, batch),
-            self._head,
+            self.head,
             teacher_states,
             teacher_head,
             labels,

@@ -1,13 +1,18 @@
 """results/<family>/<method>/<type>/<run>/: what a run leaves behind, and whether it may go on."""
 
+import contextlib
+import fcntl
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pocl import distributed
 from pocl.errors import UserError
 from pocl.files import read_json, write_json, write_text
 
@@ -21,10 +26,44 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best = path / "best"
+        self.adapter = path / "adapter"  # of a LoRA run: what was merged into best/
         self.checkpoints = path / "checkpoints"
         self.config = path / "config.json"
-        self.difficulty = path / "difficulty.jsonl"
         self.metrics = path / "metrics.jsonl"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here. The system lets go of the lock when the process ends, however.
+
+        A run that ends before it has written anything leaves no folder behind. Every rank must come here.
+        Raises UserError where another process trains here.
+        """
+        with contextlib.ExitStack() as stack:
+            holder = self._lock(stack) if distributed.is_main() else None
+            holder = distributed.broadcast(holder)
+            if holder:
+                raise UserError(
+                    f"{self.path} is being trained by {holder}; wait until it ends, or give --run-name another name"
+                )
+            yield
+
+    def _lock(self, stack: contextlib.ExitStack) -> str | None:
+        """Hold the lock until the stack is closed -> None, or who holds it already."""
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        stack.callback(_remove_if_unused, made)
+        file = stack.enter_context((self.path / ".lock").open("a+", encoding="utf-8"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            return file.read().strip() or "another process"
+        except OSError:  # a file system without locks
+            return None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        return None
 
     def check_options(self, options: Mapping[str, Any], world_size: int) -> None:
         """Raise UserError where this folder holds a run with other options or another number of ranks."""
@@ -69,6 +108,23 @@ class RunDir:
             },
         )
 
+    def ranking(self, place: str) -> Path:
+        """The file of a ranking: ``difficulty`` is the first, before anything is trained."""
+        return self.path / f"{place}.jsonl"
+
+    def first_ranking(self) -> Path | None:
+        """The file of the earliest ranking; None where the run has not ranked."""
+        first = self.ranking("difficulty")
+        if first.is_file():
+            return first
+        later = sorted(self.path.glob("difficulty-*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        return later[0] if later else None
+
+    def forget_rerankings(self) -> None:
+        """Drop the rankings that were made while an earlier start of this run trained."""
+        for path in self.path.glob("difficulty-*.jsonl"):
+            path.unlink()
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         with open(self.metrics, "a", encoding="utf-8") as file:
@@ -82,6 +138,15 @@ class RunDir:
         """Forget what came after the checkpoint that the run goes on from."""
         kept = [record for record in self.read_metrics() if record["step"] <= last_step]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _remove_if_unused(folders: Sequence[Path]) -> None:
+    """Remove these folders, innermost first, where nothing but a lock was put into them."""
+    if folders and [path.name for path in folders[0].iterdir()] == [".lock"]:
+        (folders[0] / ".lock").unlink()
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            for folder in folders:
+                folder.rmdir()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

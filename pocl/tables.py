@@ -1,49 +1,230 @@
-"""Tables from what runs left behind: evaluation summaries by row and set."""
+"""The paper's table from what runs left behind: means, intervals, paired tests, the published figures beside them."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pocl.errors import UserError
-from pocl.files import read_json
+from pocl.files import read_json, read_jsonl
+from pocl.intervals import bootstrap_interval, holm, mean_of_sets, paired_p_value
+from pocl.metrics import METRICS
 
-METRICS = {"rouge_l": "ROUGE-L", "exact_match": "exact match"}
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """The summary.json of an eval folder, or of a run folder's eval/.  Raises UserError where there is none."""
-    for candidate in (path / "summary.json", path / "eval" / "summary.json"):
-        if candidate.is_file():
-            return read_json(candidate)
-    raise UserError(f"{path} holds no evaluation (summary.json); run evaluate.py first")
+AVERAGE = "average"
+POCL = " + POCL"  # a row of this ending is compared with the row of the same name without it
 
 
-def results_table(rows: Mapping[str, Path], metric: str = "rouge_l") -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of mean ± spread over seeds, one column a set and the average of the sets behind them.
+@dataclass(frozen=True)
+class Cell:
+    """One row on one set (or on the average of the sets): mean over prompts and seeds, and its 95 % interval."""
 
-    A set that a row was not evaluated on is a dash, and such a row has no average.
+    mean: float
+    low: float
+    high: float
+    prompts: int
+    seeds: int
+    published: float | None = None
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row; ``p`` compares it with its baseline on the average of the sets, corrected for all such rows."""
+
+    name: str
+    cells: Mapping[str, Cell]
+    p: float | None = None
+    unlike: str | None = None  # how its updates differ from its baseline's
+
+
+@dataclass(frozen=True)
+class Table:
+    """A metric's table. ``columns`` are the sets, and their average where there are several."""
+
+    metric: str
+    columns: Sequence[str]
+    rows: Sequence[TableRow]
+
+
+def make_table(rows: Mapping[str, Path], metric: str = "rouge_l", *, published: str | None = None) -> Table:
+    """The table of evaluated runs, or of folders that evaluate.py wrote, in the order of ``rows``.
+
+    ``published`` names a table of published.json. A row has no cell for a set that it was not evaluated on, and then
+    no average.  Raises UserError where a folder holds no evaluation, or rows answered other prompts of a set.
     """
-    summaries = {name: read_summary(path) for name, path in rows.items()}
-    sets = list(dict.fromkeys(name for summary in summaries.values() for name in summary))
+    scores = {name: read_scores(folder, metric) for name, folder in rows.items()}
+    sets = list(dict.fromkeys(name for row in scores.values() for name in row))
+    _check_prompts(scores, sets)
+    figures = published_figures(published) if published and metric == "rouge_l" else {}
+    pairs = [name for name in rows if name.endswith(POCL) and name.removesuffix(POCL) in rows]
+    pairs = [name for name in pairs if set(scores[name]) & set(scores[name.removesuffix(POCL)])]
+    p_values = dict(zip(pairs, holm([_p_value(scores, name) for name in pairs]), strict=True))
+    made = []
+    for name, row in scores.items():
+        cells = {key: _cell([values], figures.get(name, {}).get(key)) for key, values in row.items()}
+        if len(sets) > 1 and set(row) == set(sets):
+            cells[AVERAGE] = _cell(list(row.values()), _mean_figure(figures.get(name, {}), sets))
+        unlike = _other_updates(rows[name], rows[name.removesuffix(POCL)]) if name in pairs else None
+        made.append(TableRow(name, cells, p_values.get(name), unlike))
+    return Table(metric, [*sets, *([AVERAGE] if len(sets) > 1 else [])], made)
+
+
+def read_scores(folder: Path, metric: str) -> dict[str, np.ndarray]:
+    """Set -> scores [seeds, prompts] of an eval folder, or of a run folder's eval/.
+
+    Raises UserError where there is none, or a seed lacks prompts of another.
+    """
+    for place in (folder, folder / "eval"):
+        if (place / "summary.json").is_file():
+            break
+    else:
+        raise UserError(f"{folder} holds no evaluation (summary.json); run evaluate.py first")
+    found = {}
+    for name, summary in read_json(place / "summary.json").items():
+        paths = [place / name / f"{seed}.jsonl" for seed in summary["rouge_l"]["seeds"]]
+        paths = [path if path.is_file() else path.with_name("answers.jsonl") for path in paths]
+        seeds = [{record["id"]: record for record in read_jsonl(path)} for path in paths]
+        if any(set(seed) != set(seeds[0]) for seed in seeds):
+            raise UserError(f"{place / name} holds seeds of different prompts; evaluate again")
+        if metric not in seeds[0][min(seeds[0])]:
+            raise UserError(f"{place / name} was evaluated without {metric}; evaluate again")
+        found[name] = np.array([[seed[i][metric] for i in sorted(seed)] for seed in seeds], dtype=np.float64)
+    return found
+
+
+@cache
+def _published() -> dict[str, Any]:
+    return read_json(Path(__file__).with_name("published.json"))
+
+
+def published_families() -> list[str]:
+    """The families that published.json has figures of."""
+    return list(_published())
+
+
+def published_figures(name: str) -> dict[str, dict[str, float]]:
+    """Row -> set -> published ROUGE-L.  Raises UserError for a table that published.json does not hold."""
+    tables = _published()
+    if name not in tables:
+        raise UserError(f"no published figures for {name!r} (known: {', '.join(tables)})")
+    sets = tables[name]["sets"]
+    return {row: dict(zip(sets, values, strict=True)) for row, values in tables[name]["rows"].items()}
+
+
+def _check_prompts(scores: Mapping[str, Mapping[str, np.ndarray]], sets: Sequence[str]) -> None:
+    for key in sets:
+        counts = {name: row[key].shape[1] for name, row in scores.items() if key in row}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise UserError(f"the rows answered different numbers of prompts of {key} ({said}); evaluate them alike")
+
+
+def _cell(scores: Sequence[np.ndarray], published: float | None) -> Cell:
+    low, high = bootstrap_interval(scores)
+    prompts = sum(values.shape[1] for values in scores)
+    return Cell(mean_of_sets(scores), low, high, prompts, max(values.shape[0] for values in scores), published)
+
+
+def _mean_figure(figures: Mapping[str, float], sets: Sequence[str]) -> float | None:
+    return sum(figures[key] for key in sets) / len(sets) if figures and set(sets) <= set(figures) else None
+
+
+def _p_value(scores: Mapping[str, Mapping[str, np.ndarray]], name: str) -> float:
+    ours, theirs = scores[name], scores[name.removesuffix(POCL)]
+    shared = [key for key in ours if key in theirs]
+    return paired_p_value([ours[key] for key in shared], [theirs[key] for key in shared])
+
+
+def _other_updates(ours: Path, theirs: Path) -> str | None:
+    """How the updates of two runs differ, by their ledgers; None where they do not, or where one has no ledger."""
+    ledgers = [read_json(folder / "ledger.json") for folder in (ours, theirs) if (folder / "ledger.json").is_file()]
+    if len(ledgers) < 2:
+        return None
+    names = {"optimizer_steps": "steps", "global_batch_size": "batch"}
+    one, other = ({label: ledger[key] for key, label in names.items()} for ledger in ledgers)
+    if all(abs(one[label] - other[label]) <= 0.01 * max(one[label], other[label]) for label in one):
+        return None
+    said = [", ".join(f"{label} {value}" for label, value in row.items()) for row in (other, one)]
+    return " against ".join(said)
+
+
+def text_rows(table: Table, *, line: str = "\n") -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) to print: mean, interval and published figure in a cell, parted by ``line``."""
+    compared = any(row.p is not None for row in table.rows)
+    columns = [METRICS[table.metric].name, *table.columns, *(["p"] if compared else [])]
     body = []
-    for row, summary in summaries.items():
-        cells = [_cell(summary[name][metric]) if name in summary else "–" for name in sets]
-        if len(sets) > 1:
-            complete = all(name in summary for name in sets)
-            means = [summary[name][metric]["mean"] for name in sets if name in summary]
-            cells.append(f"{sum(means) / len(means):.2f}" if complete else "–")
-        body.append([row, *cells])
-    return [METRICS[metric], *sets, *(["average"] if len(sets) > 1 else [])], body
+    for row in table.rows:
+        cells = [line.join(_cell_lines(row.cells.get(column))) for column in table.columns]
+        p = ["" if row.p is None else _p_text(row.p)] if compared else []
+        body.append([row.name + (" †" if row.unlike else ""), *cells, *p])
+    return columns, body
 
 
-def _cell(scores: Mapping[str, Any]) -> str:
-    if len(scores["seeds"]) == 1:
-        return f"{scores['mean']:.2f}"
-    return f"{scores['mean']:.2f} ± {scores['std']:.2f}"
+def _cell_lines(cell: Cell | None) -> list[str]:
+    if cell is None:
+        return ["–"]
+    lines = [f"{cell.mean:.2f}", f"{cell.low:.2f} to {cell.high:.2f}"]
+    if cell.published is not None:
+        lines.append(f"paper {cell.published:.2f} ({cell.mean - cell.published:+.2f})")
+    return lines
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table as Markdown."""
+def _p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def notes(table: Table) -> list[str]:
+    """What stands below the table."""
+    lines = ["Below each mean: its 95 % interval, by drawing prompts and seeds again with replacement."]
+    if any(row.p is not None for row in table.rows):
+        lines.append("p: the row against its baseline, paired by prompt, corrected for the number of rows (Holm).")
+    lines += [
+        f"† {row.name.removesuffix(POCL)} and {row.name} did not see the same updates: {row.unlike}."
+        for row in table.rows
+        if row.unlike
+    ]
+    return lines
+
+
+def markdown(table: Table) -> str:
+    """The table and its notes as Markdown."""
+    columns, rows = text_rows(table, line="<br>")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" + "---:|" * (len(columns) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *(f"{note}  " for note in notes(table))]) + "\n"
+
+
+def comma_separated(tables: Sequence[Table]) -> str:
+    """One line a cell: row, set, metric, mean, interval, prompts, seeds, published figure, corrected p."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "set", "metric", "mean", "low", "high", "prompts", "seeds", "published", "p"])
+    for table in tables:
+        for row in table.rows:
+            for column, c in row.cells.items():
+                p = row.p if column == table.columns[-1] else None
+                values: list[Any] = [c.mean, c.low, c.high, c.prompts, c.seeds, c.published, p]
+                writer.writerow([row.name, column, table.metric, *("" if v is None else v for v in values)])
+    return file.getvalue()
+
+
+def latex(table: Table) -> str:
+    """The table as a LaTeX tabular (packages booktabs and makecell)."""
+    columns, rows = text_rows(table, line=r"\\")
+
+    def cell(text: str) -> str:
+        escaped = text.replace("–", "--").replace("†", r"$^\dagger$").replace("%", r"\%").replace("<", "$<$")
+        return rf"\makecell[r]{{{escaped}}}" if r"\\" in escaped else escaped
+
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+        r"\toprule",
+        " & ".join(columns) + r" \\",
+        r"\midrule",
+    ]
+    lines += [" & ".join(map(cell, row)) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes(table))]) + "\n"

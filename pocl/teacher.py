@@ -21,7 +21,7 @@ from pocl.console import say
 from pocl.data import Batch, Split, blocks_by_length
 from pocl.errors import UserError
 from pocl.files import read_json, write_json
-from pocl.models import Head, make_head, response_states
+from pocl.models import Head, make_head, response_states, weights_fingerprint
 from pocl.parts import Parts
 
 # How the file's numbers look to numpy, which knows no bfloat16.
@@ -34,6 +34,8 @@ class TeacherSource(Protocol):
 
     head: Head
     online: bool  # whether ``states`` runs the teacher's trunk
+    device: torch.device
+    fingerprint: str  # of the teacher's weights
 
     def states(self, batch: Batch) -> Tensor:
         """The hidden states behind the last norm at the batch's response positions, in order.  -> [N, H]."""
@@ -48,6 +50,7 @@ class OnlineTeacher:
     def __init__(self, model: PreTrainedModel, vocab_size: int | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
         self.head: Head = make_head(model, vocab_size)
+        self.device, self.fingerprint = model.device, weights_fingerprint(model)
 
     @torch.no_grad()
     def states(self, batch: Batch) -> Tensor:
@@ -62,7 +65,7 @@ class CachedTeacher:
 
     def __init__(self, folder: Path, split: Split, model: PreTrainedModel, vocab_size: int | None = None) -> None:
         self.head: Head = make_head(model.eval().requires_grad_(False), vocab_size)
-        self.dtype = model.dtype
+        self.dtype, self.device, self.fingerprint = model.dtype, model.device, weights_fingerprint(model)
         self._states = _open(folder, split, model, mode="r")
         starts = _starts(split)
         self._rows = {int(i): (starts[p], starts[p + 1]) for p, i in enumerate(split.ids)}

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
 from pocl.data import Batch, Split, cut_rows, micro_batches
-from pocl.generation import Sampling, generate
+from pocl.generation import generate
 from pocl.on_policy import OnPolicy, OnPolicyState, Response
+from pocl.sampling import Sampling
 
 
 @dataclass(frozen=True)

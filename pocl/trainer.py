@@ -1,67 +1,38 @@
 """The training loop: stages, epochs, optimiser steps, dev evaluation."""
 
 import math
-import resource
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from signal import SIGTERM
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
+from pocl.buckets import BucketProbe
 from pocl.checkpoints import Checkpoints, Position
 from pocl.console import Progressing, say
-from pocl.curriculum import Curriculum, Stage, stage_order
-from pocl.data import Batch, Split
+from pocl.curriculum import Stage
+from pocl.data import IGNORE, Batch, Split
+from pocl.difficulty import Ranker
 from pocl.engine import Engine
-from pocl.errors import RunStopped
+from pocl.errors import Interrupted, RunStopped
 from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.files import write_json
+from pocl.generation import BuiltIn
+from pocl.interrupt import Interrupt
+from pocl.journal import Journal, peak_memory_gb
+from pocl.lora import merged_weights
 from pocl.objective import Term
 from pocl.on_policy import OnPolicy, OnPolicyState
+from pocl.pools import Pools
+from pocl.recipe import Recipe
 from pocl.rundir import RunDir
+from pocl.snapshot import Snapshot
 from pocl.teacher import TeacherSource
-from pocl.texts import TextSource
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the stages are trained, as plain values."""
-
-    stages: Curriculum
-    terms: tuple[Term, ...]  # the objective of each stage
-    global_batch_size: int
-    max_tokens: int
-    batch_size: int | None
-    lr: float
-    min_lr: float
-    restart_optimizer: bool
-    seed: int
-    eval_every: int
-    log_every: int
-    chunk_tokens: int
-    max_new_tokens: int  # of a response that the student samples while it trains
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return sum(stage.steps(self.global_batch_size) for stage in self.stages)
-
-    def learning_rate(self, stage: Stage, step_in_stage: int) -> float:
-        """The learning rate of one step: a cosine over the stage, or over the whole run where nothing restarts."""
-        if self.restart_optimizer:
-            return cosine(step_in_stage, stage.steps(self.global_batch_size), self.lr, self.min_lr)
-        before = sum(earlier.steps(self.global_batch_size) for earlier in self.stages[: stage.index])
-        return cosine(before + step_in_stage, self.total_steps, self.lr, self.min_lr)
-
-
-def cosine(step: int, num_steps: int, highest: float, lowest: float) -> float:
-    """Half a cosine from ``highest`` at step 0 down to ``lowest`` at ``num_steps``."""
-    return lowest + 0.5 * (highest - lowest) * (1.0 + math.cos(math.pi * step / num_steps))
+from pocl.texts import Text, TextSource
 
 
 class Trainer:
@@ -77,8 +48,8 @@ class Trainer:
         tokenizer: PreTrainedTokenizerBase,
         teacher: TeacherSource | None,
         train: Split,
-        order: np.ndarray,
-        reliance: np.ndarray | None = None,
+        pools: Pools,
+        ranker: Ranker | None = None,
         dev: DevSet | None,
         on_policy: OnPolicy | None = None,
         device: torch.device,
@@ -86,9 +57,10 @@ class Trainer:
         self.recipe, self.run, self.engine, self.device = recipe, run, engine, device
         self.checkpoints = Checkpoints(run, engine, tokenizer)
         self.student, self.tokenizer, self.teacher = student, tokenizer, teacher
-        self.train, self.order, self.dev = train, order, dev
-        # Factor of the KD ratio of each example, at its position in ``train`` [N]; None: 1 for all.
-        self.reliance = reliance
+        self.train, self.pools, self.ranker, self.dev = train, pools, ranker, dev
+        self.snapshot = Snapshot(len(train))
+        self.journal = Journal(run, len(recipe.stages))
+        self.probe: BucketProbe | None = None
         self.texts = TextSource(
             train,
             tokenizer,
@@ -101,42 +73,84 @@ class Trainer:
             device=device,
         )
         self.position = Position()
+        self.interrupt = Interrupt()
+        self.asked_to_stop = 0  # the signal that asked for it, on any rank
         self._teacher_reads = teacher is not None and teacher.online
-        self._dev_note = ""
-        self._tensorboard: SummaryWriter | None = None
 
     def fit(self) -> Position:
-        """Train every stage, from the start or from the last checkpoint -> where the run ended."""
-        self.position, rank_state = self.checkpoints.resume()
-        if rank_state is not None:
-            self.texts.state = OnPolicyState.from_json(rank_state)
-        if self.position.step:
-            say(f"going on from step {self.position.step} of {self.recipe.total_steps}")
-        if distributed.is_main():
-            self._tensorboard = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.position.step + 1)
-        with Progressing("training", self.recipe.total_steps, self.position.step) as progress:
+        """Train every stage, from the start or from the last checkpoint -> where the run ended.
+
+        Raises Interrupted where a signal asked for the end: the step was finished and everything saved.
+        """
+        self.resume()
+        self.journal.open(self.position.step)
+        with self.interrupt, Progressing("training", self.recipe.total_steps, self.position.step) as progress:
             for stage in self.recipe.stages[self.position.stage :]:
-                if self.position.epoch == 0 and stage.index > 0 and self.recipe.restart_optimizer:
+                begins = self.position.epoch == self.position.step_in_epoch == 0
+                if begins and stage.index > 0 and self.recipe.restart_optimizer:
                     self.engine.fresh_optimizer()
                 for epoch in range(self.position.epoch, stage.epochs):
+                    self.rank(stage, epoch)
                     self.train_epoch(stage, epoch, progress)
                     self.end_epoch(stage, epoch)
-        if self._tensorboard:
-            self._tensorboard.close()
+                    if self.position.stage > stage.index:  # its last epoch, or converged
+                        left = stage.epochs - epoch - 1
+                        progress.advance(left * stage.steps_per_epoch(self.recipe.global_batch_size))
+                        break
+        self.journal.close()
         return self.position
+
+    def resume(self) -> None:
+        """Take up the last checkpoint, where there is one, and the rankings that were in force then."""
+        self.position, saved = self.checkpoints.resume()
+        if saved is None:
+            return
+        self.texts.state = OnPolicyState.from_json(saved["texts"])
+        self.snapshot = Snapshot(len(self.train), saved["losses"])
+        say(f"going on from step {self.position.step} of {self.recipe.total_steps}")
+        for stage in self.recipe.stages[: self.position.stage + 1]:
+            for epoch in range(stage.epochs if stage.index < self.position.stage else self.position.epoch):
+                if self.ranker and self.ranker.made(self.ranker.place(stage, epoch)):
+                    self.rank(stage, epoch)
+
+    def rank(self, stage: Stage, epoch: int) -> None:
+        """Put a new ranking of the examples in force, where this epoch begins with one."""
+        place = self.ranker.place(stage, epoch) if self.ranker else None
+        if self.ranker is None or place is None:
+            return
+        ranked = self.ranker.rank(place, self._whole_student, self.snapshot.values)
+        if ranked is None:
+            return
+        if self.probe is None and self.recipe.bucket_examples:
+            self.probe = BucketProbe(
+                self.train,
+                self.tokenizer,
+                ranked,
+                examples_per_bucket=self.recipe.bucket_examples,
+                limits=self.ranker.limits,
+            )
+        self.pools = self.pools.rank(ranked, stage)
 
     def train_epoch(self, stage: Stage, epoch: int, progress: Progressing) -> None:
         """One pass over the stage's pool in global batches; a last short batch is dropped."""
         self.student.train()
         size = self.recipe.global_batch_size
-        examples = self.order[stage_order(stage, epoch, seed=self.recipe.seed)]
+        examples = self.pools.examples(stage, epoch, seed=self.recipe.seed)
         steps = stage.steps_per_epoch(size)
-        for i in range(steps):
+        for i in range(self.position.step_in_epoch, steps):
             lr = self.recipe.learning_rate(stage, epoch * steps + i)
             record = self.step(examples[i * size : (i + 1) * size], stage, lr)
             if self.position.step % self.recipe.log_every == 0 or i == steps - 1:
-                self._log(stage, epoch, record)
-            progress.advance(1, self._note(stage, record))
+                self.journal.record_step(stage, epoch, self.position.step, record)
+            progress.advance(1, self.journal.note(stage, record, distils=self.teacher is not None))
+            if self.asked_to_stop:
+                self.position = replace(self.position, step_in_epoch=i + 1)
+                self.save()
+                raise Interrupted(
+                    f"asked to stop: saved at step {self.position.step} of {self.recipe.total_steps} in "
+                    f"{self.run.checkpoints}; the same command goes on",
+                    self.asked_to_stop,
+                )
 
     def step(self, examples: np.ndarray, stage: Stage, lr: float) -> dict[str, float]:
         """One optimiser step over one global batch -> what metrics.jsonl says of it.
@@ -147,20 +161,21 @@ class Trainer:
         started = time.perf_counter()
         texts = self.texts.of_step(examples, self.position.step)
         num_tokens, num_inputs, num_student_texts = self.texts.sizes(texts, examples)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         offenders: list[int] = []
         for text in texts:
             batch = text.batch.to(self.device)
             term = self.recipe.terms[stage.index]
             if text.of_student:
                 term = replace(term, cross_entropy=self.texts.student_cross_entropy)
-            part = self._forward_backward(batch, term, num_tokens, self._kd_ratio(text.positions, term))
+            part = self._forward_backward(batch, term, num_tokens, text)
             if not bool(torch.isfinite(part).all()):
                 offenders += batch.example_ids.tolist()
-            sums += part
-        loss, cross_entropy, divergence = (
-            value / num_tokens for value in distributed.sum_over_ranks(sums.tolist(), self.device)
-        )
+            sums[:3] += part
+        sums[3] = self.interrupt.signum  # one rank's wish is every rank's
+        *totals, signums = distributed.sum_over_ranks(sums.tolist(), self.device)
+        loss, cross_entropy, divergence = (total / num_tokens for total in totals)
+        self.asked_to_stop = self.interrupt.signum or (SIGTERM if signums else 0)
         self._check_finite(loss, cross_entropy, stage, offenders)
         gradient_norm, applied = self.engine.step(lr)
         if applied and not math.isfinite(gradient_norm):
@@ -178,22 +193,26 @@ class Trainer:
             "peak_memory_gb": peak_memory_gb(self.device),
         }
 
-    def _kd_ratio(self, positions: np.ndarray, term: Term) -> torch.Tensor | None:
-        """The KD ratio of each example of a micro-batch; None where it is the stage's for all.  -> [B]."""
-        if self.reliance is None:
-            return None
-        return torch.as_tensor(term.kd_ratio * self.reliance[positions], dtype=torch.float32, device=self.device)
-
-    def _forward_backward(
-        self, batch: Batch, term: Term, num_tokens: int, kd_ratio: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _forward_backward(self, batch: Batch, term: Term, num_tokens: int, text: Text) -> torch.Tensor:
         """Add one micro-batch's gradient -> its summed (objective, cross-entropy, divergence).  -> [3], float64."""
         teacher_states = self.teacher.states(batch) if self.teacher else None
         loss, cross_entropy, divergence = self.engine.forward(
-            batch, term, teacher_states, self.teacher.head if self.teacher else None, kd_ratio
+            batch,
+            term,
+            teacher_states,
+            self.teacher.head if self.teacher else None,
+            self._kd_ratio(text.positions, term),
         )
         self.engine.backward(loss, num_tokens)
+        if not text.of_student:  # the loss of the reference is what ranks
+            self.snapshot.note(text.positions, cross_entropy, (batch.labels != IGNORE).sum(-1))
         return torch.stack([loss.detach().double(), cross_entropy.double().sum(), divergence.double().sum()])
+
+    def _kd_ratio(self, positions: np.ndarray, term: Term) -> torch.Tensor | None:
+        """The KD ratio of each example of a micro-batch; None where it is the stage's for all.  -> [B]."""
+        if self.pools.factor is None:
+            return None
+        return torch.as_tensor(term.kd_ratio * self.pools.factor[positions], dtype=torch.float32, device=self.device)
 
     def _check_finite(self, loss: float, cross_entropy: float, stage: Stage, offenders: list[int]) -> None:
         if math.isfinite(loss) and math.isfinite(cross_entropy):
@@ -221,24 +240,35 @@ class Trainer:
         )
 
     def end_epoch(self, stage: Stage, epoch: int) -> None:
-        """Evaluate on dev and write checkpoints, where this epoch is due for it; move on to the next epoch."""
-        last_of_stage = epoch == stage.epochs - 1
-        due = last_of_stage or (epoch + 1) % self.recipe.eval_every == 0
-        position = replace(
-            self.position,
-            stage=stage.index + last_of_stage,
-            epoch=0 if last_of_stage else epoch + 1,
-            done=last_of_stage and stage.index == len(self.recipe.stages) - 1,
+        """Evaluate on dev and write checkpoints, where this epoch is due; move on to the next epoch or stage."""
+        self.snapshot.share()
+        last = epoch == stage.epochs - 1
+        due = last or (epoch + 1) % self.recipe.eval_every == 0
+        rouge_l = self.evaluate_dev(stage, epoch) if due else None
+        if rouge_l is not None:
+            self.position = self.position.after_dev(rouge_l)
+        patience = self.recipe.patience
+        converged = patience is not None and self.position.evaluations_without_rise >= patience
+        if converged and not last:
+            say(f"stage {stage.index + 1} ends: dev ROUGE-L has not risen for {patience} evaluations")
+        best = self.position.best_rouge_l
+        self.position = self.position.after_epoch(
+            stage.index, epoch, stage_over=last or converged, last_stage=stage.index == len(self.recipe.stages) - 1
         )
-        self.position = position
+        if self.probe and (last or converged):
+            self.journal.record(stage, epoch, self.position.step, self.probe.measure(self._whole_student()))
         if not due:
             return
-        rouge_l = self.evaluate_dev(stage, epoch)
-        best = self.position.best_rouge_l
         if rouge_l is None or best is None or rouge_l > best:
-            self.position = replace(position, best_rouge_l=rouge_l)
+            self.position = replace(self.position, best_rouge_l=rouge_l)
             self.checkpoints.save_best(self.student)
-        self.checkpoints.save_last(self.position, self.texts.state.as_json())
+        self.save()
+
+    def save(self) -> None:
+        """Write what going on needs, and what the run has seen."""
+        self.snapshot.share()
+        state = {"texts": self.texts.state.as_json(), "losses": self.snapshot.as_json()}
+        self.checkpoints.save_last(self.position, state)
         if distributed.is_main():
             write_json(self.run.path / "ledger.json", self.ledger())
 
@@ -253,31 +283,25 @@ class Trainer:
         )
         self.texts.state = self.texts.state.after_dev_loss(loss)
         records = evaluate(
-            student,
+            BuiltIn(student, self.tokenizer, self.dev.batch_size),
             self.tokenizer,
             self.dev.examples,
             self.dev.prompts,
             sampling=self.dev.sampling,
-            batch_size=self.dev.batch_size,
             title=f"dev after stage {stage.index + 1}, epoch {epoch + 1}",
         )
         scores = mean_scores(records)
-        self._dev_note = f"  dev ROUGE-L {scores['rouge_l']:.2f}"
         say(
             f"stage {stage.index + 1} epoch {epoch + 1}  step {self.position.step}  "
             f"dev ROUGE-L {scores['rouge_l']:.2f}  exact match {scores['exact_match']:.1f}"
         )
-        self._record(
-            {
-                "step": self.position.step,
-                "stage": stage.index,
-                "epoch": epoch,
-                "dev_rouge_l": scores["rouge_l"],
-                "dev_exact_match": scores["exact_match"],
-                "dev_cross_entropy": loss,
-                "dev_seconds": time.perf_counter() - started,
-            }
-        )
+        values = {
+            "dev_rouge_l": scores["rouge_l"],
+            "dev_exact_match": scores["exact_match"],
+            "dev_cross_entropy": loss,
+            "dev_seconds": time.perf_counter() - started,
+        }
+        self.journal.record_dev(stage, epoch, self.position.step, values)
         return scores["rouge_l"]
 
     def _whole_student(self) -> PreTrainedModel:
@@ -285,7 +309,8 @@ class Trainer:
         if self.engine.zero_stage < 3:
             return self.student
         model = AutoModelForCausalLM.from_config(self.student.config, dtype=self.student.dtype)
-        model.load_state_dict(self.engine.full_state_dict(self.student), strict=False)
+        weights = merged_weights(self.student, self.engine.full_state_dict(self.student))
+        model.load_state_dict(weights, strict=False)
         model.generation_config = self.student.generation_config
         return model.to(self.device).eval()
 
@@ -306,30 +331,3 @@ class Trainer:
             "world_size": distributed.world_size(),
             "finished": position.done,
         }
-
-    def _note(self, stage: Stage, record: Mapping[str, float]) -> str:
-        divergence = f"  D {record['divergence']:.3f}" if self.teacher else ""
-        return (
-            f"stage {stage.index + 1}/{len(self.recipe.stages)}  T {stage.temperature:.2f}  r {stage.kd_ratio:.2f}  "
-            f"loss {record['loss']:.3f}{divergence}{self._dev_note}"
-        )
-
-    def _log(self, stage: Stage, epoch: int, record: Mapping[str, float]) -> None:
-        place = {"step": self.position.step, "stage": stage.index, "epoch": epoch}
-        curriculum = {"pool": len(stage.pool), "temperature": stage.temperature, "kd_ratio": stage.kd_ratio}
-        self._record(place | curriculum | dict(record))
-
-    def _record(self, record: Mapping[str, Any]) -> None:
-        if not distributed.is_main():
-            return
-        self.run.append_metrics(record)
-        for name, value in record.items():
-            if self._tensorboard and name not in ("step", "stage", "epoch"):
-                self._tensorboard.add_scalar(name, value, record["step"])
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """The most memory this rank has held so far: of the GPU, or of the process on the CPU.  -> GB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

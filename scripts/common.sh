@@ -114,14 +114,15 @@ find_gpus
 DTYPE="${DTYPE:-$( ((${#GPUS[@]})) && echo bf16 || echo fp32)}"
 
 # The family is the folder of scripts/ that the caller stands in.
-family_dir="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[1]:-$0}")")")"
-if [[ "$family_dir" == "$ROOT/scripts/"* ]]; then
-    FAMILY="$(basename "$family_dir")"
+caller="$(readlink -f "${BASH_SOURCE[1]:-$0}")"
+FAMILY="${caller#"$ROOT/scripts/"}"
+FAMILY="${FAMILY%%/*}"
+if [[ "$caller" == "$ROOT/scripts/$FAMILY/"* ]]; then
     DATA="${DATA:-dolly}"
     RAW="$BASE_PATH/data/$DATA/raw.jsonl"
     DATA_DIR="$BASE_PATH/processed_data/$FAMILY/$DATA"
     CHECKPOINTS="$BASE_PATH/checkpoints/$FAMILY"
     RESULTS="$BASE_PATH/results/$FAMILY"
     # shellcheck source=scripts/gpt2/env.sh
-    source "$family_dir/env.sh"
+    source "$ROOT/scripts/$FAMILY/env.sh"
 fi

@@ -19,6 +19,7 @@ TYPE=tfkl
 RANKS=1
 NUM_EVAL=60 # held-out prompts
 FRESH=0
+PAIR=0
 
 usage() {
     sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
@@ -31,6 +32,7 @@ Flags (and what they are without being said):
   --type $TYPE             the divergence of POCL
   --ranks $RANKS               processes to train with
   --num-eval $NUM_EVAL           held-out prompts to evaluate on
+  --pair                  stop when teacher and student are there, for scripts/smollm2/reproduce.sh --scale tiny
   --fresh                 delete what an earlier quickstart left, and begin again
 EOF
 }
@@ -45,6 +47,7 @@ while (($#)); do
         --ranks) RANKS="$2" ;;
         --num-eval) NUM_EVAL="$2" ;;
         --fresh) FRESH=1; shift; continue ;;
+        --pair) PAIR=1; shift; continue ;;
         -h | --help) usage; exit 0 ;;
         *) printf 'error: unknown flag %s (--help lists them)\n' "$1" >&2; exit 2 ;;
     esac
@@ -115,10 +118,14 @@ step "4/7  the student: layers $LAYERS of the teacher, then a warm-up"
 train "$RESULTS/warmup" --type sft --model "$CHECKPOINTS/student" --curriculum whole-pool --num-stages 1 \
     --epochs 1 --lr 1e-3 --global-batch-size 8 --num-dev 0 --num-train "$NUM_WARMUP"
 WARM=$RESULTS/warmup/sft/seed10/best
+if ((PAIR)); then
+    printf '\nThe pair is there. Teacher: %s   student: %s\n' "$TEACHER" "$WARM"
+    exit 0
+fi
 
 step "5/7  POCL: the student ranks, then four stages from easy to hard"
 train "$RESULTS/pocl" --type "$TYPE" --model "$WARM" --teacher "$TEACHER" --epochs "$EPOCHS" --lr 5e-4 \
-    --global-batch-size 8 --num-train "$NUM_TRAIN" --num-dev 30
+    --global-batch-size 8 --num-train "$NUM_TRAIN" --num-dev 30 --bucket-examples 6
 POCL=$RESULTS/pocl/$TYPE/seed10
 
 step "6/7  evaluation on $NUM_EVAL held-out prompts of data/$SET"
@@ -134,6 +141,7 @@ run_python tools/make_tables.py --output "$RESULTS/table.md" --title "held-out $
 run_python tools/show_answers.py --set "$SET" --num-examples 4 --rows \
     "before=$RESULTS/eval/before" "warm-up=$RESULTS/eval/warmup" "POCL=$RESULTS/eval/pocl" "teacher=$RESULTS/eval/teacher"
 run_python tools/plot_run.py --run "$POCL" --output "$RESULTS/curves.png"
+run_python tools/plot_difficulty.py --run "$POCL" --output "$RESULTS/difficulty.png"
 
 printf '\nDone in %d:%02d. The student: %s/best   the table: %s/table.md   the picture: %s/curves.png\n' \
     $(((SECONDS - STARTED) / 60)) $(((SECONDS - STARTED) % 60)) "$POCL" "$RESULTS" "$RESULTS"

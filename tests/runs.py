@@ -86,7 +86,7 @@ def train_arguments(folders: Folders, output_dir: Path, *extra: object, teacher:
     arguments = ["--model", folders.student, "--data-dir", folders.data, "--output-dir", output_dir]
     arguments += ["--teacher", folders.teacher] if teacher else []
     arguments += ["--max-length", MAX_LENGTH, "--global-batch-size", 8, "--batch-size", 4, "--epochs", 1]
-    arguments += ["--num-dev", 4, "--sampling-temperature", 0, "--lr", 1e-3, *extra]
+    arguments += ["--num-dev", 4, "--sampling-temperature", 0, "--lr", 1e-3, "--bucket-examples", 0, *extra]
     return [str(argument) for argument in arguments]
 
 

@@ -51,6 +51,11 @@ TRAIN_MISTAKES: list[tuple[list[object], list[str]]] = [
     (["--type", "tjsd", "--teacher-weight", 1.0], ["--teacher-weight is 1.0", "between 0 and 1"]),
     (["--type", "tsrkl", "--skew", 0], ["--skew is 0.0"]),
     (["--type", "sft"], ["--type sft uses no teacher", "drop --teacher"]),
+    (["--difficulty", "lenght"], ["unknown --difficulty 'lenght'", "did you mean 'length'"]),
+    (["--difficulty", "snapshot", "--rerank", "off"], ["ranks by the losses of training", "drop --rerank off"]),
+    (["--advance", "converged", "--num-dev", 0], ["--advance converged follows dev ROUGE-L"]),
+    (["--advance", "converged", "--patience", 0], ["--patience is 0"]),
+    (["--bucket-examples", -1], ["--bucket-examples is -1"]),
     (["--max-length", 100], ["leaves no room"]),
     (["--top-p", 0], ["--top-p is 0"]),
     (["--sampling-temperature", -1], ["--sampling-temperature"]),
@@ -80,6 +85,13 @@ def test_a_mistake_in_the_flags_is_found_before_any_model_is_loaded(
     monkeypatch.setattr(train, "load_model", never)
     for extra, _ in TRAIN_MISTAKES[:20]:
         assert call(train, train_arguments(folders, tmp_path, *extra)).status == 2
+
+
+def test_a_teacher_that_is_not_there_cannot_rank(folders: Folders, tmp_path: Path) -> None:
+    extra = ["--type", "sft", "--difficulty", "teacher"]
+    refused(
+        call(train, train_arguments(folders, tmp_path, *extra, teacher=False)), "--difficulty teacher wants a teacher"
+    )
 
 
 def test_a_teacher_is_asked_for(folders: Folders, tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ from pocl.curriculum import (
     check_batches,
     plan_stages,
     ramp,
-    random_order,
-    reliance,
     stage_order,
 )
 from pocl.errors import UserError
+from pocl.pools import random_order, reliance
 
 SIZES = [(11435, 4), (10, 3), (4, 4), (7, 1), (64, 8), (101, 7)]  # (examples, stages)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.generation import Sampling, answer_prompts, choose_tokens, decode, generate
+from pocl.generation import BuiltIn, answer_prompts, decode, generate
+from pocl.sampling import Sampling, choose_tokens
 from tests.tiny import FAMILIES, tiny_model
 
 # Lengths 1 to 14; some repeat themselves, so that a ban of n-grams finds something in the prompt.
@@ -134,7 +135,12 @@ def test_answer_prompts_gives_the_same_texts_in_any_batch(
 ) -> None:
     answers = [
         answer_prompts(
-            models["gpt2"], tokenizer, PROMPTS, IDS, sampling=Sampling(10), batch_size=batch_size, title="answers"
+            BuiltIn(models["gpt2"], tokenizer, batch_size),
+            tokenizer,
+            PROMPTS,
+            IDS,
+            sampling=Sampling(10),
+            title="answers",
         )
         for batch_size in (1, 3, 8)
     ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pocl.errors import UserError
-from pocl.losses import ALIASES, LOSSES, log_probs, loss_type
+from pocl.losses import ALIASES, LOSSES, log_probs, loss_type, slope_by_autograd, through_softmax
 
 PLAIN = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
 NAMES = (*PLAIN, *(f"t{name}" for name in PLAIN))
@@ -56,9 +56,18 @@ def naive(
 def divergence(
     name: str, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, **own: float
 ) -> Tensor:
-    """The divergence of each token under test.  [N, V], [N, V] -> [N]."""
+    """The divergence of each token under test, differentiable by autograd.  [N, V], [N, V] -> [N]."""
     loss = LOSSES[name].bind(**own)
-    return loss(log_probs(student_logits, temperature), log_probs(teacher_logits, temperature))
+    return loss(log_probs(student_logits, temperature), log_probs(teacher_logits, temperature))[0]
+
+
+def gradient(
+    name: str, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, **own: float
+) -> Tensor:
+    """The gradient of the divergence by the student's logits in closed form.  [N, V], [N, V] -> [N, V]."""
+    student_logp, teacher_logp = log_probs(student_logits, temperature), log_probs(teacher_logits, temperature)
+    _, slope = LOSSES[name].bind(**own)(student_logp, teacher_logp)
+    return through_softmax(slope, student_logp) / temperature
 
 
 def draw(*shape: int, seed: int = 0, size: float = 1.0) -> Tensor:
@@ -111,6 +120,9 @@ def test_gradient_equals_the_golden_gradient(
         # The golden gradients were computed in float32: up to 1e-7 off.
         wanted = torch.tensor(case["losses"][name]["grad"], dtype=torch.float64)
         torch.testing.assert_close(student.grad.double(), wanted, atol=tolerance, rtol=0)
+        with torch.no_grad():
+            found = scale * gradient(name, student[mask], teacher[mask], temperature) / int(mask.sum())
+        torch.testing.assert_close(found.double(), wanted[mask], atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,9 +171,42 @@ def test_gradient_equals_finite_differences_of_a_naive_loop(name: str) -> None:
             moved[i] += sign * step
             ends.append(naive(name, probabilities(moved, temperature), p))
         wanted.append((ends[0] - ends[1]) / (2 * step))
+    assert gradient(name, student, teacher, temperature)[0].tolist() == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+@pytest.mark.parametrize("own", [0.1, 0.5, 0.93])
+@pytest.mark.parametrize("name", PLAIN)
+def test_closed_gradient_equals_autograd_of_the_value(name: str, own: float, temperature: float) -> None:
+    student, teacher = draw(50, 23, size=4.0), draw(50, 23, seed=1, size=4.0)
+    student[:, 3] = teacher[:, 3] = -torch.inf  # masked by both
+    teacher[:10, 5] = -torch.inf  # by one
     student.requires_grad_()
-    divergence(name, student, teacher, temperature).sum().backward()
-    assert student.grad[0].tolist() == pytest.approx(wanted, abs=1e-9)
+    divergence(name, student, teacher, temperature, skew=own, teacher_weight=own).sum().backward()
+    with torch.no_grad():
+        found = gradient(name, student, teacher, temperature, skew=own, teacher_weight=own)
+    torch.testing.assert_close(found, student.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_closed_gradient_in_float32_is_that_of_float64_over_a_large_vocabulary(name: str) -> None:
+    student, teacher = draw(8, 50257, size=3.0), draw(8, 50257, seed=1, size=3.0)
+    found, wanted = gradient(name, student.float(), teacher.float()), gradient(name, student, teacher)
+    assert (found - wanted).norm() <= 3e-6 * wanted.norm()
+
+
+def test_a_divergence_without_a_slope_gets_one_by_autograd() -> None:
+    @slope_by_autograd
+    def chi_squared(student_logp: Tensor, teacher_logp: Tensor, *, power: float = 1.0) -> Tensor:
+        return (power * (2 * student_logp - teacher_logp).exp()).sum(-1) - 1.0
+
+    student_logp, teacher_logp = log_probs(draw(4, 9)), log_probs(draw(4, 9, seed=1))
+    with torch.no_grad():
+        value, slope = chi_squared(student_logp, teacher_logp, power=3.0)
+    ratio = (2 * student_logp - teacher_logp).exp()  # q^2 / p
+    torch.testing.assert_close(value, 3.0 * ratio.sum(-1) - 1.0)
+    torch.testing.assert_close(slope, 6.0 * ratio)
+    assert not value.requires_grad and not slope.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

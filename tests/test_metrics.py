@@ -8,7 +8,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from pocl.evaluation import Example, load_set, mean_scores, score_answers
 from pocl.files import read_jsonl
-from pocl.metrics import exact_match, rouge_l
+from pocl.metrics import exact_match, rouge_l, rouge_n
 
 WORD_LIST = (
     "the a run runs running runner studies study 3.14 42 U.S. don't e-mail naïve café 北京 Москва ünïcode flies fly "
@@ -20,7 +20,7 @@ WORDS = WORD_LIST.split(" ")
 @pytest.fixture(scope="module")
 def scorer() -> RougeScorer:
     """The reference."""
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,32 @@ def test_rouge_l_of_random_characters_is_rouge_scores_to_the_last_bit(scorer: Ro
     for _ in range(500):
         reference, answer = ("".join(rng.choices("abAB01 .,'é\u2003\n", k=rng.randrange(25))) for _ in range(2))
         assert rouge_l(answer, [reference]) == scorer.score(reference, answer)["rougeL"].fmeasure, (reference, answer)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_rouge_n_is_rouge_scores_to_the_last_bit(
+    scorer: RougeScorer, shared_data: Path, dolly: list[Example], n: int
+) -> None:
+    scores = []
+    for example, answer in zip(dolly, published_answers(shared_data, 10), strict=True):
+        wanted = max(scorer.score(reference, answer)[f"rouge{n}"].fmeasure for reference in example.references)
+        scores.append(rouge_n(answer, example.references, n))
+        assert scores[-1] == wanted
+    assert len(set(scores)) > 50
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_rouge_n_of_random_text_is_rouge_scores_to_the_last_bit(scorer: RougeScorer, n: int) -> None:
+    rng = random.Random(n)
+    for _ in range(500):
+        words = rng.choices(WORDS, k=rng.choice([1, 2, 5]))
+        reference, answer = (" ".join(rng.choices(words, k=rng.choice([0, 1, 2, 3, 12]))) for _ in range(2))
+        assert rouge_n(answer, [reference], n) == scorer.score(reference, answer)[f"rouge{n}"].fmeasure
+
+
+def test_rouge_n_is_the_hand_count() -> None:
+    assert rouge_n("the big cat", ["the cat sat"], 1) == pytest.approx(2 / 3)
+    assert rouge_n("a b c", ["a b d", "b c a"], 2) == pytest.approx(1 / 2)
 
 
 def test_rouge_l_is_the_hand_count() -> None:

@@ -2,8 +2,14 @@
 
 import copy
 import itertools
-from collections.abc import Callable
-from dataclasses import replace
+import json
+import os
+import random
+import subprocess
+import sys
+import weakref
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,17 +17,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl.data import Batch, collate
-from pocl.losses import LOSSES
-from pocl.models import make_head, response_labels, response_states
+from pocl.losses import LOSSES, slope_by_autograd
+from pocl.models import Head, make_head, response_labels, response_states
 from pocl.objective import (
     Objective,
     StudentObjective,
     Term,
+    automatic_chunk_tokens,
     chunks_needed,
     distillation_objective,
     example_cross_entropy,
     token_objective,
 )
+from tests import steps
 
 END = 0
 MAX_LENGTH = 24
@@ -185,24 +193,33 @@ def test_the_module_gives_what_the_full_logits_computation_gives(
 def test_heads_see_response_positions_only_and_no_chunk_is_too_large(
     models: dict[str, PreTrainedModel], teacher: PreTrainedModel
 ) -> None:
-    batch, seen = make_batch(), []
-
-    def watched(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-        head = make_head(model, 600)
-        return lambda states: seen.append(len(states)) or head(states)
-
-    with torch.no_grad():
-        distillation_objective(
-            response_states(models["gpt2"], batch),
-            watched(models["gpt2"]),
-            response_states(teacher, batch),
-            watched(teacher),
-            response_labels(batch),
-            term=Term(LOSSES["fkl"].bind(), kd_ratio=1.0),
-            num_chunks=chunks_needed(NUM_TOKENS, 10),
-        )
-    assert sum(seen) == 2 * NUM_TOKENS
+    student, teacher, seen = copy.deepcopy(models["gpt2"]), copy.deepcopy(teacher), []
+    for model in (student, teacher):
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    term = Term(LOSSES["fkl"].bind(), kd_ratio=1.0)
+    objective(student, teacher, make_batch(), term, chunks_needed(NUM_TOKENS, 10), 600).loss.backward()
+    assert sum(seen) == 2 * NUM_TOKENS  # none is computed again for the backward pass
     assert len(seen) == 2 * 3 and max(seen) <= 10
+
+
+def test_the_logits_of_one_chunk_exist_at_a_time() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    class Watched(torch.nn.Linear):
+        def forward(self, states: Tensor) -> Tensor:
+            assert not any(reference() is not None for reference in alive)
+            logits = super().forward(states)
+            alive.append(weakref.ref(logits))
+            return logits
+
+    states = torch.randn(20, 3, requires_grad=True)
+    labels = torch.randint(7, (20,))
+    head, teacher_head = Head(Watched(3, 7)), Head(torch.nn.Linear(3, 7))
+    term = Term(LOSSES["jsd"].bind(), kd_ratio=0.5)
+    result = distillation_objective(states, head, states.detach(), teacher_head, labels, term=term, num_chunks=5)
+    assert len(alive) == 5 and not any(reference() is not None for reference in alive)
+    result.loss.backward()
+    assert states.grad is not None
 
 
 def test_the_teachers_head_gets_no_gradient(models: dict[str, PreTrainedModel], teacher: PreTrainedModel) -> None:
@@ -224,7 +241,7 @@ def test_more_chunks_than_tokens_change_nothing(models: dict[str, PreTrainedMode
 
 @pytest.mark.parametrize(("student_rows", "teacher_rows", "labels"), [(4, 5, 5), (5, 4, 5), (5, 5, 4)])
 def test_numbers_of_rows_that_differ_are_refused(student_rows: int, teacher_rows: int, labels: int) -> None:
-    head = torch.nn.Linear(3, 7)
+    head = Head(torch.nn.Linear(3, 7))
     with pytest.raises(ValueError, match=f"{student_rows} student states, {teacher_rows} teacher states and {labels}"):
         distillation_objective(
             torch.zeros(student_rows, 3),
@@ -292,12 +309,189 @@ def test_cross_entropy_of_each_example_is_its_own_sum_and_count(models: dict[str
 def test_a_kd_ratio_of_1_leaves_the_cross_entropy_out() -> None:
     student_logits, labels = torch.zeros(1, 3, dtype=torch.float64), torch.tensor([2])
     student_logits[0, 2] = -torch.inf  # the label is impossible
-    loss, _, divergence = token_objective(
+    loss, _, divergence, gradient = token_objective(
         student_logits, student_logits.clone(), labels, Term(LOSSES["fkl"].bind(), kd_ratio=1.0)
     )
     assert loss.tolist() == divergence.tolist() == [0.0]
+    assert gradient.tolist() == [[0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(("tokens", "limit", "chunks"), [(0, 8, 1), (1, 8, 1), (8, 8, 1), (9, 8, 2), (17, 8, 3)])
 def test_chunks_are_as_few_as_the_limit_allows(tokens: int, limit: int, chunks: int) -> None:
     assert chunks_needed(tokens, limit) == chunks
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_automatic_chunks_fit_a_sixteenth_of_memory_in_a_power_of_two(device: str) -> None:
+    # A token of V = 50,257 takes 10 tensors x 4 bytes x V = 2.01 MB; a sixteenth of 8 GB holds 248 of them.
+    assert automatic_chunk_tokens(50_257, 8 * 10**9, device) == 128
+    assert automatic_chunk_tokens(600, 10**15, device) == {"cpu": 256, "cuda": 4096}[device]
+    assert automatic_chunk_tokens(10**6, 10**6, device) == 1
+
+
+# The largest error allowed beside the size of the whole gradient or value. bfloat16 keeps 8 bits: the gradient by the
+# logits and what comes out of the head are each off by up to 0.4 %.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Random states and heads of 29 tokens over 101 entries, and the objective that is wanted of them."""
+
+    dtype: torch.dtype
+    tied: bool
+
+    def inputs(self) -> tuple[Tensor, torch.nn.Linear, Tensor, torch.nn.Linear, Tensor]:
+        """(inputs of the trunk, student's head, teacher's states, teacher's head, labels), exact in ``dtype``."""
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype)
+
+        heads = []
+        for width in (16, 24):
+            heads.append(torch.nn.Linear(width, 101, bias=not self.tied, dtype=self.dtype))
+            for parameter in heads[-1].parameters():
+                parameter.data = draw(*parameter.shape) / 2
+        return draw(29, 16), heads[0], draw(29, 24), heads[1], torch.randint(101, (29,), generator=generator)
+
+    def states(self, inputs: Tensor, head: torch.nn.Linear) -> Tensor:
+        """What a trunk would make of its inputs; tied, its embeddings are the head's weight."""
+        return inputs + head.weight[:29].to(self.dtype) if self.tied else inputs
+
+
+def naive_objective(
+    name: str,
+    inputs: tuple[Tensor, torch.nn.Linear, Tensor, torch.nn.Linear, Tensor],
+    tied: bool,
+    term: Term,
+    r: Tensor,
+) -> list[Tensor]:
+    """The value and the gradients of the inputs and the student's head, from whole logits in float64 by autograd.
+
+    What goes into a head and comes out is rounded to what it computes in: total variation's gradient jumps where p
+    and q cross.
+    """
+    states, head, teacher_states, teacher_head, labels = inputs
+
+    def rounded(x: Tensor) -> Tensor:
+        return x + (x.to(head.weight.dtype).double() - x).detach()
+
+    weights, teacher_weights = (
+        [parameter.detach().double().requires_grad_() for parameter in module.parameters()]
+        for module in (head, teacher_head)
+    )
+    states = states.detach().double().requires_grad_()
+    trunk = rounded(states + weights[0][:29]) if tied else states
+    logits = rounded(torch.nn.functional.linear(trunk, *weights))
+    teacher_logits = rounded(torch.nn.functional.linear(teacher_states.double(), *teacher_weights))
+    q, p = ((z / term.temperature).softmax(-1) for z in (logits, teacher_logits))
+    total = logits.new_zeros(())
+    for i in range(29):
+        if name != "sft":
+            total = total + r[i] * term.scale * naive_divergence(name, q[i], p[i])
+        if term.cross_entropy:
+            total = total - (1 - r[i]) * logits[i].softmax(-1)[labels[i]].log()
+    return [total.detach(), *torch.autograd.grad(total, [states, *weights])]
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("name", ["sft", *LOSSES])
+def test_value_and_gradients_equal_those_of_whole_logits_in_float64(name: str, dtype: torch.dtype, tied: bool) -> None:
+    case = Case(dtype, tied)
+    inputs = case.inputs()
+    divergence = None if name == "sft" else LOSSES[name].bind(skew=SKEW, teacher_weight=SKEW)
+    temperature = 1.7 if name != "sft" and LOSSES[name].tempered else 1.0
+    ratio = torch.linspace(0, 1, 29, dtype=torch.float64)
+    for kd_ratio, one_for_all, cross_entropy in (
+        (None, 0.6, True),
+        (None, 1.0, True),
+        (ratio, 1.0, True),
+        (None, 0.6, False),
+    ):
+        if name == "sft" and (one_for_all, cross_entropy) != (0.6, True):
+            continue
+        term = Term(divergence, temperature, temperature**2, 0.0 if name == "sft" else one_for_all, cross_entropy)
+        whole = torch.full((29,), term.kd_ratio, dtype=torch.float64) if kd_ratio is None else kd_ratio
+        value, *wanted = naive_objective(name, inputs, tied, term, whole)
+        for num_chunks in (1, 4, 40):
+            states, head, teacher_states, teacher_head, labels = case.inputs()
+            states.requires_grad_()
+            result = distillation_objective(
+                case.states(states, head),
+                Head(head),
+                teacher_states,
+                Head(teacher_head),
+                labels,
+                term=term,
+                kd_ratio=None if kd_ratio is None else kd_ratio.to(torch.promote_types(dtype, torch.float32)),
+                num_chunks=num_chunks,
+            )
+            (result.loss / 8).backward()
+            assert abs(result.loss.item() - value.item()) <= TOLERANCES[dtype] * abs(value.item())
+            found = torch.cat([8 * tensor.grad.double().flatten() for tensor in (states, *head.parameters())])
+            gradient = torch.cat([tensor.flatten() for tensor in wanted])
+            assert (found - gradient).norm() <= TOLERANCES[dtype] * gradient.norm()
+
+
+def test_a_divergence_known_by_its_value_alone_trains_alike() -> None:
+    states, head, teacher_states, teacher_head, labels = Case(torch.float64, tied=False).inputs()
+    closed = LOSSES["srkl"].bind()
+    found = []
+    for divergence in (closed, slope_by_autograd(lambda q, p: closed(q, p)[0])):
+        states.grad = head.weight.grad = None
+        term = Term(divergence, 1.5, 2.25, 0.7)
+        distillation_objective(
+            states.requires_grad_(), Head(head), teacher_states, Head(teacher_head), labels, term=term, num_chunks=3
+        ).loss.backward()
+        found.append((states.grad, head.weight.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+def test_only_the_loss_carries_a_gradient_and_only_where_gradients_are_on() -> None:
+    states, head, teacher_states, teacher_head, labels = Case(torch.float32, tied=False).inputs()
+    arguments = (states.requires_grad_(), Head(head), teacher_states, Head(teacher_head), labels)
+    term = Term(LOSSES["fkl"].bind(), kd_ratio=0.5)
+    result = distillation_objective(*arguments, term=term)
+    assert result.loss.requires_grad
+    assert not result.cross_entropy.requires_grad and not result.divergence.requires_grad
+    with torch.no_grad():
+        silent = distillation_objective(*arguments, term=term)
+    assert not silent.loss.requires_grad
+    assert silent.loss.item() == result.loss.item()
+
+
+def test_a_frozen_head_passes_the_gradient_on_and_gets_none() -> None:
+    states, head, teacher_states, teacher_head, labels = Case(torch.float32, tied=False).inputs()
+    head.requires_grad_(False)
+    distillation_objective(
+        states.requires_grad_(), Head(head), teacher_states, Head(teacher_head), labels, term=Term(), num_chunks=2
+    ).loss.backward()
+    assert head.weight.grad is None and bool(states.grad.abs().max() > 0)
+
+
+def test_shared_out_heads_train_as_whole_ones(tmp_path: Path) -> None:
+    """ZeRO-3 that keeps no weight whole, on two ranks whose chunks are others than one rank's, tied and untied."""
+    whole, shared_out, output = tmp_path / "zero1.json", tmp_path / "zero3.json", tmp_path / "curves.json"
+    whole.write_text(json.dumps({"zero_optimization": {"stage": 1}}))
+    nothing_kept = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+    shared_out.write_text(json.dumps({"zero_optimization": {"stage": 3, "overlap_comm": False} | nothing_kept}))
+    place = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(random.SystemRandom().randint(20000, 32000)),
+    }
+    command = [sys.executable, steps.__file__, str(shared_out), str(output)]
+    ranks = [
+        subprocess.Popen(command, env=os.environ | place | {"DS_ACCELERATOR": "cpu", "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    wanted = steps.curves(whole)
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    found = json.loads(output.read_text())
+    assert found.keys() == wanted.keys() == {"gpt2", "llama"}
+    for family, curve in wanted.items():
+        assert len(curve) == steps.STEPS
+        for one, other in zip(curve, found[family], strict=True):
+            assert other == pytest.approx(one, rel=1e-4)

@@ -26,7 +26,7 @@ FAMILIES = ("gpt2", "opt", "qwen2", "smollm2")
 TRAINING = [name for name in NAMES if name.split("/")[1] in ("sft", "kd", "pocl")]
 MODELS = {"STUDENT", "TEACHER", "TEACHER_BASE", "TOKENIZER", "DATA", "DTYPE", "MODEL"}
 PLACES = {"NUM_GPUS", "HOSTFILE", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS"}
-READ = MODELS | PLACES | {"DRY_RUN", "MATCHED", "VIRTUAL_ENV"}  # from the environment
+READ = MODELS | PLACES | {"DRY_RUN", "MATCHED", "ROW", "VIRTUAL_ENV"}  # from the environment
 INSTALL = ROOT / "install.sh"
 
 
@@ -126,9 +126,8 @@ def test_script_prints_a_command_that_its_program_accepts(name: str, tmp_path: P
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_every_method(family: str) -> None:
-    teacher = "sft/xlarge.sh" if family == "gpt2" else "sft/teacher.sh"
-    wanted = {"tools/process_data.sh", "sft/base.sh", teacher, "kd/train.sh", "pocl/train.sh", "eval/run_eval.sh"}
-    wanted |= {"seqkd/generate.sh", "seqkd/train.sh", "gkd/train.sh"}
+    wanted = {"tools/process_data.sh", "sft/base.sh", "sft/teacher.sh", "kd/train.sh", "pocl/train.sh"}
+    wanted |= {"seqkd/generate.sh", "seqkd/train.sh", "gkd/train.sh", "selective/train.sh", "eval/run_eval.sh"}
     assert wanted <= {name.partition("/")[2] for name in NAMES if name.startswith(family)}
 
 
@@ -144,9 +143,7 @@ def test_script_is_strict_and_parses(path: Path) -> None:
         assert "set -euo pipefail\n" in text
 
 
-@pytest.mark.parametrize(
-    "method", ["tools/process_data.sh", "sft/base.sh", "kd/train.sh", "pocl/train.sh", "eval/run_eval.sh"]
-)
+@pytest.mark.parametrize("method", sorted({name.partition("/")[2] for name in NAMES}))
 def test_families_differ_in_env_sh_alone(method: str) -> None:
     def code(family: str) -> str:
         lines = (ROOT / "scripts" / family / method).read_text().splitlines()
@@ -165,7 +162,7 @@ def test_scripts_name_no_other_place(path: Path) -> None:
 
 PUBLISHED = {
     "gpt2/sft/base.sh": (32, 5e-4, 20, 1, "whole-pool", "sft"),
-    "gpt2/sft/xlarge.sh": (8, 5e-5, 10, 1, "whole-pool", "sft"),
+    "gpt2/sft/teacher.sh": (8, 5e-5, 10, 1, "whole-pool", "sft"),
     "gpt2/kd/train.sh": (8, 5e-4, 20, 1, "whole-pool", "fkl"),
     "gpt2/pocl/train.sh": (64, 1e-4, 8, 4, "baby-step", "tfkl"),
     "opt/sft/base.sh": (128, 5e-5, 20, 1, "whole-pool", "sft"),
@@ -291,7 +288,7 @@ def test_gpt2_models_stand_where_fetch_puts_them(tmp_path: Path) -> None:
     pocl = trained("gpt2/pocl/train.sh", cwd=tmp_path).models
     assert pocl.model == str(checkpoints / MODELS["gpt2"].path)
     assert pocl.teacher == str(checkpoints / MODELS["teacher-gpt2-1.5B"].path)
-    starts = {"gpt2/sft/xlarge.sh": "gpt2-xl", "opt/sft/base.sh": "opt-350m", "opt/sft/teacher.sh": "opt-2.7b"}
+    starts = {"gpt2/sft/teacher.sh": "gpt2-xl", "opt/sft/base.sh": "opt-350m", "opt/sft/teacher.sh": "opt-2.7b"}
     starts |= {"qwen2/sft/base.sh": "Qwen2-0.5B", "qwen2/sft/teacher.sh": "Qwen2-1.5B"}
     starts |= {"smollm2/sft/base.sh": "SmolLM2-135M", "smollm2/sft/teacher.sh": "SmolLM2-360M"}
     for script, name in starts.items():
@@ -481,7 +478,7 @@ def install_in(
 ) -> subprocess.CompletedProcess[str]:
     """Run a copy of install.sh in a folder of its own."""
     folder.mkdir(exist_ok=True)
-    for name in ("install.sh", "requirements.txt", "requirements-dev.txt"):
+    for name in ("install.sh", "requirements.txt", "requirements-dev.txt", "requirements-vllm.txt"):
         shutil.copy(ROOT / name, folder / name)
     return run(folder / "install.sh", *arguments, cwd=folder.parent, path=path, **environment)
 
@@ -537,6 +534,16 @@ def test_install_works_once_and_after_a_failure_again(tmp_path: Path) -> None:
     assert installed("--dev") == (0, 2)
 
 
+def test_install_puts_vllm_into_an_environment_of_its_own(tmp_path: Path) -> None:
+    programs, notes, project = fake(tmp_path / "bin", "python3", PYTHON), tmp_path / "notes", tmp_path / "project"
+    assert install_in(project, "--vllm", path=programs, NOTES=str(notes)).returncode == 0
+    assert (project / ".venv-vllm" / "bin" / "python").is_file() and not (project / ".venv").exists()
+    (line,) = notes.read_text().splitlines()
+    assert line.endswith("requirements-vllm.txt")
+    both = install_in(project, "--vllm", "--dev", path=programs, NOTES=str(notes))
+    assert both.returncode == 2 and "give it alone" in both.stderr
+
+
 def test_install_follows_changed_requirements(tmp_path: Path) -> None:
     programs, notes, project = fake(tmp_path / "bin", "python3", PYTHON), tmp_path / "notes", tmp_path / "project"
     assert install_in(project, path=programs, NOTES=str(notes)).returncode == 0
@@ -547,7 +554,7 @@ def test_install_follows_changed_requirements(tmp_path: Path) -> None:
 
 
 def test_requirements_are_pinned() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-vllm.txt"):
         lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
         assert lines and all(re.fullmatch(r"[A-Za-z0-9_-]+==[0-9][0-9.]*", line) for line in lines)
 

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
+from pocl import generation
 from pocl.data import load_split
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tools import generate_seqkd
@@ -94,7 +95,7 @@ def test_an_interrupted_pass_ends_with_the_same_answers(
     folders: Folders, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    generate = generate_seqkd.generate
+    generate = generation.generate
 
     def interrupted(*positional: object, **named: object) -> list[list[int]]:
         calls.append(1)
@@ -102,7 +103,7 @@ def test_an_interrupted_pass_ends_with_the_same_answers(
             raise KeyboardInterrupt
         return generate(*positional, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(generate_seqkd, "generate", interrupted)
+    monkeypatch.setattr(generation, "generate", interrupted)
     assert call(generate_seqkd, arguments(folders, tmp_path / "cut")).status == 130
     assert not (tmp_path / "cut").exists()
     assert call(generate_seqkd, arguments(folders, tmp_path / "cut")).status == 0

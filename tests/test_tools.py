@@ -3,15 +3,14 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pocl.files import write_json, write_jsonl
+from pocl.files import write_jsonl
 from tests.runs import call
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
-from tools import make_student, make_tables, plot_run, process_data, show_answers
+from tools import make_student, plot_run, process_data, show_answers
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,27 +39,6 @@ def test_how_many_layers_takes_a_quarter_from_the_start_and_the_rest_from_the_en
     assert make_student.default_layers(30, 8) == [0, 1, 24, 25, 26, 27, 28, 29]
     assert make_student.default_layers(12, 3) == [0, 10, 11]
     assert make_student.default_layers(4, 4) == [0, 1, 2, 3]
-
-
-def summary(folder: Path, name: str, by_seed: dict[str, float]) -> None:
-    values = list(by_seed.values())
-    scores = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
-    path = folder / "summary.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(path, before | {name: {metric: scores | {"seeds": by_seed} for metric in ("rouge_l", "exact_match")}})
-
-
-def test_the_table_holds_mean_spread_and_average_and_a_dash_for_what_is_missing(tmp_path: Path) -> None:
-    summary(tmp_path / "a", "dolly", {"10": 20.0, "20": 24.0})
-    summary(tmp_path / "a", "vicuna", {"10": 10.0})
-    summary(tmp_path / "b" / "eval", "dolly", {"10": 30.0})
-    arguments = ["--rows", f"A={tmp_path / 'a'}", f"B={tmp_path / 'b'}", "--output", tmp_path / "table.md"]
-    result = call(make_tables, arguments)
-    assert result.status == 0, result.output
-    lines = (tmp_path / "table.md").read_text().splitlines()
-    assert lines[0] == "| ROUGE-L | dolly | vicuna | average |"
-    assert lines[2] == "| A | 22.00 ± 2.83 | 10.00 | 16.00 |"
-    assert lines[3] == "| B | 30.00 | – | – |"
 
 
 def test_the_picture_is_a_png_of_every_panel(tmp_path: Path) -> None:

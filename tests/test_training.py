@@ -3,12 +3,15 @@
 import json
 import math
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
@@ -16,6 +19,7 @@ import train
 from pocl.checkpoints import Checkpoints, Position
 from pocl.curriculum import Stage
 from pocl.losses import LOSSES
+from pocl.parts import Parts
 from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
 
 
@@ -44,6 +48,7 @@ def test_a_pocl_run_leaves_every_file_that_the_design_names(ranked: Path) -> Non
     config = json.loads((ranked / "config.json").read_text())
     assert config["options"]["loss"]["type"] == "tfkl"
     assert config["options"]["optimiser"]["min_lr"] == 1e-7  # defaults are resolved
+    assert config["options"]["loss"]["chunk_tokens"] == 256  # 600 entries: the CPU's largest
     assert set(config["fingerprints"]) == {"student", "data"}
     assert list((ranked / "tensorboard").iterdir())
 
@@ -265,6 +270,8 @@ def test_every_family_runs_under_the_launcher_from_ranking_to_scores(
     assert result.status == 0, result.output
     run = tmp_path / "results" / "tsrkl" / "seed10"
     assert len(losses(run)) == 14
+    student, best = (load_file(folder / "model.safetensors") for folder in (folders.student, run / "best"))
+    assert best.keys() == student.keys()
     arguments = ["--model", run / "best", "--sets", "short", "--data-root", folders.data_root, "--seeds", 1]
     arguments += ["--max-length", 192, "--max-prompt-length", 160]
     result = launch("evaluate.py", arguments, num_ranks=num_ranks)
@@ -310,12 +317,27 @@ def test_a_finished_run_started_again_changes_nothing(ranked: Path, gpt2: Folder
 
 
 def test_scoring_that_was_cut_off_goes_on_with_the_same_result(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
-    copy = tmp_path / "tfkl" / "seed10"
-    shutil.copytree(ranked / "scoring", copy / "scoring")
-    part = copy / "scoring" / "0.jsonl"
-    part.write_text(part.read_text()[:3000])  # cut in the middle of a line, as a crash would
-    assert call(train, train_arguments(gpt2, tmp_path)).status == 0
-    assert (copy / "difficulty.jsonl").read_bytes() == (ranked / "difficulty.jsonl").read_bytes()
+    copy, appended = tmp_path / "tfkl" / "seed10", 0
+    append = Parts.append
+
+    def append_and_stop(self: Parts, records: Iterable[Mapping[str, Any]]) -> None:
+        nonlocal appended
+        append(self, records)
+        appended += 1
+        if appended == 4:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "append", append_and_stop)
+        result = call(train, train_arguments(gpt2, tmp_path, "--teacher-cache", "off", "--eval-batch-size", 8))
+        assert result.status == 130, result.output
+    part = copy / "scoring" / "difficulty" / "student" / "0.jsonl"
+    part.write_text(part.read_text()[:-30])  # cut in the middle of a line, as a crash would
+    result = call(train, train_arguments(gpt2, tmp_path, "--teacher-cache", "off", "--eval-batch-size", 8))
+    assert result.status == 0, result.output
+    again, whole = (read_jsonl(run / "difficulty.jsonl") for run in (copy, ranked))
+    assert [(r["id"], r["answer"]) for r in again] == [(r["id"], r["answer"]) for r in whole]
+    assert not (copy / "scoring").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_examples(gpt2: Folders, tmp_path: Path) -> None:

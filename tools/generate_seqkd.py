@@ -20,14 +20,17 @@ import datasets
 import numpy as np
 
 from pocl import distributed
+from pocl.config import Backend
 from pocl.console import quiet_libraries, say
-from pocl.data import Split, blocks_by_length, check_tokenizer, load_split, read_manifest
+from pocl.data import Split, check_tokenizer, load_split, read_manifest
 from pocl.errors import UserError, run_main
 from pocl.files import replace_folder, value_sha256, write_json
 from pocl.flags import flag, parse
-from pocl.generation import Sampling, decode, generate
-from pocl.models import end_ids, load_model, load_tokenizer, weights_fingerprint
+from pocl.generation import Generator, decode
+from pocl.models import load_model, load_tokenizer, weights_fingerprint
 from pocl.parts import Parts
+from pocl.sampling import Sampling
+from pocl.vllm_backend import open_generator
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class SeqKDOptions:
     no_repeat_ngram: int = flag("ban a repeated n-gram; 0 turns it off [tokens]", 0)
     seed: int = flag("seed of the sampling", 10)
     eval_batch_size: int = flag("prompts that are answered together on one rank [examples]", 32)
+    generation_backend: Backend = flag(
+        "what answers: builtin, vllm, or auto: vllm on a GPU where it is installed and loads the model, else builtin",
+        "auto",
+    )
     dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of the teacher", "fp32")
 
 
@@ -65,7 +72,7 @@ def main() -> None:
     tokenizer = load_tokenizer(what.model)
     check_tokenizer(data_dir, tokenizer, what.model)
     train = load_split(data_dir, "train", max_length=what.max_length, num_examples=what.num_train)
-    model = load_model(what.model, what.dtype).to(device)
+    model = load_model(what.model, what.dtype)
     sampling = Sampling(
         what.max_length - manifest["max_prompt_length"],
         temperature=what.sampling_temperature,
@@ -76,9 +83,18 @@ def main() -> None:
     )
     key = {"teacher": weights_fingerprint(model), "data": manifest["fingerprint"], "dtype": what.dtype}
     key |= {"sampling": vars(sampling), "examples": len(train)}
-    answers = answer_all(
-        model, tokenizer, train, sampling, what.eval_batch_size, output_dir.with_name(output_dir.name + ".parts"), key
-    )
+    with open_generator(
+        what.generation_backend,
+        model,
+        tokenizer,
+        model_path=what.model,
+        max_length=what.max_length,
+        batch_size=what.eval_batch_size,
+        device=device,
+    ) as generator:
+        key["generator"] = generator.name
+        parts_dir = output_dir.with_name(output_dir.name + ".parts")
+        answers = answer_all(generator, tokenizer, train, sampling, parts_dir, key)
     if distributed.is_main():
         write(output_dir, data_dir, manifest, train, answers, key, tokenizer.eos_token_id)
     distributed.barrier()
@@ -100,23 +116,19 @@ def check(what: SeqKDOptions) -> None:
 
 
 def answer_all(
-    model: Any,
+    generator: Generator,
     tokenizer: Any,
     train: Split,
     sampling: Sampling,
-    batch_size: int,
     parts_dir: Path,
     key: Mapping[str, Any],
 ) -> dict[int, dict[str, Any]]:
     """{"id", "ids", "text"} of every training prompt by its id, on every rank; ids without an end-of-text token."""
-    blocks = blocks_by_length(train.prompt_lengths, batch_size)
-    eos_ids = end_ids(model, tokenizer)
+    blocks = generator.blocks(train.prompt_lengths)
 
     def answer(block: np.ndarray) -> list[dict[str, Any]]:
         rows = train.table[[int(i) for i in block]]
-        tokens = generate(
-            model, rows["prompt_ids"], rows["id"], sampling=sampling, eos_ids=eos_ids, vocab_size=len(tokenizer)
-        )
+        tokens = generator(rows["prompt_ids"], rows["id"], sampling)
         texts = decode(tokenizer, tokens)
         return [{"id": i, "ids": ids, "text": text} for i, ids, text in zip(rows["id"], tokens, texts, strict=True)]
 

@@ -1,10 +1,11 @@
-"""Print the results of several runs as one table, and write it as Markdown.
+"""Print the results of several runs as one table, with intervals, tests and published figures; write it to files.
 
-    python tools/make_tables.py --rows "SFT=results/gpt2/sft/sft/seed10" "POCL=results/gpt2/pocl/tfkl/seed10" \\
-        --output results/table.md
+python tools/make_tables.py --results results/gpt2 --published gpt2 --output table.md table.csv table.tex
+python tools/make_tables.py --rows "SFT=results/gpt2/sft/sft/seed10" "POCL=results/gpt2/pocl/tfkl/seed10"
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,10 +13,14 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pocl.console import quiet_libraries, say, show_table
-from pocl.errors import UserError, run_main
+from pocl.errors import UserError, closest, run_main
 from pocl.files import write_text
 from pocl.flags import flag, parse
-from pocl.tables import METRICS, markdown, results_table
+from pocl.metrics import METRICS
+from pocl.tables import comma_separated, latex, make_table, markdown, notes, text_rows
+from tools.rows import TABLES, TEACHER, table_rows
+
+WRITERS = (".md", ".csv", ".tex")
 
 
 @dataclass(frozen=True)
@@ -23,29 +28,86 @@ class TableOptions:
     """Which runs."""
 
     _argument_group_name: ClassVar[str] = "table"
-    rows: list[str] = flag("NAME=FOLDER, one a row: a run folder, or a folder that evaluate.py wrote")
-    output: str | None = flag("Markdown file to write", None)
-    title: str = flag("title of the table", "results (mean over prompts; ± spread over seeds)")
+    rows: list[str] | None = flag("NAME=FOLDER, one a row: a run folder, or a folder that evaluate.py wrote", None)
+    results: str | None = flag("results folder of a family: the rows of --table that are evaluated there", None)
+    table: str = flag(f"which rows to look for in --results: {', '.join(TABLES)}", "main")
+    seed: int = flag("seed of the runs in --results", 10)
+    matched: bool = flag("take the KD series that was trained with MATCHED=1", False)
+    published: str | None = flag("put the paper's figures for this family beside the cells (gpt2)", None)
+    metrics: list[str] = flag(f"one table a metric, of {', '.join(METRICS)}", ["rouge_l", "exact_match"])
+    output: list[str] | None = flag("files to write: .md, .csv or .tex", None)
+    title: str = flag("title of the table", "results")
 
 
 def main() -> None:
     """Read, print, write."""
     quiet_libraries()
     (what,) = parse([TableOptions], "Print the results of several runs as one table.")
+    for name in what.output or ():
+        if Path(name).suffix not in WRITERS:
+            raise UserError(f"--output {name!r}: its ending says the format, one of {', '.join(WRITERS)}")
+    for name in what.metrics:
+        if name not in METRICS:
+            raise UserError(f"unknown --metrics {name!r}{closest(name, METRICS)} (known: {', '.join(METRICS)})")
+    files = [Path(name) for name in what.output or ()]
+    write_tables(chosen_rows(what), files, what.title, metrics=what.metrics, published=what.published)
+
+
+def chosen_rows(what: TableOptions) -> dict[str, Path]:
+    """Row -> folder.  Raises UserError where neither or both of --rows and --results are given."""
+    if (what.rows is None) == (what.results is None):
+        raise UserError("give either --rows NAME=FOLDER ... or --results FOLDER")
+    if what.results is not None:
+        return evaluated_rows(Path(what.results), what.table, what.seed, matched=what.matched)
     rows = {}
-    for row in what.rows:
+    for row in what.rows or ():
         name, equals, folder = row.partition("=")
         if not equals or not name or not folder:
             raise UserError(f"--rows {row!r}: give NAME=FOLDER")
         rows[name] = Path(folder)
-    texts = []
-    for metric in METRICS:
-        columns, body = results_table(rows, metric)
-        show_table(f"{METRICS[metric]}: {what.title}", columns, body)
-        texts.append(markdown(columns, body))
-    if what.output:
-        write_text(Path(what.output), "\n".join(texts))
-        say(f"written to {what.output}")
+    return rows
+
+
+def evaluated_rows(results: Path, table: str, seed: int, *, matched: bool) -> dict[str, Path]:
+    """The rows of a table that have an evaluation in a family's results.  Raises UserError where there is none."""
+    if table not in TABLES:
+        raise UserError(f"unknown --table {table!r}{closest(table, TABLES)} (known: {', '.join(TABLES)})")
+    rows = {row.name: results / row.run / f"seed{seed}" for row in table_rows(table, matched=matched)}
+    if (results / "teacher-evaluation").is_dir():  # of a teacher that was not trained here
+        rows = {name: results / "teacher-evaluation" if name == TEACHER.name else path for name, path in rows.items()}
+    found = {
+        name: path
+        for name, path in rows.items()
+        if (path / "summary.json").is_file() or (path / "eval" / "summary.json").is_file()
+    }
+    if not found:
+        raise UserError(f"{results} holds no evaluated row of the {table} table (seed {seed})")
+    return found
+
+
+def write_tables(
+    rows: Mapping[str, Path],
+    output: Sequence[Path],
+    title: str,
+    *,
+    metrics: Sequence[str] = ("rouge_l", "exact_match"),
+    published: str | None = None,
+) -> None:
+    """Print one table a metric, and write them to files by their endings."""
+    tables = [make_table(rows, metric, published=published) for metric in metrics]
+    for table in tables:
+        columns, body = text_rows(table)
+        show_table(f"{METRICS[table.metric].name}: {title}", columns, body)
+    for line in notes(tables[0]):
+        say(line)
+    texts = {
+        ".md": lambda: "\n".join(map(markdown, tables)),
+        ".csv": lambda: comma_separated(tables),
+        ".tex": lambda: "\n".join(map(latex, tables)),
+    }
+    for path in output:
+        write_text(path, texts[path.suffix]())
+        say(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ STUDENT="${STUDENT:-$CHECKPOINTS/base}"
 TOKENIZER="${TOKENIZER:-$STUDENT}"
 
 # The teacher is fine-tuned on the same data. `python tools/fetch.py models` brings MiniLLM's; to train it yourself,
-# run scripts/gpt2/sft/xlarge.sh and then the others with TEACHER=results/gpt2/teacher/sft/seed10/best.
+# run scripts/gpt2/sft/teacher.sh and then the others with TEACHER=results/gpt2/teacher/sft/seed10/best.
 TEACHER="${TEACHER:-$CHECKPOINTS/teacher-1.5B}"
 TEACHER_BASE="${TEACHER_BASE:-$CHECKPOINTS/xlarge}" # what is fine-tuned into the teacher
 

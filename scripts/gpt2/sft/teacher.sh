@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tune the teacher on the references; it is then TEACHER=results/gpt2/teacher/sft/seed10/best.
 #
-#     bash scripts/gpt2/sft/xlarge.sh [BASE_PATH] [any flag of train.py]
+#     bash scripts/gpt2/sft/teacher.sh [BASE_PATH] [any flag of train.py]
 set -euo pipefail
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../common.sh"
 

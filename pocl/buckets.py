@@ -1,0 +1,62 @@
+"""How the student does on easy and on hard training examples as the curriculum goes on."""
+
+import statistics
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl import distributed
+from pocl.data import Split
+from pocl.generation import BuiltIn
+from pocl.scoring import Limits, score_block
+
+NUM_BUCKETS = 4
+
+
+class BucketProbe:
+    """The same few examples of each quarter of a ranking, from the easiest to the hardest, asked again and again.
+
+    ``ranked`` [N] holds positions in ``train`` from the easiest to the hardest.
+    """
+
+    def __init__(
+        self,
+        train: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        ranked: np.ndarray,
+        *,
+        examples_per_bucket: int,
+        limits: Limits,
+    ) -> None:
+        self.train, self.tokenizer, self.limits = train, tokenizer, limits
+        self.buckets = probe_positions(ranked, examples_per_bucket)
+
+    def measure(self, student: PreTrainedModel) -> dict[str, float]:
+        """Mean ROUGE-L (0 to 100, greedy answers) and mean cross-entropy of each bucket; bucket 1 is the easiest."""
+        was_training = student.training
+        student.eval()
+        positions = np.concatenate(self.buckets)
+        generator = BuiltIn(student, self.tokenizer, self.limits.batch_size)
+        blocks = generator.blocks(self.train.prompt_lengths[positions])
+        mine = [
+            record
+            for block in distributed.my_share(blocks)
+            for record in score_block(student, self.tokenizer, self.train, positions[block], self.limits, generator)
+        ]
+        records = distributed.gather_by_id({record["id"]: record for record in mine})
+        student.train(was_training)
+        values: dict[str, float] = {}
+        for number, bucket in enumerate(self.buckets, start=1):
+            found = [records[i] for i in self.train.ids[bucket].tolist()]
+            values[f"bucket{number}_rouge_l"] = 100.0 * statistics.fmean(record["rouge_l"] for record in found)
+            values[f"bucket{number}_cross_entropy"] = statistics.fmean(record["cross_entropy"] for record in found)
+        return values
+
+
+def probe_positions(ranked: np.ndarray, examples_per_bucket: int) -> list[np.ndarray]:
+    """For each quarter of the ranking, positions evenly spaced in it.  [N] -> at most 4 x [<= examples_per_bucket]."""
+    quarters = [quarter for quarter in np.array_split(ranked, NUM_BUCKETS) if len(quarter)]
+    return [
+        quarter[np.linspace(0, len(quarter) - 1, min(examples_per_bucket, len(quarter))).round().astype(int)]
+        for quarter in quarters
+    ]

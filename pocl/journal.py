@@ -1,0 +1,65 @@
+"""What a run tells while it trains: metrics.jsonl, TensorBoard, and the note behind the progress bar."""
+
+import resource
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from pocl import distributed
+from pocl.curriculum import Stage
+from pocl.rundir import RunDir
+
+
+class Journal:
+    """Records of a run; rank 0 alone writes."""
+
+    def __init__(self, run: RunDir, num_stages: int) -> None:
+        self.run, self.num_stages = run, num_stages
+        self._dev_note = ""
+        self._tensorboard: SummaryWriter | None = None
+
+    def open(self, step: int) -> None:
+        """Begin, or go on behind optimiser step ``step``."""
+        if distributed.is_main():
+            self._tensorboard = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=step + 1)
+
+    def close(self) -> None:
+        """End."""
+        if self._tensorboard:
+            self._tensorboard.close()
+
+    def record(self, stage: Stage, epoch: int, step: int, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, and one point of each curve."""
+        if not distributed.is_main():
+            return
+        self.run.append_metrics({"step": step, "stage": stage.index, "epoch": epoch} | dict(values))
+        for name, value in values.items():
+            if self._tensorboard:
+                self._tensorboard.add_scalar(name, value, step)
+
+    def record_step(self, stage: Stage, epoch: int, step: int, values: Mapping[str, Any]) -> None:
+        """The line of an optimiser step, with where the curriculum stands."""
+        curriculum = {"pool": len(stage.pool), "temperature": stage.temperature, "kd_ratio": stage.kd_ratio}
+        self.record(stage, epoch, step, curriculum | dict(values))
+
+    def record_dev(self, stage: Stage, epoch: int, step: int, values: Mapping[str, Any]) -> None:
+        """The line of a dev evaluation; its ROUGE-L joins the note."""
+        self._dev_note = f"  dev ROUGE-L {values['dev_rouge_l']:.2f}"
+        self.record(stage, epoch, step, values)
+
+    def note(self, stage: Stage, values: Mapping[str, float], *, distils: bool) -> str:
+        """What stands behind the progress bar."""
+        divergence = f"  D {values['divergence']:.3f}" if distils else ""
+        return (
+            f"stage {stage.index + 1}/{self.num_stages}  T {stage.temperature:.2f}  r {stage.kd_ratio:.2f}  "
+            f"loss {values['loss']:.3f}{divergence}{self._dev_note}"
+        )
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory this rank has held so far: of the GPU, or of the process on the CPU.  -> GB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

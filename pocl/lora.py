@@ -1,0 +1,199 @@
+"""LoRA (arXiv 2106.09685): adapters put into a model, saved in peft's format, merged; folders of adapters read.
+
+An adapted model stays what it was to everybody else, a GPT2LMHeadModel with its trunk and head: only its linear layers
+are peft's. Nothing is merged into a model that trains; the merged weights are made beside it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from numerize.numerize import numerize
+from peft import LoraConfig, LoraModel, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from pocl.console import say
+from pocl.errors import UserError, closest, first_line
+from pocl.files import read_json
+
+ALL_LINEAR = "all-linear"
+_NAME = "default"  # what peft calls an adapter that nobody named
+_PREFIX = "base_model.model."  # of every weight in its files
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def add_adapters(
+    model: PreTrainedModel,
+    base: str,
+    *,
+    lora_rank: int,
+    lora_alpha: float | None,
+    lora_dropout: float,
+    lora_targets: Sequence[str],
+    seed: int,
+) -> None:
+    """Put a fresh adapter beside each targeted linear layer, and freeze all other weights.
+
+    The model's answers do not change before the first step. ``base`` is the folder or hub name that the model came
+    from; ``lora_alpha`` None is twice the rank; the adapters depend on ``seed`` alone, so every rank has the same.
+    Raises UserError for a target that names no linear layer of the trunk.
+    """
+    linear = {
+        name.rpartition(".")[2]: module
+        for name, module in model.base_model.named_modules()  # the trunk: the head stays as it is
+        if isinstance(module, (nn.Linear, Conv1D))
+    }
+    targets = sorted(linear) if ALL_LINEAR in lora_targets else lora_targets
+    for name in targets:
+        if name not in linear:
+            raise UserError(
+                f"--lora-targets {name!r} names no linear layer of the student{closest(name, linear)} "
+                f"(it has {', '.join(sorted(linear))}; {ALL_LINEAR} means them all)"
+            )
+    config = LoraConfig(
+        r=lora_rank,
+        lora_alpha=2 * lora_rank if lora_alpha is None else lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=list(targets),
+        fan_in_fan_out=any(isinstance(linear[name], Conv1D) for name in targets),
+        base_model_name_or_path=str(Path(base).resolve()) if Path(base).is_dir() else base,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU, wherever the model is
+        torch.default_generator.manual_seed(seed)
+        inject_adapter_in_model(config, model, _NAME)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    say(f"LoRA of rank {lora_rank} on {', '.join(targets)}: {numerize(trained)} parameters are trained")
+
+
+def _adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the plain model that equals the adapted one; ``weights`` are all of the model's, by name.
+
+    Nothing is written to them: what changes is a new tensor. A model without adapters gets its own weights back.
+    """
+    plain = dict(weights)
+    for name, layer in _adapted_layers(model).items():
+        weight = plain.pop(f"{name}.base_layer.weight")  # [out, in], or [in, out] in a Conv1D
+        exact = torch.promote_types(weight.dtype, torch.float32)  # bf16: round once, at the end
+        down, up = (plain.pop(f"{name}.lora_{side}.{_NAME}.weight").to(exact) for side in "AB")  # [r, in], [out, r]
+        change = layer.scaling[_NAME] * (up @ down)
+        plain[f"{name}.weight"] = (weight + (change.T if layer.fan_in_fan_out else change)).to(weight.dtype)
+        if f"{name}.base_layer.bias" in plain:
+            plain[f"{name}.bias"] = plain.pop(f"{name}.base_layer.bias")
+    return plain
+
+
+def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> bool:
+    """Write the adapter of a model into ``folder`` as peft does -> False where the model has none.
+
+    ``weights`` are all of the model's, by name.
+    """
+    layers = _adapted_layers(model)
+    if not layers:
+        return False
+    folder.mkdir(parents=True)
+    adapter = {
+        f"{_PREFIX}{name}.lora_{side}.weight": weights[f"{name}.lora_{side}.{_NAME}.weight"].contiguous()
+        for name in layers
+        for side in "AB"
+    }
+    save_file(adapter, folder / _WEIGHTS, metadata={"format": "pt"})
+    model.peft_config[_NAME].save_pretrained(str(folder))
+    return True
+
+
+def adapter_chain(path: str) -> tuple[str, list[Path]]:
+    """(the whole model that a folder stands for, the adapters on it, in the order in which they are merged).
+
+    A model that is no adapter folder is its own base, and no adapter is on it. The base that adapter_config.json names
+    is looked for as it stands, then from the adapter's folder; it may be an adapter itself.  Raises UserError where an
+    adapter is no LoRA, names no base or itself, or has no safetensors, or where a whole model is in its folder.
+    """
+    adapters: list[Path] = []
+    while (Path(path) / _CONFIG).is_file():
+        folder = Path(path).resolve()
+        if folder in adapters:
+            raise UserError(f"{path} is an adapter on itself; mend base_model_name_or_path in its {_CONFIG}")
+        _check_folder(folder)
+        adapters.insert(0, folder)
+        path = _base(folder)
+    return path, adapters
+
+
+def _base(folder: Path) -> str:
+    """The base that the folder's adapter_config.json names."""
+    config = read_json(folder / _CONFIG)
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise UserError(
+            f"{folder / _CONFIG} describes an adapter of type {kind!r}; LORA is the type that is known here"
+        )
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{folder / _CONFIG} names no base model (base_model_name_or_path)")
+    if config.get("revision"):
+        raise UserError(
+            f"{folder / _CONFIG} wants revision {config['revision']!r} of {base}; download that revision to a folder, "
+            f"name the folder there, and drop the revision"
+        )
+    return str(folder / base) if not Path(base).is_dir() and (folder / base).is_dir() else base
+
+
+def _check_folder(folder: Path) -> None:
+    if list(folder.glob("model*.safetensors")):
+        raise UserError(f"{folder} holds a whole model and an adapter; give each a folder of its own")
+    if (folder / _WEIGHTS).is_file():
+        return
+    if (folder / "adapter_model.bin").is_file():
+        raise UserError(
+            f"{folder} holds pickled weights (adapter_model.bin), which may run code when loaded; "
+            f"save the adapter again with save_pretrained, which writes safetensors"
+        )
+    raise UserError(f"{folder} holds an adapter's configuration, but no weights ({_WEIGHTS})")
+
+
+@contextmanager
+def about_base(path: str, base: str) -> Iterator[None]:
+    """Add to a UserError that what it complains of is the base of the adapter ``path``."""
+    try:
+        yield
+    except UserError as error:
+        if path == base:
+            raise
+        raise UserError(f"{error}; the adapter {path} is on it (base_model_name_or_path in {_CONFIG})") from error
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Merge the LoRA adapter in ``folder`` into its base, which is a plain model again then.
+
+    Raises UserError where the adapter is damaged or does not fit the base.
+    """
+    try:
+        # peft names the weights as its wrapper around a model sees them.
+        weights = {name.removeprefix(_PREFIX): weight for name, weight in load_file(folder / _WEIGHTS).items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the weights in {folder} are damaged: {first_line(error)}") from error
+    try:
+        adapted = LoraModel(model, LoraConfig.from_pretrained(str(folder)), _NAME)
+        keys = set_peft_model_state_dict(model, weights)
+        missing = [key for key in keys.missing_keys if "lora_" in key or "modules_to_save" in key]
+        if missing or keys.unexpected_keys:
+            what = f"lacks {missing[0]}" if missing else f"holds {keys.unexpected_keys[0]}"
+            raise UserError(f"the adapter in {folder} does not fit its base: it {what}")
+        adapted.merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, re.error) as error:
+        raise UserError(
+            f"the adapter in {folder} does not fit its base, or is damaged: {first_line(error)}"
+        ) from error
+    model.requires_grad_(True)

@@ -1,0 +1,48 @@
+"""How the stages are trained, as plain values, and the learning rate of each step."""
+
+import math
+from dataclasses import dataclass
+
+from pocl.curriculum import Curriculum, Stage
+from pocl.objective import Term
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the stages are trained, as plain values."""
+
+    stages: Curriculum
+    terms: tuple[Term, ...]  # the objective of each stage
+    global_batch_size: int
+    max_tokens: int
+    batch_size: int | None
+    lr: float
+    min_lr: float
+    restart_optimizer: bool
+    patience: int | None  # dev evaluations without a rise that end a stage before its epochs do; None: nothing does
+    seed: int
+    eval_every: int
+    log_every: int
+    chunk_tokens: int
+    max_new_tokens: int  # of a response that the student samples while it trains
+    bucket_examples: int  # examples of each bucket of difficulty that are asked again at each stage's end; 0: none
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return sum(stage.steps(self.global_batch_size) for stage in self.stages)
+
+    def learning_rate(self, stage: Stage, step_in_stage: int) -> float:
+        """The learning rate of one step: a cosine over the stage, or over the whole run where nothing restarts.
+
+        A stage that ends early leaves the rest of its cosine out.
+        """
+        if self.restart_optimizer:
+            return cosine(step_in_stage, stage.steps(self.global_batch_size), self.lr, self.min_lr)
+        before = sum(earlier.steps(self.global_batch_size) for earlier in self.stages[: stage.index])
+        return cosine(before + step_in_stage, self.total_steps, self.lr, self.min_lr)
+
+
+def cosine(step: int, num_steps: int, highest: float, lowest: float) -> float:
+    """Half a cosine from ``highest`` at step 0 down to ``lowest`` at ``num_steps``."""
+    return lowest + 0.5 * (highest - lowest) * (1.0 + math.cos(math.pi * step / num_steps))

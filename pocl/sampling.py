@@ -1,0 +1,94 @@
+"""How the next token of an answer is chosen from logits: the one rule of the built-in loop and of vLLM.
+
+Needs torch and numpy only: the vLLM worker, which may run in an environment of its own, imports it too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. ``temperature`` 0 is greedy; ``no_repeat_ngram`` 0 bans nothing."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    no_repeat_ngram: int = 6
+    seed: int = 10
+
+
+class NgramBan:
+    """Which tokens would repeat an n-gram of prompt and answer; grows with the answer, one lookup a step."""
+
+    def __init__(self, tokens: Sequence[int], size: int) -> None:
+        self.size = size
+        self.tail: list[int] = []
+        self.followers: dict[tuple[int, ...], list[int]] = {}
+        if size:
+            for token in tokens:
+                self.append(token)
+
+    def append(self, token: int) -> None:
+        """Add one token of the answer."""
+        if not self.size:
+            return
+        if len(self.tail) == self.size - 1:
+            self.followers.setdefault(tuple(self.tail), []).append(token)
+        self.tail = [*self.tail, token][-(self.size - 1) :] if self.size > 1 else []
+
+    def banned(self) -> list[int]:
+        """The tokens that would end a repeated n-gram now."""
+        if not self.size or len(self.tail) < self.size - 1:
+            return []
+        return self.followers.get(tuple(self.tail), [])
+
+
+def example_uniforms(example_id: int, sampling: Sampling) -> np.ndarray:
+    """The uniform numbers with which one example's tokens are drawn: its own, whatever its batch.
+
+    -> [max_new_tokens], float64; zeros where nothing is drawn.
+    """
+    if sampling.temperature == 0:
+        return np.zeros(sampling.max_new_tokens)
+    return np.random.default_rng([sampling.seed, example_id]).random(sampling.max_new_tokens)
+
+
+def next_tokens(logits: Tensor, bans: Sequence[NgramBan], uniforms: Tensor, sampling: Sampling) -> Tensor:
+    """The next token of each row after the ban of repeated n-grams, which changes ``logits``.  [B, V], [B] -> [B]."""
+    for row, ban in enumerate(bans):
+        if banned := ban.banned():
+            logits[row, banned] = -torch.inf
+    return choose_tokens(logits, uniforms, sampling)
+
+
+def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+    """The next token of each row: the likeliest, or the one at ``uniforms`` of the cumulative distribution.
+
+    [B, V], [B] -> [B].
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if sampling.top_p < 1.0:
+        logits = _keep_nucleus(logits, sampling.top_p)
+    cumulative = logits.softmax(-1).double().cumsum(-1)  # float64: 50,000 float32 terms lose the tail
+    target = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Mask all but the smallest set of likeliest tokens that holds ``top_p`` of the probability.  [B, V] -> [B, V]."""
+    values, order = logits.sort(dim=-1, descending=True)
+    probabilities = values.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
+    return logits.masked_fill(outside, -torch.inf)

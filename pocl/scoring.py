@@ -1,0 +1,106 @@
+"""The student's scoring pass: it answers every prompt greedily and reads every reference.
+
+ROUGE-L of the answers and mean cross-entropy per response token of the references are POCL's two measures of
+difficulty.  Source: POCL, arXiv 2506.05695, section 3.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl.config import Backend
+from pocl.data import Split
+from pocl.generation import Generator, decode
+from pocl.metrics import rouge_l
+from pocl.objective import example_cross_entropy
+from pocl.parts import Parts
+from pocl.sampling import Sampling
+from pocl.vllm_backend import open_generator
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a pass over the training examples is made: what its result depends on, and how much is done at once."""
+
+    max_new_tokens: int  # of an answer
+    no_repeat_ngram: int  # n-grams that an answer may not repeat; 0: any may
+    batch_size: int
+    chunk_tokens: int
+    backend: Backend = "builtin"  # what answers
+    model_path: str = ""  # where another backend than the built-in loop finds the model
+
+    def key(self) -> dict[str, int]:
+        """What the result depends on."""
+        return {"max_new_tokens": self.max_new_tokens, "no_repeat_ngram": self.no_repeat_ngram}
+
+
+def score_examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    *,
+    limits: Limits,
+    answers: bool = True,
+    parts_dir: Path,
+    key: Mapping[str, Any],
+) -> dict[int, dict[str, Any]]:
+    """Score every example of a split, over all ranks -> id -> record, on every rank.
+
+    A record holds ``cross_entropy`` and, with ``answers``, ``rouge_l`` and the ``answer``. Each finished block is
+    kept in ``parts_dir``, so a pass that was cut off goes on where it was; ``key`` says what the scores depend on
+    besides the limits (model, data).
+    """
+    was_training = model.training
+    model.eval()
+    with open_generator(
+        limits.backend if answers else "builtin",
+        model,
+        tokenizer,
+        model_path=limits.model_path,
+        max_length=split.max_length,
+        batch_size=limits.batch_size,
+        device=model.device,
+    ) as generator:
+        asked = generator if answers else None
+        with Parts(parts_dir, dict(key) | limits.key() | {"answers": asked and asked.name}) as parts:
+            parts.fill(
+                generator.blocks(split.prompt_lengths),
+                split.ids,
+                lambda block: score_block(model, tokenizer, split, block, limits, asked),
+                title="scoring",
+            )
+            gathered = parts.gather()
+    model.train(was_training)
+    return gathered
+
+
+@torch.no_grad()
+def score_block(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    block: np.ndarray,
+    limits: Limits,
+    generator: Generator | None,
+) -> list[dict[str, Any]]:
+    """The records of one block of positions in the split; see ``score_examples``. No ``generator``: no answers."""
+    rows = split.table[[int(i) for i in block]]
+    losses: list[tuple[float, int]] = []
+    for start in range(0, len(block), limits.batch_size):
+        batch = split.batch(block[start : start + limits.batch_size]).to(model.device)
+        losses += example_cross_entropy(model, batch, chunk_tokens=limits.chunk_tokens)
+    records: list[dict[str, Any]] = [
+        {"id": example_id, "cross_entropy": total / count}
+        for example_id, (total, count) in zip(rows["id"], losses, strict=True)
+    ]
+    if generator:
+        sampling = Sampling(limits.max_new_tokens, temperature=0.0, no_repeat_ngram=limits.no_repeat_ngram)
+        tokens = generator(rows["prompt_ids"], rows["id"], sampling)
+        for record, text, reference in zip(records, decode(tokenizer, tokens), rows["response"], strict=True):
+            record |= {"rouge_l": rouge_l(text, [reference]), "answer": text}
+    return records

@@ -1,0 +1,105 @@
+"""A run that is asked to stop finishes its step, saves, says how to go on, and ends as if it had never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from pocl.interrupt import Interrupt
+from pocl.rundir import RunDir
+from pocl.texts import TextSource
+from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
+from tests.tiny import ROOT
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("interrupt"), "gpt2")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_in_the_middle_of_an_epoch(
+    folders: Folders, tmp_path: Path, signum: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = ["--difficulty", "length", "--on-policy", "mixed", "--replay-buffer", 16, "--type", "tjsd", "--num-dev", 0]
+    of_step = TextSource.of_step
+
+    def asked(self: TextSource, examples: np.ndarray, step: int) -> object:
+        if step == 5:
+            os.kill(os.getpid(), signum)
+        return of_step(self, examples, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextSource, "of_step", asked)
+        result = call(train, train_arguments(folders, tmp_path / "cut", *extra))
+    assert result.status == 128 + signum
+    assert (
+        "asked to stop: saved at step 6 of 14" in result.last_line and "the same command goes on" in result.last_line
+    )
+    for name in ("cut", "whole"):
+        result = call(train, train_arguments(folders, tmp_path / name, *extra))
+        assert result.status == 0, result.output
+    cut, whole = (tmp_path / name / "tjsd" / "seed10" for name in ("cut", "whole"))
+    for name in ("best/model.safetensors", "ledger.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    losses = [[r["loss"] for r in read_jsonl(path / "metrics.jsonl") if "loss" in r] for path in (cut, whole)]
+    assert losses[0] == losses[1] and len(losses[0]) == 14
+
+
+def test_outside_of_training_signals_mean_what_they_meant() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # a launcher's second one, at once: the same wish
+        assert interrupt.signum == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_later_ends_the_process_at_once() -> None:
+    program = (
+        "import os, signal, pocl.interrupt as i\n"
+        "i._SAME_WISH_SECONDS = 0.0\n"
+        "with i.Interrupt():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('still here')\n"
+    )
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (130, "")
+
+
+def test_two_ranks_stop_together_when_the_launcher_is_asked_to(folders: Folders, tmp_path: Path) -> None:
+    extra = ["--difficulty", "length", "--epochs", 200, "--num-dev", 0, "--eval-every", 200]
+    arguments = train_arguments(folders, tmp_path, *extra)
+    run = tmp_path / "tfkl" / "seed10"
+    pid = os.fork()
+    if pid == 0:  # ends the launcher's child as soon as some steps are made
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
+            if (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) > 3:
+                subprocess.run(["pkill", "-TERM", "-f", f"deepspeed.launcher.launch.*{tmp_path}"])
+                break
+        os._exit(0)
+    result = launch("train.py", arguments, num_ranks=2)
+    os.waitpid(pid, 0)
+    assert "asked to stop: saved at step" in result.output
+    assert (run / "checkpoints" / "last.json").is_file()
+    assert not list((run / "checkpoints").glob("*.tmp"))
+
+
+def test_a_folder_that_is_trained_in_is_refused(folders: Folders, tmp_path: Path) -> None:
+    path = tmp_path / "tfkl" / "seed10"
+    with RunDir(path).locked():
+        result = call(train, train_arguments(folders, tmp_path))
+    assert result.status == 2
+    assert f"is being trained by process {os.getpid()}" in result.last_line and "--run-name" in result.last_line
+    assert not (tmp_path / "tfkl").exists()  # nothing was written
+    with RunDir(path).locked():
+        pass  # it was let go of

@@ -1,0 +1,207 @@
+"""The rows of the tables against their scripts; all seventeen of the main one, from data to numbers, in small."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocl import config as options
+from pocl.curriculum import plan_stages
+from tests.runs import Result, call
+from tests.test_scripts import FAMILIES, printed, run
+from tests.tiny import ROOT
+from tools import reproduce
+from tools.rows import SCALES, TABLES, Row, main_rows, table_rows
+
+# Source: arXiv 2506.05695, the main table.
+PAPER = ["teacher", "SFT", "SeqKD"]
+PAPER += [
+    row
+    for name in ("KLD", "RKLD", "JSD", "TVD", "skew KLD", "reverse skew KLD", "GKD")
+    for row in (name, f"{name} + POCL")
+]
+
+
+def test_the_main_table_has_the_papers_seventeen_rows() -> None:
+    assert [row.name for row in main_rows(matched=False)] == PAPER
+    assert len(PAPER) == 17
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_no_two_rows_share_a_run(table: str) -> None:
+    runs = [row.run for row in table_rows(table)]
+    assert len(set(runs)) == len(runs)
+
+
+@pytest.mark.parametrize("matched", [False, True])
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_is_a_command_whose_run_lies_where_the_row_says(
+    family: str, table: str, matched: bool, tmp_path: Path
+) -> None:
+    for row in table_rows(table, matched=matched):
+        flags = [flag.replace("{results}", str(tmp_path / "results" / family)) for flag in row.flags]
+        command = printed(f"{family}/{row.script}", tmp_path, *flags, cwd=tmp_path, **dict(row.environment))
+        config = options.parse_train(command.arguments)
+        place = Path(config.run.output_dir) / config.loss.type
+        assert place == tmp_path / "results" / family / row.run
+
+
+def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
+    plain, *variants = table_rows("ablation")
+
+    def values(row: Row) -> dict[str, Any]:
+        config = options.parse_train(printed(f"gpt2/{row.script}", *row.flags, cwd=tmp_path).arguments)
+        found = options.as_dict(config)
+        return {f"{group}.{name}": value for group, part in found.items() for name, value in part.items()}
+
+    wanted = {
+        "2 subsets": {"curriculum.num_stages", "loss.temperature", "loss.kd_ratio"},
+        "8 subsets": {"curriculum.num_stages", "loss.temperature", "loss.kd_ratio"},
+        "hard to easy": {"curriculum.curriculum"},
+        "random pools": {"curriculum.curriculum"},
+        "no temperature ramp": {"loss.temperature"},
+        "no ratio ramp": {"loss.kd_ratio"},
+        "ROUGE-L alone": {"curriculum.difficulty"},
+        "cross-entropy alone": {"curriculum.difficulty"},
+    }
+    reference = values(plain)
+    for row in variants:
+        changed = {name for name, value in values(row).items() if value != reference[name]}
+        assert changed - {"run.output_dir"} == wanted[row.name]
+
+
+def reproduced(monkeypatch: pytest.MonkeyPatch, base: Path, statuses: dict[str, int], *arguments: object) -> Result:
+    """Run the tool with scripts that do nothing but end as ``statuses`` say (by a word of their command)."""
+
+    def script(command: list[str], *, stdout: Any, **more: Any) -> subprocess.CompletedProcess[str]:
+        line = " ".join([*command, more["env"].get("MODEL", "")])
+        status = next((status for word, status in statuses.items() if word in line), 0)
+        if status:
+            stdout.write("some talk\nerror: no room left\n")
+        elif "run_eval" in line:
+            folder = Path(command[command.index("--output-dir") + 1])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "summary.json").write_text(json.dumps({"dolly": {"rouge_l": {"seeds": {"1": 1.0}}}}))
+            (folder / "dolly").mkdir(exist_ok=True)
+            (folder / "dolly" / "1.jsonl").write_text('{"id": 0, "rouge_l": 1.0, "exact_match": 0.0}\n')
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", script)
+    arguments = ("--family", "gpt2", "--base-path", base, "--teacher", base / "none", *arguments)
+    return call(reproduce, arguments)
+
+
+def test_a_row_that_fails_is_told_and_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ["--rows", "KLD", "RKLD", "SFT"]
+    result = reproduced(monkeypatch, tmp_path, {"--type rkl": 1}, *rows)
+    assert result.status == 1
+    assert "RKLD: train FAILED" in result.output and "no room left" in result.output
+    assert "1 of 3 rows failed" in result.last_line
+    table = (tmp_path / "results" / "gpt2" / "table-main.md").read_text()
+    assert "| SFT |" in table and "| KLD |" in table and "RKLD" not in table
+    again = reproduced(monkeypatch, tmp_path, {}, *rows)
+    assert again.status == 0, again.output
+    assert "KLD: train is done" in again.output and "RKLD: train 0:00" in again.output
+    other = reproduced(monkeypatch, tmp_path, {}, *rows, "--", "--lr", 1)
+    assert "train is done" not in other.output  # another command
+    assert "KLD: evaluate is done" in other.output
+
+
+def test_without_a_teacher_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = reproduced(monkeypatch, tmp_path, {"sft/teacher.sh": 1}, "--rows", "KLD")
+    assert result.status == 1 and "nothing can be trained without it: error: no room left" in result.last_line
+
+
+def test_several_jobs_do_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = reproduced(monkeypatch, tmp_path, {"gkd": 1}, "--jobs", 3)
+    assert result.status == 1 and "2 of 17 rows failed" in result.last_line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rows", "KDL"], ["unknown row 'KDL'", "'KLD'"]),
+        (["--table", "mian"], ["unknown --table", "'main'"]),
+        (["--jobs", 0], ["--jobs is 0"]),
+        (["--", "--", "--", "x"], ["'--'"]),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[object], words: list[str], tmp_path: Path) -> None:
+    result = call(reproduce, ["--family", "gpt2", "--base-path", tmp_path, "--teacher", tmp_path, *arguments])
+    assert result.status == 2
+    assert all(word in result.last_line for word in words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_prints_every_command_and_does_nothing(tmp_path: Path) -> None:
+    result = run("gpt2/reproduce.sh", tmp_path, "--rows", "SeqKD", cwd=tmp_path, DRY_RUN="1")
+    assert result.returncode == 0, result.stderr
+    scripts = [
+        word.split("/scripts/gpt2/")[1]
+        for line in result.stdout.splitlines()
+        for word in line.split()
+        if ".sh" in word
+    ]
+    assert scripts == [
+        "tools/process_data.sh",
+        "sft/teacher.sh",
+        "seqkd/generate.sh",
+        "seqkd/train.sh",
+        "eval/run_eval.sh",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: Path) -> None:
+    scale, steps = SCALES["tiny"], {}
+    for row in table_rows(table):
+        flags = [flag.replace("{results}", str(tmp_path)) for flag in row.flags]
+        flags += [*scale.train, *(scale.staged if row.staged else scale.unstaged)]
+        command = printed(f"smollm2/{row.script}", *flags, cwd=tmp_path, **dict(row.environment))
+        config = options.parse_train(command.arguments)
+        stages = plan_stages(
+            64,
+            curriculum=config.curriculum.curriculum,
+            num_stages=config.curriculum.num_stages,
+            epochs=config.curriculum.epochs,
+            temperature=config.loss.temperature or [1.0],
+            kd_ratio=config.loss.kd_ratio or [1.0],
+            first_look=config.curriculum.difficulty == ["snapshot"],
+        )
+        steps[row.name] = sum(stage.steps(8) for stage in stages)
+    # Eight subsets are more stages; a ranking by losses takes one look at all examples first.
+    usual = {name: count for name, count in steps.items() if name not in ("2 subsets", "8 subsets")}
+    assert set(usual.values()) <= {40, 48}
+
+
+def test_the_tiny_scale_asks_for_the_quickstarts_pair(tmp_path: Path) -> None:
+    result = run("smollm2/reproduce.sh", tmp_path, "--scale", "tiny", cwd=tmp_path, DRY_RUN="1")
+    assert result.returncode == 0, result.stderr
+    first, *others = [line.removeprefix("# done: ") for line in result.stdout.splitlines()]
+    assert first.endswith("scripts/quickstart.sh --pair")
+    assert len(others) == 1 + 1 + 3 * 2  # data, the teacher's evaluation, three rows
+    assert all("results/quickstart/teacher/sft/seed10/best" in line for line in others)
+
+
+def test_all_seventeen_rows_from_data_to_numbers(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("DATA", "TEACHER", "STUDENT")}
+    result = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "tiny_table.sh"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    table = (tmp_path / "results" / "gpt2" / "table-main.md").read_text().split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert [row[0] for row in rows] == PAPER
+    assert all(float(row[1].split("<br>")[0]) >= 0 for row in rows)
+    for row in main_rows(matched=False):
+        run_folder = tmp_path / "results" / "gpt2" / row.run / "seed10"
+        assert json.loads((run_folder / "ledger.json").read_text())["finished"]
+        assert len((run_folder / "eval" / "sample" / "1.jsonl").read_text().splitlines()) == 4

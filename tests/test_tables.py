@@ -1,0 +1,192 @@
+"""Tables from small evaluations counted by hand; intervals and tests against naive ones; the published answers."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import norm, permutation_test
+
+import evaluate
+from pocl.files import write_json, write_jsonl
+from pocl.intervals import bootstrap_interval, holm, mean_of_sets, paired_p_value
+from pocl.tables import make_table, published_figures
+from tests.runs import call
+from tools import make_tables
+from tools.rows import main_rows
+
+
+def save_evaluation(
+    folder: Path, name: str, scores: dict[str, list[float]], ledger: dict[str, int] | None = None
+) -> Path:
+    """An eval folder as evaluate.py leaves it: seed -> a score a prompt; exact match is 0 throughout."""
+    place = folder / "eval"
+    for seed, values in scores.items():
+        records = [{"id": i, "rouge_l": value, "exact_match": 0.0} for i, value in enumerate(values)]
+        write_jsonl(place / name / f"{seed}.jsonl", records)
+    path = place / "summary.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, before | {name: {"rouge_l": {"seeds": dict.fromkeys(scores, 0.0)}}})
+    if ledger:
+        write_json(folder / "ledger.json", ledger)
+    return folder
+
+
+def test_cells_hold_means_over_seeds_and_prompts_and_their_average(tmp_path: Path) -> None:
+    a = save_evaluation(tmp_path / "a", "dolly", {"10": [10.0, 20.0], "20": [30.0, 40.0]})
+    save_evaluation(a, "vicuna", {"10": [5.0, 7.0, 9.0]})
+    b = save_evaluation(tmp_path / "b", "dolly", {"10": [1.0, 3.0]})
+    table = make_table({"A": a, "B": b})
+    assert list(table.columns) == ["dolly", "vicuna", "average"]
+    first, second = table.rows
+    assert {name: cell.mean for name, cell in first.cells.items()} == {"dolly": 25.0, "vicuna": 7.0, "average": 16.0}
+    assert {name: cell.mean for name, cell in second.cells.items()} == {"dolly": 2.0}
+    assert (first.cells["dolly"].seeds, first.cells["dolly"].prompts) == (2, 2)
+
+
+def test_files_of_every_format(tmp_path: Path) -> None:
+    folders = {"KLD": 20.0, "KLD + POCL": 24.0}
+    ledger = {"optimizer_steps": 100, "global_batch_size": 8}
+    for name, score in folders.items():
+        ledger = ledger | {"optimizer_steps": ledger["optimizer_steps"] * 2}
+        save_evaluation(tmp_path / name, "dolly", {"1": [score, score, score + 3]}, ledger)
+    rows = [f"{name}={tmp_path / name}" for name in folders]
+    names = [tmp_path / f"table.{ending}" for ending in ("md", "csv", "tex")]
+    result = call(make_tables, ["--rows", *rows, "--published", "gpt2", "--output", *names])
+    assert result.status == 0, result.output
+    lines = names[0].read_text().splitlines()
+    assert lines[0] == "| ROUGE-L | dolly | p |"
+    assert lines[2].startswith("| KLD | 21.00<br>20.00 to 23.00<br>paper 23.49 (-2.49) |")
+    assert lines[3].startswith("| KLD + POCL † | 25.00<br>24.00 to 27.00<br>paper 24.87 (+0.13) | 0.2")
+    assert (
+        "KLD and KLD + POCL did not see the same updates: steps 200, batch 8 against steps 400, batch 8."
+        in "\n".join(lines)
+    )
+    with open(names[1], encoding="utf-8") as file:
+        records = list(csv.DictReader(file))
+    assert len(records) == 4  # two rows, two metrics
+    assert records[0]["mean"] == "21.0" and records[0]["published"] == "23.49" and records[0]["p"] == ""
+    assert float(records[1]["p"]) > 0.2
+    tex = names[2].read_text()
+    assert tex.count(r"\begin{tabular}{lrr}") == 2 and r"$^\dagger$" in tex and "†" not in tex.split("%")[0]
+
+
+def test_equal_updates_are_not_marked(tmp_path: Path) -> None:
+    for name, steps in (("KLD", 3560), ("KLD + POCL", 3552)):
+        save_evaluation(
+            tmp_path / name, "dolly", {"1": [1.0, 2.0]}, {"optimizer_steps": steps, "global_batch_size": 64}
+        )
+    table = make_table({name: tmp_path / name for name in ("KLD", "KLD + POCL")})
+    assert [row.unlike for row in table.rows] == [None, None]
+
+
+def test_rows_of_a_results_folder_are_found(tmp_path: Path) -> None:
+    save_evaluation(tmp_path / "sft" / "sft" / "seed10", "dolly", {"1": [1.0]})
+    save_evaluation(tmp_path / "pocl" / "tfkl" / "seed10", "dolly", {"1": [2.0]})
+    result = call(make_tables, ["--results", tmp_path, "--output", tmp_path / "t.csv"])
+    assert result.status == 0, result.output
+    assert [line.split(",")[0] for line in (tmp_path / "t.csv").read_text().splitlines()[1:3]] == ["SFT", "KLD + POCL"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["either --rows NAME=FOLDER"]),
+        (["--rows", "a"], ["NAME=FOLDER"]),
+        (["--results", "nowhere"], ["nowhere holds no evaluated row of the main table"]),
+        (["--rows", "a=b", "--output", "table.xls"], ["table.xls", ".md, .csv, .tex"]),
+        (["--results", "x", "--table", "man"], ["did you mean 'main'"]),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], words: list[str]) -> None:
+    result = call(make_tables, arguments)
+    assert result.status == 2 and all(word in result.last_line for word in words)
+
+
+def test_rows_of_other_prompts_and_unknown_figures_are_refused(tmp_path: Path) -> None:
+    for name, count in (("a", 2), ("b", 3)):
+        save_evaluation(tmp_path / name, "dolly", {"1": [1.0] * count})
+    rows = ["--rows", f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}"]
+    assert "different numbers of prompts of dolly (a 2, b 3)" in call(make_tables, rows).last_line
+    assert "known: gpt2" in call(make_tables, [*rows[:2], "--published", "gpt5"]).last_line
+
+
+def test_published_figures_are_of_the_papers_rows_and_average_as_printed() -> None:
+    figures = published_figures("gpt2")
+    assert list(figures) == [row.name for row in main_rows(matched=False)]
+    # Source: the column "Avg" of the paper's table.
+    averages = {"teacher": 23.44, "SFT": 16.80, "SeqKD": 17.11, "KLD": 18.10, "KLD + POCL": 19.70}
+    averages |= {"TVD + POCL": 22.76, "reverse skew KLD + POCL": 22.94, "GKD": 20.17, "GKD + POCL": 22.51}
+    for row, average in averages.items():
+        assert np.mean(list(figures[row].values())) == pytest.approx(average, abs=0.0051)
+
+
+def test_the_interval_of_one_seed_is_the_normal_one_of_a_mean() -> None:
+    values = np.random.default_rng(1).gamma(2.0, 10.0, size=(1, 400))
+    low, high = bootstrap_interval([values], resamples=20_000)
+    half = norm.ppf(0.975) * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    dice = np.random.default_rng(2)
+    alike = np.repeat(dice.normal(20, 5, size=(1, 100)), 5, axis=0)
+    apart = alike + np.array([[-8.0], [-4.0], [0.0], [4.0], [8.0]])
+    narrow, wide = bootstrap_interval([alike]), bootstrap_interval([apart])
+    assert mean_of_sets([apart]) == pytest.approx(mean_of_sets([alike]))
+    assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
+
+
+def test_the_interval_is_a_naive_bootstrap_and_the_same_every_time() -> None:
+    dice = np.random.default_rng(3)
+    sets = [dice.normal(20, 6, size=(3, 40)), dice.normal(10, 3, size=(3, 25))]
+    means = []
+    for _ in range(4000):
+        drawn = [s[dice.integers(0, 3, 3)][:, dice.integers(0, s.shape[1], s.shape[1])].mean() for s in sets]
+        means.append(np.mean(drawn))
+    naive = np.quantile(means, [0.025, 0.975])
+    assert bootstrap_interval(sets) == bootstrap_interval(sets)
+    assert bootstrap_interval(sets, resamples=4000) == pytest.approx(naive, abs=0.15)
+
+
+def test_p_is_that_of_scipys_permutation_test() -> None:
+    dice = np.random.default_rng(4)
+    one, other = dice.normal(1.0, 2.0, size=(1, 12)), dice.normal(0.0, 2.0, size=(1, 12))
+    exact = permutation_test(
+        (one[0] - other[0],), lambda d, axis: d.mean(axis=axis), permutation_type="samples", vectorized=True
+    ).pvalue
+    assert paired_p_value([one], [other], flips=50_000) == pytest.approx(exact, abs=0.01)
+
+
+def test_no_difference_has_p_1_and_a_large_one_the_smallest_p() -> None:
+    values = np.random.default_rng(5).normal(size=(2, 50))
+    assert paired_p_value([values], [values]) == 1.0
+    assert paired_p_value([values + 3], [values], flips=999) == pytest.approx(0.001)
+    with pytest.raises(ValueError, match="50 prompts against 49"):
+        paired_p_value([values], [values[:, 1:]])
+
+
+def test_holm_corrects_as_its_steps_say() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_published_answers_give_the_published_scores_with_intervals(shared_data: Path, tmp_path: Path) -> None:
+    """Three seeds of the published POCL student on Dolly; the paper's code printed these means."""
+    wanted = {10: 24.2393, 20: 24.8958, 30: 24.427}
+    rows = []
+    for seed in wanted:
+        answers = shared_data / "published" / f"dolly-seed{seed}.jsonl"
+        arguments = ["--answers", answers, "--sets", "dolly", "--data-root", shared_data]
+        result = call(evaluate, [*arguments, "--output-dir", tmp_path / str(seed)])
+        assert result.status == 0, result.output
+        rows.append(f"seed {seed}={tmp_path / str(seed)}")
+    assert call(make_tables, ["--rows", *rows, "--output", tmp_path / "t.csv"]).status == 0
+    with open(tmp_path / "t.csv", encoding="utf-8") as file:
+        records = [record for record in csv.DictReader(file) if record["metric"] == "rouge_l"]
+    for record, mean in zip(records, wanted.values(), strict=True):
+        assert float(record["mean"]) == pytest.approx(mean, abs=1e-4)
+        assert mean - 2.5 < float(record["low"]) < mean - 1 < mean + 1 < float(record["high"]) < mean + 2.5

@@ -1,0 +1,294 @@
+"""Make a whole table: process the data, fine-tune the teacher, train and evaluate every row, print the table.
+
+    bash scripts/gpt2/reproduce.sh [BASE_PATH] [--rows SFT "KLD + POCL" ...] [--sets dolly ...] [--seeds 10 ...]
+        [-- flags of train.py] [-- flags of evaluate.py]
+
+Every step is one script call, whose output goes to results/<family>/logs. A step that is done is skipped when the
+command is started again; a row that fails is reported at the end, and does not keep the others.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import ClassVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pocl.console import quiet_libraries, say, show_table
+from pocl.errors import RunStopped, UserError, closest, run_main
+from pocl.files import read_json, write_json
+from pocl.flags import flag, parse
+from pocl.rundir import ROOT
+from pocl.tables import published_families
+from tools.make_tables import WRITERS, write_tables
+from tools.rows import SCALES, TABLES, TEACHER, Row, table_rows
+
+PAIR = ("teacher", "warmup")  # the quickstart's runs whose students are the tiny pair
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Which rows of which table, on which models; the script of a family fills in its places."""
+
+    _argument_group_name: ClassVar[str] = "table"
+    family: str = flag("model family: a folder of scripts/")
+    base_path: str = flag("folder that holds data/ processed_data/ checkpoints/ results/")
+    teacher: str = flag("the teacher; where this folder is not there, it is fine-tuned from the scripts' base")
+    data: str = flag("name of the data: a folder of BASE_PATH/data with a raw.jsonl", "dolly")
+    table: str = flag(f"which table: {', '.join(TABLES)}", "main")
+    scale: str = flag(
+        "full, or tiny: a few rows on the quickstart's pair of models and data/sample, for a CPU", "full"
+    )
+    rows: list[str] | None = flag("these rows only [default: all of the table, or of the scale]", None)
+    sets: list[str] | None = flag("evaluation sets [default: the paper's five]", None)
+    seeds: list[int] | None = flag("one sampled answer per prompt and seed [default: 10 20 30 40 50]", None)
+    train_seed: int = flag("seed of every training run", 10)
+    matched: bool = flag("the KD series with POCL's batch, learning rate and number of updates", False)
+    jobs: int = flag("rows at a time, each on a GPU of its own; 1: one after the other on all GPUs [rows]", 1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One script call. ``done`` is a file that holds the command under ``name``, or whose being there is enough."""
+
+    name: str
+    script: str
+    flags: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    done: Path
+    marks: bool = True
+
+    def is_done(self) -> bool:
+        """Whether this very command has ended well before."""
+        if not self.done.is_file():
+            return False
+        return not self.marks or read_json(self.done).get(self.name) == self.line()
+
+    def mark(self) -> None:
+        """Remember that it has."""
+        if self.marks:
+            others = read_json(self.done) if self.done.is_file() else {}
+            write_json(self.done, others | {self.name: self.line()})
+
+    def line(self) -> str:
+        """The command as it can be pasted."""
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment]
+        return " ".join([*settings, "bash", *map(shlex.quote, (self.script, *self.flags))])
+
+
+class Reproduction:
+    """The steps of a table and how they are run."""
+
+    def __init__(self, what: ReproduceOptions, train_flags: Sequence[str], evaluate_flags: Sequence[str]) -> None:
+        self.what, self.train_flags, self.evaluate_flags = what, tuple(train_flags), tuple(evaluate_flags)
+        self.scale = SCALES[what.scale]
+        self.data = self.scale.data or what.data
+        self.base = Path(what.base_path).resolve()
+        self.results = self.base / "results" / what.family
+        self.models: dict[str, str] = {}
+        given = Path(what.teacher)
+        if self.scale.quickstart_pair:
+            pair = {name: ROOT / "results" / "quickstart" / name / "sft" / "seed10" / "best" for name in PAIR}
+            self.models, given = {"STUDENT": str(pair["warmup"])}, pair["teacher"]
+        self.teacher_given = self.scale.quickstart_pair or given.is_dir()
+        self.teacher = given if self.teacher_given else self.run_folder(TEACHER) / "best"
+        self.slots: Queue[dict[str, str]] = Queue()
+        for slot in slots(what.jobs):
+            self.slots.put(slot)
+
+    def run_folder(self, row: Row) -> Path:
+        """Where the run of a row lies."""
+        return self.results / row.run / f"seed{self.what.train_seed}"
+
+    def evaluation_folder(self, row: Row) -> Path:
+        """Where its evaluation lies."""
+        given = row == TEACHER and self.teacher_given
+        return self.results / "teacher-evaluation" if given else self.run_folder(row) / "eval"
+
+    def step(
+        self,
+        name: str,
+        script: str,
+        flags: Sequence[str],
+        done: Path,
+        *,
+        environment: Sequence[tuple[str, str]] = (),
+        marks: bool = True,
+    ) -> Step:
+        """A script of the family on the base path."""
+        models = {"DATA": self.data, "TEACHER": str(self.teacher)} | self.models
+        path = str(ROOT / "scripts" / self.what.family / script)
+        return Step(name, path, (str(self.base), *flags), (*models.items(), *environment), done, marks)
+
+    def preparation(self, rows: Sequence[Row]) -> list[Step]:
+        """What the rows stand on: the data, the teacher, and its answers where a row trains on them."""
+        processed = self.base / "processed_data" / self.what.family
+        steps = []
+        if self.scale.quickstart_pair:
+            script, done = str(ROOT / "scripts" / "quickstart.sh"), Path(self.models["STUDENT"]) / "config.json"
+            steps.append(Step("pair", script, ("--pair",), (), done, marks=False))
+        done = processed / self.data / "manifest.json"
+        steps.append(self.step("data", "tools/process_data.sh", self.scale.process, done, marks=False))
+        if not self.teacher_given:
+            steps.append(self.training(TEACHER))
+        if any(row.teacher_text for row in rows):
+            done = processed / f"{self.data}-seqkd" / "manifest.json"
+            steps.append(self.step("teacher text", "seqkd/generate.sh", (), done, marks=False))
+        return steps
+
+    def training(self, row: Row) -> Step:
+        """The script call that trains a row."""
+        flags = [flag.replace("{results}", str(self.results)) for flag in row.flags]
+        flags += [*self.scale.train, *(self.scale.staged if row.staged else self.scale.unstaged)]
+        flags += ["--seed", str(self.what.train_seed), *self.train_flags]
+        done = self.run_folder(row) / "reproduce.json"
+        return self.step("train", row.script, flags, done, environment=row.environment)
+
+    def evaluation(self, row: Row) -> Step:
+        """The script call that evaluates a row."""
+        model = self.teacher if row == TEACHER else self.run_folder(row) / "best"
+        sets, seeds = self.what.sets or self.scale.sets, map(str, self.what.seeds or self.scale.seeds)
+        flags = ["--sets", *sets, "--seeds", *seeds, "--output-dir", str(self.evaluation_folder(row))]
+        flags += self.scale.evaluate
+        done = self.evaluation_folder(row) / "reproduce.json"
+        model_is = (("MODEL", str(model)),)
+        return self.step("evaluate", "eval/run_eval.sh", [*flags, *self.evaluate_flags], done, environment=model_is)
+
+    def steps_of(self, row: Row) -> list[Step]:
+        """Train, then evaluate; the teacher was trained before."""
+        return [self.evaluation(row)] if row == TEACHER else [self.training(row), self.evaluation(row)]
+
+    def run(self, title: str, steps: Sequence[Step]) -> str | None:
+        """Run the steps that are not done, one after the other -> the error of the first that failed, or None."""
+        slot = self.slots.get()
+        try:
+            for step in steps:
+                if step.is_done():
+                    say(f"{title}: {step.name} is done")
+                    continue
+                error = self.run_step(title, step, slot)
+                if error:
+                    return error
+            return None
+        finally:
+            self.slots.put(slot)
+
+    def run_step(self, title: str, step: Step, slot: dict[str, str]) -> str | None:
+        """Run one step with its output in a log -> its last line where it failed."""
+        log = self.results / "logs" / f"{title.replace(' ', '-').lower()}-{step.name.replace(' ', '-')}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with open(log, "w", encoding="utf-8") as file:
+            file.write(step.line() + "\n")
+            file.flush()
+            status = subprocess.run(
+                ["bash", step.script, *step.flags],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | dict(step.environment) | slot,
+            ).returncode
+        minutes, seconds = divmod(round(time.monotonic() - started), 60)
+        if status == 0:
+            step.mark()
+            say(f"{title}: {step.name} {minutes}:{seconds:02d}")
+            return None
+        say(f"{title}: {step.name} FAILED after {minutes}:{seconds:02d}, see {log}")
+        return last_error(log)
+
+
+def main() -> None:
+    """Plan or run all of it, then print the table."""
+    quiet_libraries()
+    argv, train_flags, evaluate_flags = split_arguments(sys.argv[1:])
+    (what,) = parse([ReproduceOptions], "Make a whole table of the paper.", argv)
+    rows = choose_rows(what)
+    work = Reproduction(what, train_flags, evaluate_flags)
+    preparation = work.preparation(rows)
+    if os.environ.get("DRY_RUN") == "1":
+        for step in [*preparation, *(step for row in rows for step in work.steps_of(row))]:
+            say(("# done: " if step.is_done() else "") + step.line())
+        return
+    error = work.run("preparation", preparation)
+    if error:
+        raise RunStopped(f"nothing can be trained without it: {error}")
+    with ThreadPoolExecutor(what.jobs) as pool:
+        errors = dict(zip(rows, pool.map(lambda row: work.run(row.name, work.steps_of(row)), rows), strict=True))
+    made = {row.name: work.evaluation_folder(row) for row in rows if errors[row] is None}
+    if made:
+        files = [work.results / f"table-{what.table}{ending}" for ending in WRITERS]
+        comparable = what.table == "main" and what.scale == "full" and what.family in published_families()
+        known = what.family if comparable else None
+        write_tables(made, files, f"{what.table} table", published=known)
+    failed = {row.name: error for row, error in errors.items() if error}
+    if failed:
+        show_table("rows that failed", ["row", "error"], failed.items())
+        raise RunStopped(f"{len(failed)} of {len(rows)} rows failed; the same command goes on with them")
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """(own arguments, flags of train.py, flags of evaluate.py), which ``--`` keeps apart.
+
+    Raises UserError for a third ``--``.
+    """
+    parts: list[list[str]] = [[]]
+    for argument in argv:
+        if argument == "--":
+            parts.append([])
+        else:
+            parts[-1].append(argument)
+    if len(parts) > 3:
+        raise UserError("one '--' stands before the flags of train.py, a second before those of evaluate.py")
+    own, train_flags, evaluate_flags = (*parts, [], [])[:3]
+    return own, train_flags, evaluate_flags
+
+
+def choose_rows(what: ReproduceOptions) -> list[Row]:
+    """The rows that were asked for, in the table's order.  Raises UserError for names that are none."""
+    if what.table not in TABLES:
+        raise UserError(f"unknown --table {what.table!r}{closest(what.table, TABLES)} (known: {', '.join(TABLES)})")
+    if what.scale not in SCALES:
+        raise UserError(f"unknown --scale {what.scale!r}{closest(what.scale, SCALES)} (known: {', '.join(SCALES)})")
+    if what.jobs < 1:
+        raise UserError(f"--jobs is {what.jobs}; it must be above 0")
+    rows = table_rows(what.table, matched=what.matched)
+    names = [row.name for row in rows]
+    for name in what.rows or ():
+        if name not in names:
+            raise UserError(f"unknown row {name!r}{closest(name, names)} (known: {', '.join(names)})")
+    chosen = what.rows or (SCALES[what.scale].rows if what.table == "main" else None) or names
+    return [row for row in rows if row.name in chosen]
+
+
+def slots(jobs: int) -> list[dict[str, str]]:
+    """What each job adds to the environment: all GPUs for one, a GPU each for several, or a share of the cores."""
+    if jobs == 1:
+        return [{}]
+    import torch
+
+    count = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+    if count:
+        if jobs > count:
+            raise UserError(f"--jobs {jobs}, but {count} GPU(s) are visible here")
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+        return [{"CUDA_VISIBLE_DEVICES": shown[i], "NUM_GPUS": "1"} for i in range(jobs)]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(jobs)]
+
+
+def last_error(log: Path) -> str:
+    """The line of a log that says what went wrong: the last error, or its last line."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("error:", "Error", "RuntimeError"))]
+    return (errors or lines)[-1]
+
+
+if __name__ == "__main__":
+    run_main(main)

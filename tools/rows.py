@@ -1,0 +1,133 @@
+"""The rows of the paper's tables as data: which script makes each, with which flags, and where its run lies."""
+
+from dataclasses import dataclass
+
+DIVERGENCES = {
+    "KLD": "fkl",
+    "RKLD": "rkl",
+    "JSD": "jsd",
+    "TVD": "tvd",
+    "skew KLD": "sfkl",
+    "reverse skew KLD": "srkl",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. ``script`` is below scripts/<family>, ``run`` below results/<family> (without the run's name).
+
+    ``flags`` go to train.py behind the script's own; ``{results}`` in them is results/<family>.
+    """
+
+    name: str
+    script: str
+    run: str
+    flags: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    teacher_text: bool = False  # trains on the teacher's answers, which seqkd/generate.sh makes
+    staged: bool = False  # trains on widening pools; the other rows on all examples from the start
+
+
+TEACHER = Row("teacher", "sft/teacher.sh", "teacher/sft")
+
+
+def main_rows(*, matched: bool) -> list[Row]:
+    """The seventeen rows of the main table; ``matched`` gives the KD series POCL's batch, rate and updates."""
+    kd = "kd-matched" if matched else "kd"
+    environment = (("MATCHED", "1"),) if matched else ()
+    rows = [
+        TEACHER,
+        Row("SFT", "sft/base.sh", "sft/sft"),
+        Row("SeqKD", "seqkd/train.sh", "seqkd/sft", teacher_text=True),
+    ]
+    for name, divergence in DIVERGENCES.items():
+        rows.append(Row(name, "kd/train.sh", f"{kd}/{divergence}", ("--type", divergence), environment))
+        rows.append(
+            Row(f"{name} + POCL", "pocl/train.sh", f"pocl/t{divergence}", ("--type", f"t{divergence}"), staged=True)
+        )
+    on_policy = ("--type", "tjsd", "--on-policy", "mixed", "--replay-buffer", "1000")
+    rows.append(Row("GKD", "gkd/train.sh", "gkd/jsd"))
+    where = ("--output-dir", "{results}/gkd-pocl")
+    rows.append(Row("GKD + POCL", "pocl/train.sh", "gkd-pocl/tjsd", (*on_policy, *where), staged=True))
+    return rows
+
+
+def selective_rows() -> list[Row]:
+    """KD, with a curriculum (CL), with selective reliance on the teacher as well (SR).  Source: Khan, 2023.
+
+    The teacher's confidence, or the student's own losses of training, say what is difficult.
+    """
+    names = {"kd": "KD"}
+    for by in ("teacher", "student"):
+        names |= {f"kd-cl-{by}": f"KD-CL, {by}", f"kd-cl-sr-{by}": f"KD-CL-SR, {by}"}
+    return [
+        Row(name, "selective/train.sh", f"selective/{row}/tfkl", environment=(("ROW", row),), staged=row != "kd")
+        for row, name in names.items()
+    ]
+
+
+def ablation_rows() -> list[Row]:
+    """POCL with one part changed at a time."""
+    variants = {
+        "POCL": (),
+        "2 subsets": ("--num-stages", "2", "--temperature", "1", "2", "--kd-ratio", "0.7", "1"),
+        "8 subsets": ("--num-stages", "8", "--temperature", "1", "2", "--kd-ratio", "0.7", "1"),
+        "hard to easy": ("--curriculum", "hard-to-easy"),
+        "random pools": ("--curriculum", "random"),
+        "no temperature ramp": ("--temperature", "1"),
+        "no ratio ramp": ("--kd-ratio", "1"),
+        "ROUGE-L alone": ("--difficulty", "rouge-l"),
+        "cross-entropy alone": ("--difficulty", "cross-entropy"),
+    }
+    rows = []
+    for name, flags in variants.items():
+        folder = f"ablation/{name.replace(' ', '-').lower()}"
+        where = ("--output-dir", f"{{results}}/{folder}")
+        rows.append(Row(name, "pocl/train.sh", f"{folder}/tfkl", (*flags, *where), staged=True))
+    return rows
+
+
+def table_rows(table: str, *, matched: bool = False) -> list[Row]:
+    """The rows of a table by its name, which is one of ``TABLES``."""
+    makers = {"main": lambda: main_rows(matched=matched), "selective": selective_rows, "ablation": ablation_rows}
+    return makers[table]()
+
+
+TABLES = ("main", "selective", "ablation")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a table is made: rows, data, and flags behind those of the scripts."""
+
+    rows: tuple[str, ...] | None = None  # None: all
+    data: str | None = None  # None: what the family's scripts say
+    sets: tuple[str, ...] = ("dolly", "self-inst", "vicuna", "sinst", "uinst")
+    seeds: tuple[int, ...] = (10, 20, 30, 40, 50)
+    process: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    staged: tuple[str, ...] = ()  # of train.py, for rows in stages
+    unstaged: tuple[str, ...] = ()  # and for the others
+    evaluate: tuple[str, ...] = ()
+    quickstart_pair: bool = False  # the quickstart's teacher and student in place of the family's
+
+
+_SHORT = ("--max-length", "144", "--sampling-temperature", "0")
+SCALES = {
+    "full": Scale(),
+    # For two CPU cores: the quickstart's pair on a few examples. Two epochs in each of four stages are as many updates
+    # as five epochs over the whole pool.
+    "tiny": Scale(
+        rows=("teacher", "SFT", "KLD", "KLD + POCL"),
+        data="sample",
+        sets=("sample",),
+        seeds=(10,),
+        process=("--num-dev", "60", "--max-prompt-length", "100"),
+        train=("--num-train", "64", "--num-dev", "12", "--global-batch-size", "8", "--lr", "5e-4", *_SHORT)
+        + ("--eval-every", "5", "--bucket-examples", "4", "--deepspeed-config", "scripts/deepspeed/zero0.json"),
+        staged=("--epochs", "2"),
+        unstaged=("--epochs", "5"),
+        evaluate=("--max-prompt-length", "100", "--num-examples", "30", *_SHORT),
+        quickstart_pair=True,
+    ),
+}
