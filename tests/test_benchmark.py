@@ -37,6 +37,7 @@ def test_the_variants_stand_in_their_order_with_equal_losses_and_gradients(measu
     assert [record["name"] for record in told["steps"]] == [variant.name for variant in VARIANTS]
     assert all(record["name"] in result.output for record in told["steps"])
     for record in told["steps"]:
+        assert record["losses"] == pytest.approx(told["steps"][0]["losses"], rel=1e-5)
         assert record["loss_error"] <= 1e-5 and record["gradient_error"] <= 1e-4
         assert len(record["seconds"]) == 2 and min(record["seconds"]) > 0
         assert record["samples_per_second"] == pytest.approx(12 / sum(record["seconds"]))
@@ -72,17 +73,18 @@ def test_bf16_variants_agree_within_its_rounding(tmp_path: Path) -> None:
     assert result.status == 0, result.output
 
 
+@pytest.mark.parametrize(("factor", "error"), [(1.001, "1.0e-03"), (float("nan"), "nan")])
 def test_a_variant_that_computes_something_else_is_not_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, error: str
 ) -> None:
     def wrong(bench: Bench, batch: benchmark_steps.Batch, cached: bool) -> Tensor:
-        return 1.001 * VARIANTS[3].loss(bench, batch, cached)
+        return factor * VARIANTS[3].loss(bench, batch, cached)
 
     variants: Sequence[Variant] = [*VARIANTS[:3], dataclasses.replace(VARIANTS[3], loss=wrong), *VARIANTS[4:]]
     monkeypatch.setattr(benchmark, "VARIANTS", variants)
     result = run(tmp_path)
     assert result.status == 1
-    assert f"{VARIANTS[3].name!r} differs from the reference: loss error 1.0e-03" in result.last_line
+    assert f"{VARIANTS[3].name!r} differs from the reference: loss error {error}" in result.last_line
     assert "samples/s" not in result.output
     assert not list(tmp_path.iterdir())
 

@@ -7,14 +7,11 @@ measured in a process of its own. Before anything is timed their losses and grad
 differ nothing is printed.
 """
 
-import ctypes
 import json
-import platform
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,18 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocl.console import quiet_libraries, say
+from pocl import distributed
+from pocl.console import Progressing, quiet_libraries, say
 from pocl.data import Split
 from pocl.errors import RunStopped, UserError, closest, run_main
 from pocl.flags import flag, parse
-from pocl.options import LossOptions, OptimiserOptions
-from pocl.teacher import CachedTeacher, OnlineTeacher, cached_teacher
+from pocl.objective import automatic_chunk_tokens
+from pocl.options import OptimiserOptions
+from pocl.teacher import CachedTeacher, cached_teacher
 from tools import benchmark_losses, benchmark_report, benchmark_steps
-from tools.benchmark_steps import PAIRS, VARIANTS, Bench, Variant, Work, build_model, forward_backward
+from tools.benchmark_meters import STATUS, Stopwatch, keep_freed_memory, measured_rates, peak_gb
+from tools.benchmark_steps import PAIRS, VARIANTS, Bench, Variant, build_model, forward_backward, least_work
 
 # Largest differences from the reference, as shares: of the loss, and of the whole gradient's norm.
 TOLERANCE = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 1e-1)}
-_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,11 @@ class BenchmarkOptions:
     dtype: Literal["fp32", "bf16"] = flag("precision of both models", "fp32")
     batch: int = flag("examples of one optimiser step [examples]", 16)
     rounds: int = flag("timed steps of each variant, each round on other examples [steps]", 2)
-    batch_size: int = flag("micro-batch of the variants without a token budget [examples]", 8)
+    batch_size: int = flag("micro-batch of the variants without a token budget [examples]", 4)
     max_tokens: int = flag("token budget of a micro-batch [tokens]", OptimiserOptions.max_tokens)
-    chunk_tokens: int = flag("response tokens whose logits are held at a time [tokens]", LossOptions.chunk_tokens)
+    chunk_tokens: int | None = flag(
+        "response tokens whose logits are held at a time [tokens; default: train.py's]", None
+    )
     max_length: int = flag("prompt and response together; the reference pads to it [tokens]", 512)
     loss_tokens: int = flag("response tokens of the second table; 0 leaves it out [tokens]", 512)
     memory: bool = flag("measure peak memory, each variant in a process of its own", True)
@@ -68,23 +69,30 @@ def main() -> None:
     (what,) = parse([BenchmarkOptions], "Measure the training step, idea by idea.")
     check(what)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if what.device == "auto" else what.device)
+    if what.chunk_tokens is None:
+        vocab_size = max(shape.vocab_size for shape in PAIRS[what.pair]())
+        chunk_tokens = automatic_chunk_tokens(vocab_size, distributed.device_memory(device), device.type)
+        what = replace(what, chunk_tokens=chunk_tokens)
     if what.memory_of is not None:
         print_memory(what, device)
         return
     with tempfile.TemporaryDirectory(prefix="pocl-benchmark-") as folder:
         bench = make_bench(what, device, Path(folder))
+        names = [variant.name for variant in VARIANTS]
+        names += benchmark_losses.contenders() if what.loss_tokens else []
+        # Before this process grows: on a small machine there is room for one of them.
+        peaks = measure_memory(what, names, Path(folder)) if what.memory else {}
         steps = measure_steps(what, bench)
         floor = hardware_floor(what, bench)
         losses = measure_losses(what, device) if what.loss_tokens else []
-        del bench
-        if what.memory:
-            for record in [*steps, *losses]:
-                record["peak_gb"] = memory_of(what, record["name"], Path(folder))
+    for record in [*steps, *losses]:
+        if peaks:
+            record["peak_gb"] = peaks[record["name"]]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     for record in steps:
-        record["floor_share"] = floor.seconds / sum(record["seconds"])
+        record["floor_share"] = floor["floor_seconds"] / sum(record["seconds"])
     settings = {key: value for key, value in asdict(what).items() if key not in ("memory_of", "work_dir")}
-    machine = {"device": name, "torch": torch.__version__, **asdict(floor)}
+    machine = {"device": name, "torch": torch.__version__, **floor}
     benchmark_report.report({"settings": settings, "machine": machine, "steps": steps, "losses": losses})
 
 
@@ -94,11 +102,12 @@ def check(what: BenchmarkOptions) -> None:
         raise UserError(f"unknown --pair {what.pair!r}{closest(what.pair, PAIRS)} (known: {', '.join(PAIRS)})")
     if what.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU here; use --device cpu")
-    if what.memory and what.device != "cuda" and not _STATUS.is_file():
-        raise UserError(f"peak memory is read from {_STATUS}, which this system has not; add --no-memory")
+    if what.memory and what.device != "cuda" and not STATUS.is_file():
+        raise UserError(f"peak memory is read from {STATUS}, which this system has not; add --no-memory")
     for name in ("batch", "rounds", "batch_size", "max_tokens", "chunk_tokens"):
-        if getattr(what, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(what, name)}; it must be above 0")
+        value = getattr(what, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
     if what.loss_tokens < 0:
         raise UserError(f"--loss-tokens is {what.loss_tokens}; it must be 0 (no second table) or above")
 
@@ -124,7 +133,7 @@ def make_bench(what: BenchmarkOptions, device: torch.device, work_dir: Path, *, 
         source = cached_teacher(teacher, split, states, key={}, batch_size=what.batch_size, vocab_size=None)
     else:
         split = Split(datasets.load_from_disk(str(work_dir / "examples")), what.max_length)
-        source = CachedTeacher(work_dir / "states", split, teacher) if only.cached else OnlineTeacher(teacher)
+        source = CachedTeacher(work_dir / "states", split, teacher) if only.cached else None
     limits = {"batch_size": what.batch_size, "max_tokens": what.max_tokens, "chunk_tokens": what.chunk_tokens}
     return Bench(student, teacher, source, split, device=device, **limits)
 
@@ -141,27 +150,16 @@ def measure_steps(what: BenchmarkOptions, bench: Bench) -> list[dict[str, Any]]:
     """
     optimizer = benchmark_steps.fresh_optimizer(bench.student)
     records: list[dict[str, Any]] = [
-        {"name": variant.name, "loss_error": 0.0, "gradient_error": 0.0, "processed": 0, "seconds": []}
+        {"name": variant.name, "losses": [], "loss_error": 0.0, "gradient_error": 0.0, "processed": 0, "seconds": []}
         for variant in VARIANTS
     ]
     for variant in VARIANTS:  # what is only slow at first
-        step(bench, variant, optimizer, global_batch(what, 0)[:1])
-    for number in range(what.rounds):
-        examples, wanted = global_batch(what, number), None
-        for variant, record in zip(VARIANTS, records, strict=True):
-            taken = Stopwatch(bench.device)
-            with taken:
-                loss, processed = forward_backward(bench, variant, examples)
-            found = [parameter.grad for parameter in bench.student.parameters()]
-            wanted = wanted or (loss, found)
-            record["loss_error"] = max(record["loss_error"], abs(loss / wanted[0] - 1))
-            record["gradient_error"] = max(record["gradient_error"], distance(found, wanted[1]))
-            check_equal(record, what.dtype)
-            with taken:
-                optimizer.step()
-                optimizer.zero_grad()
-            record["seconds"].append(taken.seconds)
-            record["processed"] += processed
+        forward_backward(bench, variant, global_batch(what, 0)[:1])
+        optimizer.zero_grad()
+    with Progressing("timing", what.rounds) as progress:
+        for number in range(what.rounds):
+            measure_round(what, bench, optimizer, global_batch(what, number), records)
+            progress.advance()
     real = int(bench.split.lengths.sum())
     for record in records:
         record["processed_ratio"] = record.pop("processed") / real
@@ -170,11 +168,30 @@ def measure_steps(what: BenchmarkOptions, bench: Bench) -> list[dict[str, Any]]:
     return records
 
 
-def step(bench: Bench, variant: Variant, optimizer: torch.optim.Optimizer, examples: np.ndarray) -> None:
-    """One whole optimiser step."""
-    forward_backward(bench, variant, examples)
-    optimizer.step()
-    optimizer.zero_grad()
+def measure_round(
+    what: BenchmarkOptions,
+    bench: Bench,
+    optimizer: torch.optim.Optimizer,
+    examples: np.ndarray,
+    records: Sequence[dict[str, Any]],
+) -> None:
+    """One step of each variant on the same global batch [G], added to the records; the comparison is not timed."""
+    wanted = None
+    for variant, record in zip(VARIANTS, records, strict=True):
+        taken = Stopwatch(bench.device)
+        with taken:
+            loss, processed = forward_backward(bench, variant, examples)
+        found = [parameter.grad for parameter in bench.student.parameters()]
+        wanted = wanted or (loss, found)
+        record["losses"].append(loss)
+        errors = {"loss_error": abs(loss / wanted[0] - 1), "gradient_error": distance(found, wanted[1])}
+        check_equal(variant.name, errors, what.dtype)
+        record |= {key: max(record[key], error) for key, error in errors.items()}
+        with taken:
+            optimizer.step()
+            optimizer.zero_grad()
+        record["seconds"].append(taken.seconds)
+        record["processed"] += processed
 
 
 def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
@@ -183,63 +200,22 @@ def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     return (apart / sum(float(b.double().square().sum()) for b in wanted)) ** 0.5
 
 
-def check_equal(record: dict[str, Any], dtype: str) -> None:
+def check_equal(name: str, errors: Mapping[str, float], dtype: str) -> None:
     """Raise RunStopped where a variant computes something else than the reference."""
-    for name, allowed in zip(("loss_error", "gradient_error"), TOLERANCE[dtype], strict=True):
-        if not record[name] <= allowed:  # also where it is not a number
+    for (key, error), allowed in zip(errors.items(), TOLERANCE[dtype], strict=True):
+        if not error <= allowed:  # also where it is not a number
             raise RunStopped(
-                f"{record['name']!r} differs from the reference: {name.replace('_', ' ')} {record[name]:.1e}, "
-                f"at most {allowed:.0e} is rounding; nothing was measured"
+                f"{name!r} differs from the reference: {key.replace('_', ' ')} {error:.1e}, "
+                f"at most {allowed:.0e} is rounding; nothing is told of the speed"
             )
 
 
-class Stopwatch:
-    """The seconds that were spent inside ``with`` blocks, what they started on the GPU included."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, 0.0
-
-    def __enter__(self) -> None:
-        self.seconds -= self._now()
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds += self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """How long a call takes."""
-    taken = Stopwatch(device)
-    with taken:
-        call()
-    return taken.seconds
-
-
-@dataclass(frozen=True)
-class Floor:
-    """The least time for the timed steps: counted work over this machine's measured rates."""
-
-    flops_per_second: float  # of a large matrix product
-    bytes_per_second: float  # of a large copy, read and written
-    seconds: float
-
-
-def hardware_floor(what: BenchmarkOptions, bench: Bench) -> Floor:
-    """Measure the rates, count the work of all rounds."""
-    on_gpu, options = bench.device.type == "cuda", {"dtype": bench.student.dtype, "device": bench.device}
-    size, count = (8192, 2**28) if on_gpu else (1536, 2**26)
-    factor, source = torch.randn(size, size, **options), torch.zeros(count, **options)
-    product, target = torch.empty_like(factor), torch.empty_like(source)
-    multiply = min(seconds(lambda: torch.mm(factor, factor, out=product), bench.device) for _ in range(6))
-    copy = min(seconds(lambda: target.copy_(source), bench.device) for _ in range(6))
-    flops, rate = 2 * size**3 / multiply, 2 * source.nbytes / copy
-    work = [benchmark_steps.least_work(bench, global_batch(what, number)) for number in range(what.rounds)]
-    total = Work(sum(part.flops for part in work), sum(part.bytes for part in work))
-    return Floor(flops, rate, total.flops / flops + total.bytes / rate)
+def hardware_floor(what: BenchmarkOptions, bench: Bench) -> dict[str, float]:
+    """The least time for the timed steps, and this machine's measured rates that it is counted with."""
+    flops_per_second, bytes_per_second = measured_rates(bench.student.dtype, bench.device)
+    work = [least_work(bench, global_batch(what, number)) for number in range(what.rounds)]
+    least = sum(part.flops / flops_per_second + part.bytes / bytes_per_second for part in work)
+    return {"flops_per_second": flops_per_second, "bytes_per_second": bytes_per_second, "floor_seconds": least}
 
 
 def measure_losses(what: BenchmarkOptions, device: torch.device) -> list[dict[str, Any]]:
@@ -253,7 +229,9 @@ def measure_losses(what: BenchmarkOptions, device: torch.device) -> list[dict[st
         records.append({"name": name, "loss": value, "gradient_error": error, "seconds": []})
     for _ in range(what.rounds):
         for loss, record in zip(benchmark_losses.contenders().values(), records, strict=True):
-            record["seconds"].append(seconds(lambda loss=loss: benchmark_losses.gradients(rows, loss), device))
+            with Stopwatch(device) as taken:
+                benchmark_losses.gradients(rows, loss)
+            record["seconds"].append(taken.seconds)
     return records
 
 
@@ -263,6 +241,16 @@ def make_rows(what: BenchmarkOptions, device: torch.device, *, compiled: bool = 
     student, teacher = (build_model(shape, **options) for shape in PAIRS[what.pair]())
     limits = {"chunk_tokens": what.chunk_tokens, "compiled": compiled}
     return benchmark_losses.make_rows(student, teacher.requires_grad_(False), what.loss_tokens, **limits)
+
+
+def measure_memory(what: BenchmarkOptions, names: Sequence[str], work_dir: Path) -> dict[str, float]:
+    """The peak memory of each variant and each loss.  -> GB, by name."""
+    peaks = {}
+    with Progressing("measuring memory", len(names)) as progress:
+        for name in names:
+            peaks[name] = memory_of(what, name, work_dir)
+            progress.advance(1, name)
+    return peaks
 
 
 def memory_of(what: BenchmarkOptions, name: str, work_dir: Path) -> float:
@@ -284,7 +272,9 @@ def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
         before = peak_gb(device)
         variant = variants[what.memory_of]
         bench = make_bench(what, device, Path(what.work_dir), only=variant)
-        step(bench, variant, benchmark_steps.fresh_optimizer(bench.student), global_batch(what, 0))
+        optimizer = benchmark_steps.fresh_optimizer(bench.student)
+        forward_backward(bench, variant, global_batch(what, 0))
+        optimizer.step()
     else:
         loss = losses[what.memory_of]
         # Another library's import would count as its memory: a small run first.
@@ -292,26 +282,6 @@ def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
         before = peak_gb(device)
         benchmark_losses.gradients(make_rows(what, device, compiled=False), loss)
     say(json.dumps(peak_gb(device) - before))
-
-
-def peak_gb(device: torch.device) -> float:
-    """The most memory that this process has held so far, of the GPU or of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    # Not getrusage: its maximum is handed on from the process that started this one.
-    status = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024 / 1e9
-
-
-def keep_freed_memory() -> None:
-    """What scripts/common.sh asks of glibc for every run on the CPU: freed memory is kept, not faulted in again.
-
-    It is for both sides: the reference, which frees the most, gains the most by it.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc, mmap_max, trim_threshold = ctypes.CDLL(None), -4, -1  # the names of malloc.h
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, -1)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from pocl.errors import UserError
 from pocl.losses import LOSSES
 from pocl.models import DTYPES, make_head, response_labels, response_states, trunk
 from pocl.objective import Term, chunks_needed, distillation_objective
-from pocl.teacher import OnlineTeacher, TeacherSource
+from pocl.teacher import CachedTeacher
 from tools.process_data import tokenised
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,15 +64,14 @@ PAIRS: dict[str, Callable[[], tuple[PreTrainedConfig, PreTrainedConfig]]] = {
 
 
 def build_model(config: PreTrainedConfig, *, dtype: str, device: torch.device, head_only: bool = False) -> Any:
-    """A model of this shape with random weights; ``head_only``: its trunk takes no memory, and cannot run."""
+    """A model of this shape with random weights; ``head_only``: without its layers, for what needs the head alone."""
     # Logits of about the size that a trained model has: with flat ones the divergence would hardly count.
-    name = "init_std" if hasattr(config, "init_std") else "initializer_range"
-    setattr(config, name, 2.0 / config.hidden_size**0.5)
+    setattr(config, "init_std" if hasattr(config, "init_std") else "initializer_range", 2.0 / config.hidden_size**0.5)
     torch.manual_seed(config.num_hidden_layers)
-    with torch.device("meta" if head_only else device):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
     if head_only:
-        nn.init.normal_(model.get_output_embeddings().to_empty(device=device).weight, std=getattr(config, name))
+        config.num_hidden_layers = 0
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
     return model.eval()  # no dropout: the variants must agree
 
 
@@ -111,7 +110,7 @@ class Bench:
 
     student: PreTrainedModel
     teacher: PreTrainedModel
-    cached: TeacherSource
+    cached: CachedTeacher | None  # None where no variant reads it
     split: Split
     batch_size: int  # examples of a micro-batch where there is no token budget
     max_tokens: int
@@ -180,13 +179,16 @@ def response_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
 
 def chunked_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
     """The project's objective."""
-    source: TeacherSource = bench.cached if cached else OnlineTeacher(bench.teacher)
     labels = response_labels(batch)
+    with torch.no_grad():
+        teacher_states = (
+            bench.cached.states(batch) if cached else response_states(bench.teacher, batch)
+        )
     return distillation_objective(
         response_states(bench.student, batch),
         make_head(bench.student),
-        source.states(batch),
-        source.head,
+        teacher_states,
+        make_head(bench.teacher),
         labels,
         term=Term(LOSSES["tfkl"].bind(), TEMPERATURE, TEMPERATURE**2, KD_RATIO),
         num_chunks=chunks_needed(len(labels), bench.chunk_tokens),
