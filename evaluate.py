@@ -32,6 +32,9 @@ from pocl.flags import parse
 from pocl.generation import Sampling
 from pocl.models import load_model, load_tokenizer
 
+# What summary.json keeps of the command beside the protocol, so that it can be given again.
+ASKED = ("model", "tokenizer", "num_examples", "max_length", "max_prompt_length", "dtype")
+
 
 def main() -> None:
     """Parse, answer or read answers, score, summarise."""
@@ -109,6 +112,7 @@ def sample_and_score(
                 write_jsonl(output_dir / name / f"{seed}.jsonl", records)
         protocol = {key: value for key, value in asdict(sampling).items() if key != "seed"}
         summary[name] = summarise(by_seed) | {"examples": len(examples), "cut_prompts": cut, "protocol": protocol}
+        summary[name]["asked"] = {option: getattr(what, option) for option in ASKED}
         if distributed.is_main():
             write_summary(output_dir, name, summary[name])
     return summary
