@@ -59,9 +59,9 @@ class Tree(HTMLParser):
         for path, attributes, words in self.elements:
             classes = str(attributes.get("class", "")).split()
             given = {key: value for key, value in wanted.items() if key != "class_"}
-            if path[-1] == name and all(attributes.get(k.replace("_", "-")) == v for k, v in given.items()):
-                if wanted.get("class_") is None or wanted["class_"] in classes:
-                    found.append((attributes, "".join(words)))
+            fits = all(attributes.get(key.replace("_", "-")) == value for key, value in given.items())
+            if path[-1] == name and fits and wanted.get("class_") in (None, *classes):
+                found.append((attributes, "".join(words)))
         return found
 
     def table(self, caption: str) -> list[list[str]]:
@@ -329,7 +329,8 @@ def spoil(run: Path, data: Path) -> None:
     config["options"]["models"]["model"] = config["git_commit"] = EVIL
     write_json(run / "config.json", config)
     for path in (run / "eval" / "short").glob("*.jsonl"):
-        write_jsonl(path, [record | {"answer": EVIL + "\ud800"} for record in read_jsonl(path)])
+        records = [record | {"answer": EVIL + "\ud800"} for record in read_jsonl(path)]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))  # escaped: half a surrogate pair
     (data / "short").mkdir()
     examples = [{"instruction": EVIL, "input": "", "output": EVIL}] * 5
     write_jsonl(data / "short" / "valid.jsonl", examples)
@@ -359,7 +360,7 @@ MISSING = {
     "no metrics": (("metrics.jsonl",), "there is nothing to draw"),
     "no ledger": (("ledger.json",), "ledger.json is not there"),
     "no stages": (("stages.json",), "stages.json is not there"),
-    "no config": (("config.json",), "the command is not known"),
+    "no config": (("config.json",), "the command of the training is not known"),
     "begun": (("metrics.jsonl", "ledger.json", "difficulty*", "eval"), "Not evaluated yet"),
 }
 

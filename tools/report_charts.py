@@ -159,7 +159,8 @@ def _curve(curve: Curve, x: Scale, y: Scale) -> Html:
         )
     pieces = [thin(finite(piece)) if curve.shape != "steps" else corners(finite(piece)) for piece in curve.pieces]
     d = "".join(path_of(piece, x, y) for piece in pieces if piece)
-    shown.append(tag("path", d=d, class_=f"line {curve.look}", data_name=curve.name))
+    shape = curve.shape if curve.shape == "steps" else None  # it has a value between its points
+    shown.append(tag("path", d=d, class_=f"line {curve.look}", data_name=curve.name, data_shape=shape))
     alone = [p for piece in pieces if len(piece) == 1 for p in piece]  # no line leads to them
     shown.append(dots(thin(curve.points()) if curve.shape == "dots" else alone, x, y, curve.look, titles=True))
     return join(*shown)
@@ -168,12 +169,10 @@ def _curve(curve: Curve, x: Scale, y: Scale) -> Html:
 def corners(points: Points) -> list[tuple[float, float]]:
     """The points at which a value that stays for a while begins and ends, so that a line through them has steps."""
     kept: list[tuple[float, float]] = []
-    for place, value in points:
-        if kept and kept[-1][1] != value:
-            kept += [(place, kept[-1][1]), (place, value)]
-        elif len(kept) > 1 and kept[-2][1] == value:
-            kept[-1] = (place, value)
-        else:
+    for i, (place, value) in enumerate(points):
+        if i and value != points[i - 1][1]:
+            kept += [(place, points[i - 1][1]), (place, value)]
+        elif i in (0, len(points) - 1):
             kept.append((place, value))
     return kept
 

@@ -118,8 +118,8 @@ def again(entry: Entry, data_root: Path) -> Html:
     lines = [("the data", data_command(entry)), ("training", train_command(entry))]
     lines += [("evaluation", line) for line in evaluate_commands(entry)]
     parts += [_block(name, line) for name, line in lines if line]
-    if not parts:
-        parts.append(note("config.json is not there, so the command is not known."))
+    if entry.run and not entry.config:
+        parts.append(note("config.json is not there, so the command of the training is not known."))
     parts.append(note("Paths stand as they were given, seen from the folder in which the command was started."))
     parts.append(definitions(fingerprints(entry, data_root), long=True))
     return join(*parts, options_table(entry))

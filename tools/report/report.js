@@ -17,7 +17,6 @@ document.addEventListener("DOMContentLoaded", () => {
 
 function browseSamples(box) {
   const rows = [...box.querySelectorAll("tbody tr")];
-  shorten([...box.querySelectorAll(".texts")]);
   listen(box, rows, (row, values) =>
     (!values.quarter || row.dataset.quarter === values.quarter) &&
     (!values.category || row.dataset.category === values.category) &&
@@ -29,12 +28,12 @@ function browseSamples(box) {
     head.append(button);
     button.addEventListener("click", () => sortRows(box, rows, head));
   });
+  shorten([...box.querySelectorAll(".texts")]);
 }
 
 function browseAnswers(box) {
   const items = [...box.querySelectorAll(".question")];
   const list = box.querySelector(".questions");
-  shorten([...box.querySelectorAll(".question > .prompt, .card")]);
   const scores = new Map(items.map((item) => [item, item.dataset.scores.split(" ").map(Number)]));
   let order = "";
   listen(box, items, (item, values) => !values.set || item.dataset.set === values.set, (values) => {
@@ -48,11 +47,12 @@ function browseAnswers(box) {
     const sign = values.order[0] === "-" ? 1 : -1;
     list.append(...(values.order ? sorted(items, value, sign) : items));
   });
+  shorten([...box.querySelectorAll(".question > .prompt, .card")]);
 }
 
 function listen(box, items, keeps, also = () => {}) {
   const shown = box.querySelector(".shown");
-  const words = new Map(items.map((item) => [item, plain(item.textContent)]));
+  const words = new Map(items.map((item) => [item, plain([...item.querySelectorAll("p")].map((p) => p.textContent).join(" "))]));
   const form = box.querySelector(".controls");
   const update = () => {
     const values = {};
@@ -137,7 +137,7 @@ function readCharts(group) {
       const box = chart.svg.getBoundingClientRect();
       const at = ((event.clientX - box.left) / box.width) * chart.width;
       const share = Math.min(1, Math.max(0, (at - chart.x[2]) / (chart.x[3] - chart.x[2])));
-      const step = chart.x[0] + share * (chart.x[1] - chart.x[0]);
+      const step = Math.round(chart.x[0] + share * (chart.x[1] - chart.x[0]));
       (linked ? charts : [chart]).forEach((other) => readAt(other, step));
     };
     const leave = () => charts.forEach(clear);
@@ -150,7 +150,7 @@ function readCharts(group) {
 function openChart(svg) {
   const numbers = (text) => text.split(" ").map(Number);
   const lines = [...svg.querySelectorAll("path.line")].map((path) => ({
-    name: path.dataset.name,
+    steps: path.dataset.shape === "steps",
     points: (path.getAttribute("d") || "").split(/[ML]/).filter(Boolean).map(numbers),
   })).filter((line) => line.points.length);
   const cursor = document.createElementNS("http://www.w3.org/2000/svg", "path");
@@ -162,12 +162,12 @@ function openChart(svg) {
 
 function readAt(chart, step) {
   const place = chart.x[2] + ((step - chart.x[0]) / (chart.x[1] - chart.x[0])) * (chart.x[3] - chart.x[2]);
-  const near = chart.lines.map((line) => ({ name: line.name, point: nearest(line.points, place) }));
+  const near = chart.lines.map((line) => (line.steps ? onStep : nearest)(line.points, place));
   if (!near.length) return;
-  const at = near.map((line) => line.point[0]).sort((a, b) => Math.abs(a - place) - Math.abs(b - place))[0];
+  const at = near.map(([x]) => x).sort((a, b) => Math.abs(a - place) - Math.abs(b - place))[0];
   const value = ([, y]) => chart.y[0] + ((y - chart.y[2]) / (chart.y[3] - chart.y[2])) * (chart.y[1] - chart.y[0]);
   const where = Math.round(chart.x[0] + ((at - chart.x[2]) / (chart.x[3] - chart.x[2])) * (chart.x[1] - chart.x[0]));
-  const words = near.map((line) => format(value(line.point)));
+  const words = near.map((point) => format(value(point)));
   chart.output.value = `${where.toLocaleString("en")}: ${words.join(" · ")}`;
   chart.cursor.setAttribute("d", `M${at} ${chart.y[2]}V${chart.y[3]}`);
 }
@@ -176,6 +176,13 @@ function nearest(points, place) {
   let best = points[0];
   for (const point of points) if (Math.abs(point[0] - place) <= Math.abs(best[0] - place)) best = point;
   return best;
+}
+
+// A value that stays until it changes: that of the last point before, here.
+function onStep(points, place) {
+  const last = points[points.length - 1][0];
+  const here = Math.min(last, Math.max(points[0][0], place));
+  return [here, points.filter(([x]) => x <= here + 0.02).pop()[1]];
 }
 
 function format(value) {
