@@ -37,6 +37,9 @@ from pocl.options import EvaluateOptions, GenerationOptions
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 
+# What summary.json keeps of the command beside the protocol, so that it can be given again.
+ASKED = ("model", "tokenizer", "num_examples", "max_length", "max_prompt_length", "dtype")
+
 
 def main() -> None:
     """Parse, answer or read answers, score, summarise."""
@@ -144,6 +147,7 @@ def score_sets(
                         write_jsonl(folder / name / f"{seed}.jsonl", answered)
                 found = summarise({done: mean_scores(records[done]) for done in records}) | about
                 found |= without_trained_prompts(examples, records, seen)
+                found["asked"] = {option: getattr(what, option) for option in ASKED}
                 if distributed.is_main():
                     write_summary(folder, name, found)
             if folder == output_dir:

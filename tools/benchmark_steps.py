@@ -181,9 +181,7 @@ def chunked_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
     """The project's objective."""
     labels = response_labels(batch)
     with torch.no_grad():
-        teacher_states = (
-            bench.cached.states(batch) if cached else response_states(bench.teacher, batch)
-        )
+        teacher_states = bench.cached.states(batch) if cached else response_states(bench.teacher, batch)
     return distillation_objective(
         response_states(bench.student, batch),
         make_head(bench.student),

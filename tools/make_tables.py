@@ -59,13 +59,18 @@ def chosen_rows(what: TableOptions) -> dict[str, Path]:
         raise UserError("give either --rows NAME=FOLDER ... or --results FOLDER")
     if what.results is not None:
         return evaluated_rows(Path(what.results), what.table, what.seed, matched=what.matched)
-    rows = {}
-    for row in what.rows or ():
+    return dict(named_folders(what.rows or ()))
+
+
+def named_folders(rows: Sequence[str]) -> list[tuple[str, Path]]:
+    """(name, folder) of each NAME=FOLDER.  Raises UserError for what is none."""
+    found = []
+    for row in rows:
         name, equals, folder = row.partition("=")
         if not equals or not name or not folder:
             raise UserError(f"--rows {row!r}: give NAME=FOLDER")
-        rows[name] = Path(folder)
-    return rows
+        found.append((name, Path(folder)))
+    return found
 
 
 def evaluated_rows(results: Path, table: str, seed: int, *, matched: bool) -> dict[str, Path]:

@@ -22,6 +22,7 @@ from pocl.console import quiet_libraries, say
 from pocl.errors import UserError, run_main
 from pocl.flags import flag, parse
 from pocl.rundir import RunDir
+from tools.curves import run_title, running_mean, stage_slices
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
@@ -49,11 +50,6 @@ def main() -> None:
     output = Path(what.output) if what.output else run.path / "curves.png"
     draw(steps, dev, title=run_title(run.path), output=output)
     say(f"picture written to {output}")
-
-
-def run_title(path: Path) -> str:
-    """What the run is called: the last folders of its path, which say family, method, type and name."""
-    return " / ".join(path.resolve().parts[-4:])
 
 
 def draw(steps: Sequence[dict[str, Any]], dev: Sequence[dict[str, Any]], *, title: str, output: Path) -> None:
@@ -107,23 +103,6 @@ def draw_losses(axes: Axes, x: Sequence[int], steps: Sequence[dict[str, Any]]) -
             means = running_mean(values[start:stop])
             axes.plot(x[start:stop], means, color=color, label=None if stage else label)
     axes.set(ylabel="loss [nats/token]", ylim=(0, None))
-
-
-def running_mean(values: Sequence[float], decay: float = 0.8) -> list[float]:
-    """The exponentially weighted mean up to each value, without the bias of its start."""
-    means, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
-        means.append(total / weight)
-    return means
-
-
-def stage_slices(steps: Sequence[dict[str, Any]]) -> dict[int, tuple[int, int]]:
-    """Stage -> where its records start and stop."""
-    slices: dict[int, tuple[int, int]] = {}
-    for i, record in enumerate(steps):
-        slices[record["stage"]] = (slices.get(record["stage"], (i, i))[0], i + 1)
-    return slices
 
 
 def shade_stages(axes: Axes, steps: Sequence[dict[str, Any]], *, named: bool) -> None:

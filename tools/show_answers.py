@@ -15,6 +15,7 @@ from pocl.errors import UserError, run_main
 from pocl.evaluation import load_set
 from pocl.files import read_jsonl
 from pocl.flags import flag, parse
+from tools.make_tables import named_folders
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,8 @@ def main() -> None:
     quiet_libraries()
     (what,) = parse([AnswersOptions], "Print some prompts with the answers of several models.")
     answers = {}
-    for row in what.rows:
-        name, equals, folder = row.partition("=")
-        if not equals or not name or not folder:
-            raise UserError(f"--rows {row!r}: give NAME=FOLDER")
-        answers[name] = {
-            record["id"]: record for record in read_jsonl(answers_path(Path(folder), what.set, what.seed))
-        }
+    for name, folder in named_folders(what.rows):
+        answers[name] = {record["id"]: record for record in read_jsonl(answers_path(folder, what.set, what.seed))}
     shared = sorted(set.intersection(*(set(records) for records in answers.values())))
     examples = {example.id: example for example in load_set(Path(what.data_root), what.set)}
     stride = max(1, len(shared) // max(1, what.num_examples))
@@ -50,7 +46,7 @@ def main() -> None:
         for name, records in answers.items():
             record = records[example_id]
             rows.append([name, shorten(record["answer"]), f"{record['rouge_l']:.0f}"])
-        show_table(question(example.prompt), ["", "answer", "ROUGE-L"], rows)
+        show_table(shorten(question(example.prompt, " | "), 300), ["", "answer", "ROUGE-L"], rows)
 
 
 def answers_path(folder: Path, name: str, seed: int | None) -> Path:
@@ -61,10 +57,10 @@ def answers_path(folder: Path, name: str, seed: int | None) -> Path:
     return files[0]
 
 
-def question(prompt: str) -> str:
+def question(prompt: str, between: str = "\n\n") -> str:
     """The instruction and input of a prompt, without the words around them."""
     text = prompt.partition("### Instruction:\n")[2].rpartition("\n\n### Response:")[0] or prompt
-    return shorten(text.replace("\n\n### Input:\n", " | "), 300)
+    return text.replace("\n\n### Input:\n", between)
 
 
 def shorten(text: str, length: int = 200) -> str:

@@ -1,0 +1,171 @@
+"""What is needed to make a run again: its commands, the fingerprints of what it stood on, versions, every option."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig
+from pocl.errors import UserError
+from pocl.evaluation import set_path
+from pocl.files import file_sha256
+from tools.report_data import Entry
+from tools.report_html import Html, definitions, join, note, table, tag
+
+# A key of the evaluation's protocol -> the flag that sets it.
+PROTOCOL = {
+    "temperature": "sampling_temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "no_repeat_ngram": "no_repeat_ngram",
+}
+
+
+def defaults(dataclass_type: type) -> dict[str, Any]:
+    """The default of each field that has one."""
+    fields = dataclasses.fields(dataclass_type)
+    values = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
+    return values | made
+
+
+def train_defaults() -> dict[str, dict[str, Any]]:
+    """The defaults of train.py's options, by group."""
+    return {f.name: defaults(f.type) for f in dataclasses.fields(TrainConfig) if isinstance(f.type, type)}
+
+
+def flags(values: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """The flags that give these values, without those that are the default; the words of a flag are one string."""
+    written = []
+    for name, value in values.items():
+        if value is None or (name in usual and usual[name] == value):
+            continue
+        words = value if isinstance(value, list) else [str(value).lower() if isinstance(value, bool) else value]
+        written.append(" ".join([f"--{name.replace('_', '-')}", *(shlex.quote(str(word)) for word in words)]))
+    return written
+
+
+def command(program: str, written: Sequence[str]) -> str:
+    """A command over several lines, as it can be pasted."""
+    return " \\\n    ".join([program, *written])
+
+
+def train_command(entry: Entry) -> str | None:
+    """train.py with every option that is not the default; None where there is no config.json."""
+    options = entry.config.get("options")
+    if not options:
+        return None
+    usual, path = train_defaults(), entry.folder
+    written = [line for group, values in options.items() for line in flags(values, usual.get(group, {}))]
+    # A run is OUTPUT_DIR/TYPE/NAME; a folder that was moved does not say what OUTPUT_DIR was.
+    output_dir = path.parent.parent if path.parent.name == options["loss"]["type"] else Path("results/again")
+    ranks, on_cpu = entry.config["world_size"], str(entry.config.get("versions", {}).get("torch")).endswith("+cpu")
+    place = f"--num_accelerators {ranks}" if on_cpu else f"--num_gpus {ranks}"
+    launcher = f"{'DS_ACCELERATOR=cpu ' if on_cpu else ''}deepspeed {place} --no_local_rank train.py"
+    return command(launcher, [*written, f"--output-dir {shlex.quote(str(output_dir))}"])
+
+
+def data_command(entry: Entry) -> str | None:
+    """tools/process_data.py as the manifest says; None where the processed data is not there."""
+    made = entry.manifest
+    if not made:
+        return None
+    given = {"raw": made["raw"], "tokenizer": made["tokenizer"], "output_dir": entry.option("data", "data_dir")}
+    limits = {"num_dev": made["num_dev"], "max_prompt_length": made["max_prompt_length"]}
+    return command("python tools/process_data.py", flags(given | limits, {}))
+
+
+def evaluate_commands(entry: Entry) -> list[str]:
+    """evaluate.py, once for all sets that were evaluated alike."""
+    alike: dict[str, tuple[list[str], list[str]]] = {}
+    for name, summary in entry.summary.items():
+        written = _evaluate_flags(entry, summary)
+        if written is not None:
+            alike.setdefault(" ".join(written), (written, []))[1].append(shlex.quote(name))
+    return [
+        command("deepspeed --no_local_rank evaluate.py", [written[0], f"--sets {' '.join(sets)}", *written[1:]])
+        for written, sets in alike.values()
+    ]
+
+
+def _evaluate_flags(entry: Entry, summary: Mapping[str, Any]) -> list[str] | None:
+    protocol = summary.get("protocol")
+    if protocol is None:  # answers that were made elsewhere
+        return None
+    asked = dict(summary.get("asked") or {})
+    model = asked.pop("model", None) or (str(entry.run.best) if entry.run else None)
+    if not asked:  # before this was recorded: the limit of the prompt is the default, the other follows
+        longest = defaults(EvaluateOptions)["max_prompt_length"]
+        asked = {"max_prompt_length": longest, "max_length": longest + protocol["max_new_tokens"]}
+    seeds = [int(seed) for seed in summary["rouge_l"]["seeds"]]
+    sampling = {flag: protocol[key] for key, flag in PROTOCOL.items() if key in protocol}
+    usual = defaults(EvaluateOptions) | defaults(GenerationOptions)
+    output_dir = entry.evaluation if entry.run is None or entry.evaluation != entry.run.path / "eval" else None
+    return [
+        f"--model {shlex.quote(str(model or 'MODEL'))}",
+        *flags({"seeds": seeds}, {}),
+        *flags(asked | sampling, usual),
+        *flags({"output_dir": output_dir}, {}),
+    ]
+
+
+def again(entry: Entry, data_root: Path) -> Html:
+    """Commands, fingerprints, versions and options of one row."""
+    parts: list[Html | None] = []
+    for name, line in entry.commands.items():
+        parts.append(_block(f"{name}, as tools/reproduce.py called it", line))
+    lines = [("the data", data_command(entry)), ("training", train_command(entry))]
+    lines += [("evaluation", line) for line in evaluate_commands(entry)]
+    parts += [_block(name, line) for name, line in lines if line]
+    if entry.run and not entry.config:
+        parts.append(note("config.json is not there, so the command of the training is not known."))
+    parts.append(note("Paths stand as they were given, seen from the folder in which the command was started."))
+    parts.append(definitions(fingerprints(entry, data_root), long=True))
+    return join(*parts, options_table(entry))
+
+
+def _block(name: str, line: str) -> Html:
+    return tag("div", tag("h4", name[0].upper() + name[1:]), tag("pre", tag("code", line)), class_="command")
+
+
+def fingerprints(entry: Entry, data_root: Path) -> dict[str, Html | str | None]:
+    """What the run stood on: name -> a value that changes when it does."""
+    config = entry.config
+    found: dict[str, Html | str | None] = {"git commit": config.get("git_commit")} if config else {}
+    found |= {f"fingerprint of the {name}": value for name, value in config.get("fingerprints", {}).items()}
+    if entry.manifest:
+        found["raw data, SHA-256"] = entry.manifest.get("raw_sha256")
+        found["tokenizer"] = entry.manifest.get("tokenizer_fingerprint")
+        found["prompt templates, SHA-256"] = entry.manifest.get("prompt_templates_sha256")
+    for name in entry.summary:
+        try:
+            found[f"set {name} as it is now, SHA-256"] = file_sha256(set_path(data_root, name))
+        except UserError:
+            found[f"set {name}"] = f"not under {data_root} now"
+    if config:
+        found["ranks"] = str(config["world_size"])
+        versions = [f"{name} {version}" for name, version in config.get("versions", {}).items() if version]
+        found["versions"] = ", ".join(versions)
+    return {name: tag("code", value) if _is_digest(value) else value for name, value in found.items()}
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) >= 40 and " " not in value
+
+
+def options_table(entry: Entry) -> Html | None:
+    """Every resolved option; those that are not the default stand out."""
+    options = entry.config.get("options")
+    if not options:
+        return None
+    usual, rows = train_defaults(), []
+    for group, values in options.items():
+        for name, value in values.items():
+            standard = usual.get(group, {}).get(name, dataclasses.MISSING)
+            words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            shown = words if standard == value else tag("b", words)
+            default = "" if standard is dataclasses.MISSING else str(standard)
+            rows.append([f"--{name.replace('_', '-')}", shown, default, group.replace("_", " ")])
+    made = table(["option", "value", "default", "group"], rows, caption="options", text_columns=4)
+    return tag("details", tag("summary", f"All {len(rows)} options; bold: not the default"), made)

@@ -1,0 +1,225 @@
+"""What a report reads of one row: its run, its evaluation, the texts behind its examples. Any may be missing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from pocl.buckets import NUM_BUCKETS
+from pocl.curriculum import Stage
+from pocl.errors import UserError
+from pocl.evaluation import Example, load_set
+from pocl.files import read_json, read_jsonl
+from pocl.ranking import EASY_IS_HIGH
+from pocl.rundir import ROOT, RunDir
+from tools.curves import run_title, stage_slices
+from tools.report_charts import Band
+from tools.show_answers import question
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The records of one difficulty file, easiest first."""
+
+    place: str  # difficulty, difficulty-stage2, ...
+    records: Sequence[Record]
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """What ranked."""
+        return [column for column in EASY_IS_HIGH if f"{column}_rank" in self.records[0]]
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Example id -> place, 0 the easiest."""
+        return {record["id"]: place for place, record in enumerate(self.records)}
+
+    @cached_property
+    def quarters(self) -> list[int]:
+        """The quarter of each place, 1 the easiest, as the buckets of the trainer have them."""
+        parts = np.array_split(np.arange(len(self.records)), NUM_BUCKETS)
+        return [number for number, part in enumerate(parts, start=1) for _ in part]
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether the records say how long the examples are; older ones do not."""
+        return "response_tokens" in self.records[0]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The training examples in words: id -> (question, reference); ``problem`` says why there are none."""
+
+    by_id: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the report. ``run`` is None for an evaluation without a run, ``evaluation`` for the opposite."""
+
+    name: str
+    run: RunDir | None
+    evaluation: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.run.path if self.run else self.evaluation or Path()
+
+    @cached_property
+    def title(self) -> str:
+        """The last folders of its path."""
+        return run_title(self.folder)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json, or nothing."""
+        return self._json("config.json") or {}
+
+    @cached_property
+    def ledger(self) -> dict[str, Any]:
+        """ledger.json, or nothing."""
+        return self._json("ledger.json") or {}
+
+    @cached_property
+    def commands(self) -> dict[str, str]:
+        """The script calls that tools/reproduce.py left beside the run and its evaluation, or nothing."""
+        beside = [folder / "reproduce.json" for folder in (self.folder, self.evaluation) if folder]
+        return {name: line for path in beside if path.is_file() for name, line in read_json(path).items()}
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The planned stages."""
+        return [Stage(**record | {"pool": range(*record["pool"])}) for record in self._json("stages.json") or []]
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        return self.run.read_metrics() if self.run else []
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """The lines of optimiser steps."""
+        return [record for record in self.metrics if "loss" in record]
+
+    @cached_property
+    def dev(self) -> list[dict[str, Any]]:
+        """The lines of dev evaluations."""
+        return [record for record in self.metrics if "dev_rouge_l" in record]
+
+    @cached_property
+    def best(self) -> dict[str, Any] | None:
+        """The dev evaluation that chose best/: the first of the highest."""
+        return max(self.dev, key=lambda record: record["dev_rouge_l"], default=None)
+
+    @cached_property
+    def bands(self) -> list[Band]:
+        """The stages as far as they were trained."""
+        edges = stage_slices(self.steps)
+        starts = [self.steps[first]["step"] for first, _ in edges.values()]
+        stops = [*starts[1:], self.steps[-1]["step"] + 1] if starts else []
+        places = zip(edges, starts, stops, strict=True)
+        return [Band(str(stage + 1), start - 0.5, stop - 0.5) for stage, start, stop in places]
+
+    @cached_property
+    def planned_steps(self) -> int | None:
+        """Optimiser steps of all stages, had each its full number of epochs."""
+        size = self.option("optimiser", "global_batch_size") or self.ledger.get("global_batch_size")
+        return sum(stage.steps(size) for stage in self.stages) if self.stages and size else None
+
+    @cached_property
+    def rankings(self) -> list[Ranking]:
+        """The rankings, earliest first."""
+        first = self.run.first_ranking() if self.run else None
+        if self.run is None or first is None:
+            return []
+        later = set(self.run.path.glob("difficulty-*.jsonl")) - {first}
+        paths = [first, *sorted(later, key=lambda path: [int(n) for n in _numbers(path.stem)])]
+        return [Ranking(path.stem, read_jsonl(path)) for path in paths]
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json of the evaluation, by set."""
+        return read_json(self.evaluation / "summary.json") if self.evaluation else {}
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The training examples in words, where the processed data is still there."""
+        given = self.option("data", "data_dir")
+        if given is None:
+            return Texts(
+                problem="config.json, which names the data, is not there, so the examples have ids and no words."
+            )
+        for folder in (Path(given), ROOT / given):
+            if (folder / "train").is_dir():
+                return _read_texts(folder / "train")
+        return Texts(problem=f"The processed data ({given}) is not here, so the examples have ids and no words.")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """manifest.json of the processed data, or nothing."""
+        given = self.option("data", "data_dir")
+        paths = [folder / "manifest.json" for folder in (Path(given), ROOT / given)] if given else []
+        return next((read_json(path) for path in paths if path.is_file()), {})
+
+    def option(self, group: str, name: str) -> Any:
+        """A resolved option of the run; None where it is not known."""
+        return self.config.get("options", {}).get(group, {}).get(name)
+
+    def answers(self, name: str, seed: str) -> dict[int, Record]:
+        """The answers to a set under a seed, by id; empty where there are none."""
+        if self.evaluation is None:
+            return {}
+        paths = [self.evaluation / name / f"{stem}.jsonl" for stem in (seed, "answers")]
+        found = next((path for path in paths if path.is_file()), None)
+        return {record["id"]: record for record in read_jsonl(found)} if found else {}
+
+    def _json(self, name: str) -> Any:
+        path = self.folder / name
+        return read_json(path) if self.run and path.is_file() else None
+
+
+def _numbers(stem: str) -> list[str]:
+    return ["".join(c for c in part if c.isdigit()) or "0" for part in stem.split("-")[1:]]
+
+
+@cache
+def _read_texts(folder: Path) -> Texts:
+    try:
+        table = datasets.load_from_disk(str(folder)).select_columns(["id", "prompt", "response"])
+    except (OSError, ValueError) as error:
+        return Texts(problem=f"{folder} cannot be read ({error}), so the examples have ids and no words.")
+    return Texts({row["id"]: (question(row["prompt"]), row["response"]) for row in table})
+
+
+def open_entry(name: str, folders: Sequence[Path]) -> Entry:
+    """An entry from its folders: a run, a folder that evaluate.py wrote, or one of each.
+
+    Raises UserError where a folder holds neither.
+    """
+    run, evaluation = None, None
+    for folder in folders:
+        is_run = any((folder / file).is_file() for file in ("config.json", "metrics.jsonl"))
+        places = [place for place in (folder, folder / "eval") if (place / "summary.json").is_file()]
+        if not is_run and not places:
+            raise UserError(
+                f"{folder} holds neither a run (config.json, metrics.jsonl) nor an evaluation (summary.json)"
+            )
+        run = RunDir(folder) if is_run else run
+        evaluation = places[0] if places else evaluation
+    return Entry(name, run, evaluation)
+
+
+def read_set(data_root: Path, name: str) -> dict[int, Example]:
+    """The prompts and references of an evaluation set by id; empty where the set is not under ``data_root``."""
+    try:
+        return {example.id: example for example in load_set(data_root, name)}
+    except UserError:
+        return {}
