@@ -87,3 +87,4 @@ METRICS: dict[str, Metric] = {
     "rouge_1": Metric("ROUGE-1", partial(rouge_n, n=1)),
     "rouge_2": Metric("ROUGE-2", partial(rouge_n, n=2)),
 }
+SHOWN = ("rouge_l", "exact_match")  # where nothing else is asked for

@@ -16,7 +16,7 @@ from pocl.console import quiet_libraries, say, show_table
 from pocl.errors import UserError, closest, run_main
 from pocl.files import write_text
 from pocl.flags import flag, parse
-from pocl.metrics import METRICS
+from pocl.metrics import METRICS, SHOWN
 from pocl.tables import comma_separated, latex, make_table, markdown, notes, text_rows
 from tools.rows import TABLES, TEACHER, table_rows
 
@@ -34,7 +34,7 @@ class TableOptions:
     seed: int = flag("seed of the runs in --results", 10)
     matched: bool = flag("take the KD series that was trained with MATCHED=1", False)
     published: str | None = flag("put the paper's figures for this family beside the cells (gpt2)", None)
-    metrics: list[str] = flag(f"one table a metric, of {', '.join(METRICS)}", ["rouge_l", "exact_match"])
+    metrics: list[str] = flag(f"one table a metric, of {', '.join(METRICS)}", list(SHOWN))
     output: list[str] | None = flag("files to write: .md, .csv or .tex", None)
     title: str = flag("title of the table", "results")
 
@@ -95,7 +95,7 @@ def write_tables(
     output: Sequence[Path],
     title: str,
     *,
-    metrics: Sequence[str] = ("rouge_l", "exact_match"),
+    metrics: Sequence[str] = SHOWN,
     published: str | None = None,
 ) -> None:
     """Print one table a metric, and write them to files by their endings."""

@@ -5,7 +5,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pocl.tables import METRICS, POCL, Table, make_table, notes, text_rows
+from pocl.metrics import METRICS, SHOWN
+from pocl.tables import POCL, Table, make_table, notes, text_rows
 from tools.report_answers import answers
 from tools.report_charts import Curve, Panel, line_chart
 from tools.report_commands import again
@@ -72,7 +73,7 @@ def result_tables(entries: Sequence[Entry], published: str | None) -> list[Table
             # The run's own folder, where it can be, so that the ledgers are compared too.
             inside = entry.run and entry.evaluation == entry.run.path / "eval"
             rows[entry.name] = entry.run.path if entry.run and inside else entry.evaluation
-    return [make_table(rows, metric, published=published) for metric in METRICS] if rows else []
+    return [make_table(rows, metric, published=published) for metric in SHOWN] if rows else []
 
 
 def headline(tables: Sequence[Table]) -> tuple[str, float] | None:
@@ -101,7 +102,7 @@ def results(tables: Sequence[Table], entries: Sequence[Entry]) -> Html:
         parts.append(intervals(tables[0]))
     for made in tables:
         columns, rows = text_rows(made)
-        name = METRICS[made.metric]
+        name = METRICS[made.metric].name
         head = tag("h3", name[0].upper() + name[1:])
         parts += [head, table(columns, [[row[0], *map(cell, row[1:])] for row in rows], caption=name, class_="scores")]
     parts.append(tag("ul", *(tag("li", line) for line in notes(tables[0])), class_="notes"))
