@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE = 60  # seconds
 
 
 class Browser:
@@ -48,6 +50,9 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._read], [], [], PATIENCE)
+            if not ready:
+                raise RuntimeError(f"the browser has said nothing for {PATIENCE} seconds")
             block = os.read(self._read, 1 << 20)
             if not block:
                 raise RuntimeError("the browser has gone")
@@ -117,7 +122,8 @@ def browser() -> Iterator[Browser]:
         os.dup2(reader, 3)
         os.dup2(writer, 4)
 
-    with tempfile.TemporaryDirectory() as profile:
+    # Its helpers may still write for a moment after it has ended.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
             + ["--hide-scrollbars", f"--user-data-dir={profile}", "--remote-debugging-pipe"],

@@ -229,7 +229,8 @@ def test_tables_hold_the_numbers_of_the_files(page: Tree, run: Path) -> None:
     assert terms["optimiser steps"] == "9" and terms["finished"] == "yes"
     assert terms["best dev ROUGE-L"].startswith(f"{max(r['dev_rouge_l'] for r in dev):.2f}")
     assert terms["test ROUGE-L, short"] == f"{summary['short']['rouge_l']['mean']:.2f}"
-    assert page.table("ROUGE-L")[1][1].startswith(f"{summary['short']['rouge_l']['mean']:.2f}")
+    assert page.table("results")[1][0] == "ROUGE-L"
+    assert page.table("results")[1][1].startswith(f"{summary['short']['rouge_l']['mean']:.2f}")
     assert terms["fingerprint of the student"] == read_json(run / "config.json")["fingerprints"]["student"]
     later = read_jsonl(run / "difficulty-stage2.jsonl")
     mean = sum(record["cross_entropy"] for record in later) / len(later)
@@ -476,7 +477,7 @@ def test_a_table_has_every_row_with_its_run_and_its_answers(table_page: Path, ru
     assert names == ["KLD", "KLD + POCL", "teacher"]
     _, wanted = text_rows(make_table({"KLD + POCL": run}))
     assert made[2][1].startswith(wanted[0][1].replace("\n", ""))
-    assert [a["id"] for a, _ in page.all("details", class_="run")] == ["run-kld", "run-kld-pocl"]
+    assert [a["id"] for a, _ in page.all("details", class_="run")] == ["row-kld", "row-kld-pocl", "row-teacher"]
     assert set(lines_of(page, "KLD")) == {"KLD", "KLD + POCL"}
     assert [row[0] for row in page.table("ledgers")[1:]] == ["KLD", "KLD + POCL"]
     assert page.table("ledgers")[1][5] == "99"
@@ -490,7 +491,8 @@ def test_the_rows_of_a_family_are_found(run: Path, folders: Folders, tmp_path: P
     result = call(report, ["--results", tmp_path / "gpt2", "--published", "gpt2", "--data-root", folders.data_root])
     assert result.status == 0, result.output
     page = Tree((tmp_path / "gpt2" / "report.html").read_text(encoding="utf-8"))
-    assert page.all("h1") == [({}, "gpt2: main table")] and page.table("ROUGE-L")[1][0] == "KLD + POCL"
+    assert page.all("h1") == [({}, "gpt2: main table")] and page.table("results")[1][0] == "ROUGE-L"
+    assert page.all("details", class_="run")[0][0]["id"] == "row-kld-pocl"
 
 
 def refused(result: Result, words: str) -> None:

@@ -231,10 +231,10 @@ def test_dark_and_light_differ(window: Browser, run_page: Path) -> None:
 
 def test_a_link_to_a_run_opens_it(window: Browser, table_page: Path) -> None:
     window.open(table_page)
-    assert not window.ask("document.getElementById('run-kld-pocl').open")
-    window.ask("location.hash = 'run-kld-pocl'")
+    assert not window.ask("document.getElementById('row-kld-pocl').open")
+    window.ask("location.hash = 'row-kld-pocl'")
     assert window.ask(
-        "new Promise((done) => setTimeout(() => done(document.getElementById('run-kld-pocl').open), 50))"
+        "new Promise((done) => setTimeout(() => done(document.getElementById('row-kld-pocl').open), 50))"
     )
 
 

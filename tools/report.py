@@ -21,6 +21,7 @@ from pocl.errors import UserError, run_main
 from pocl.files import write_text
 from pocl.flags import flag, parse
 from pocl.tables import published_figures
+from tools.curves import run_title
 from tools.make_tables import evaluated_rows, named_folders
 from tools.report_controls import Limits
 from tools.report_data import Entry, open_entry
@@ -102,7 +103,7 @@ def default_title(what: ReportOptions) -> str:
     """What the page is called: the end of the run's path, or the table and its family."""
     if what.results:
         return f"{Path(what.results).resolve().name}: {what.table} table"
-    return " / ".join(Path(what.run).resolve().parts[-4:]) if what.run else names_of(what.rows or ())
+    return run_title(Path(what.run)) if what.run else names_of(what.rows or ())
 
 
 def names_of(rows: Sequence[str]) -> str:

@@ -90,7 +90,7 @@ def _fields(entries: Sequence[Entry], sets: Sequence[str]) -> list[Html]:
 
 def _question(asked: Asked, entries: Sequence[Entry], limits: Limits) -> Html:
     example, head = asked.example, tag("span", f"{asked.set} {asked.id}", class_="id")
-    words = text(question(example.prompt), limits) if example else None
+    words = text(question(example.prompt, "\n"), limits) if example else None
     cards = [_references(example, limits)] if example else []
     for i, (entry, record) in enumerate(zip(entries, asked.answers, strict=True)):
         if record is not None:

@@ -157,7 +157,11 @@ def _curve(curve: Curve, x: Scale, y: Scale) -> Html:
         shown.append(
             tag("path", d=path_of(thin(finite(curve.raw), 2 * MOST_POINTS), x, y), class_=f"raw {curve.look}")
         )
-    pieces = [thin(finite(piece)) if curve.shape != "steps" else corners(finite(piece)) for piece in curve.pieces]
+    share = MOST_POINTS / max(1, len(curve.points()))
+    pieces = [
+        corners(finite(piece)) if curve.shape == "steps" else thin(finite(piece), max(8, int(share * len(piece))))
+        for piece in curve.pieces
+    ]
     d = "".join(path_of(piece, x, y) for piece in pieces if piece)
     shape = curve.shape if curve.shape == "steps" else None  # it has a value between its points
     shown.append(tag("path", d=d, class_=f"line {curve.look}", data_name=curve.name, data_shape=shape))

@@ -196,7 +196,7 @@ def _read_texts(folder: Path) -> Texts:
         table = datasets.load_from_disk(str(folder)).select_columns(["id", "prompt", "response"])
     except (OSError, ValueError) as error:
         return Texts(problem=f"{folder} cannot be read ({error}), so the examples have ids and no words.")
-    return Texts({row["id"]: (question(row["prompt"]), row["response"]) for row in table})
+    return Texts({row["id"]: (question(row["prompt"], "\n"), row["response"]) for row in table})
 
 
 def open_entry(name: str, folders: Sequence[Path]) -> Entry:

@@ -14,7 +14,7 @@ from tools.report_data import Entry, Ranking
 from tools.report_html import Html, Node, count, join, note, table, tag
 
 MOST_DOTS = 1500
-MOST_CATEGORIES = 16
+MOST_CATEGORIES = 24
 QUARTERS = {1: "easiest quarter", 2: "second", 3: "third", 4: "hardest quarter"}
 # A column's name on an axis, and what its values are multiplied by: ROUGE-L stands from 0 to 100 all over the page.
 AXES = {"rouge_l": ("ROUGE-L of the student's answer, 0 to 100", 100.0)}

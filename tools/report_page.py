@@ -52,9 +52,8 @@ def table_report(
     sections: list[Section] = [("Results", results(tables, entries))]
     if any(entry.dev for entry in runs):
         sections.append(("Learning", learning(runs)))
-    if runs:
-        words = note("Open a row to see its curves, stages and commands.")
-        sections.append(("Runs", join(words, *(run_part(entry, data_root) for entry in runs))))
+    words = note("Open a row to see its curves, stages and commands.")
+    sections.append(("Rows", join(words, *(row_part(entry, data_root) for entry in entries))))
     for i, (owners, ranking) in enumerate(distinct(runs), start=1):
         texts = next((entry.texts for entry in owners if entry.texts.by_id), owners[0].texts)
         words = note("The ranking of ", whose(owners), ".")
@@ -97,10 +96,8 @@ def results(tables: Sequence[Table], entries: Sequence[Entry]) -> Html:
     """The tables, and the last column of the first as intervals beside each other."""
     if not tables:
         return note("Not evaluated yet: evaluate.py writes eval/summary.json.")
-    parts: list[Html] = []
-    if len(tables[0].rows) > 1:
-        parts.append(intervals(tables[0]))
-    for made in tables:
+    parts = [one_row(tables)] if len(tables[0].rows) == 1 else [intervals(tables[0])]
+    for made in tables if len(tables[0].rows) > 1 else ():
         columns, rows = text_rows(made)
         name = METRICS[made.metric].name
         head = tag("h3", name[0].upper() + name[1:])
@@ -110,6 +107,13 @@ def results(tables: Sequence[Table], entries: Sequence[Entry]) -> Html:
     if missing:
         parts.append(note(f"Not evaluated: {', '.join(missing)}."))
     return join(*parts)
+
+
+def one_row(tables: Sequence[Table]) -> Html:
+    """The tables of a single row as one: a line a metric."""
+    rows = [text_rows(made)[1][0] for made in tables]
+    body = [[METRICS[made.metric], *map(cell, row[1:])] for made, row in zip(tables, rows, strict=True)]
+    return table(["", *tables[0].columns], body, caption="results", class_="scores")
 
 
 def cell(text: str) -> Html:
@@ -159,7 +163,7 @@ def learning(runs: Sequence[Entry]) -> Html:
             Curve(
                 entry.name,
                 [[(record["step"], record["dev_rouge_l"]) for record in entry.dev]],
-                "s1" if entry.name.endswith(POCL) else "s0",
+                "s0" if len(group) > 1 and not entry.name.endswith(POCL) else "s1",
                 "dots",
             )
             for entry in group
@@ -177,12 +181,20 @@ def curriculum(entry: Entry) -> Html:
     return join(tag("h3", "Stages"), stage_table(entry), rerankings(entry), head, quarters(entry))
 
 
-def run_part(entry: Entry, data_root: Path) -> Html:
-    """Everything about one run of a table, to be opened."""
-    best = f"best dev ROUGE-L {entry.best['dev_rouge_l']:.2f}" if entry.best else "no dev evaluation"
-    head = tag("summary", tag("h3", entry.name), " ", tag("span", best, class_="unit"))
-    parts = [
-        note(sentence(entry) or str(entry.folder)),
+def row_part(entry: Entry, data_root: Path) -> Html:
+    """Everything about one row of a table, to be opened."""
+    repeat = [tag("h4", "To repeat"), again(entry, data_root)]
+    said, parts = "an evaluation without its run", [note(str(entry.folder)), *repeat]
+    if entry.run:
+        said = f"best dev ROUGE-L {entry.best['dev_rouge_l']:.2f}" if entry.best else "no dev evaluation"
+        parts = [note(sentence(entry) or str(entry.folder)), *run_parts(entry), *repeat]
+    head = tag("summary", tag("h3", entry.name), " ", tag("span", said, class_="unit"))
+    return tag("details", head, *parts, class_="run", id=f"row-{slug(entry.name)}")
+
+
+def run_parts(entry: Entry) -> list[Html | None]:
+    """What is shown of a run among others."""
+    return [
         figures(entry, None),
         tag("h4", "Curves"),
         curves(entry),
@@ -192,10 +204,7 @@ def run_part(entry: Entry, data_root: Path) -> Html:
         rerankings(entry),
         tag("h4", "Easy and hard examples"),
         quarters(entry),
-        tag("h4", "To repeat"),
-        again(entry, data_root),
     ]
-    return tag("details", head, *parts, class_="run", id=f"run-{slug(entry.name)}")
 
 
 def page(title: str, words: Sequence[str | None], top: Html, sections: Sequence[Section]) -> str:
