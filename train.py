@@ -7,8 +7,8 @@ SFT, plain distillation and POCL are this one program: distillation is POCL with
 `python train.py --help` lists the flags; scripts/ holds the paper's settings.
 """
 
-import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,11 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl import distributed
 from pocl.checkpoints import Position
 from pocl.config import parse_train
-from pocl.console import quiet_libraries, say, show_table
-from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages
+from pocl.console import quiet_libraries, say
+from pocl.curriculum import Curriculum
 from pocl.data import Split, check_shares, check_tokenizer, load_split, read_manifest
 from pocl.difficulty import Ranker, adopt_ranking, write_diagnostics
-from pocl.engine import Engine, check_precision
+from pocl.engine import Engine, check_precision, read_deepspeed_config
 from pocl.errors import UserError, run_main
 from pocl.evaluation import DevSet, Example
 from pocl.files import value_sha256, write_json
@@ -38,15 +38,16 @@ from pocl.models import (
     train_only_last_layers,
     weights_fingerprint,
 )
-from pocl.objective import StudentObjective, Term, automatic_chunk_tokens
+from pocl.objective import StudentObjective, Term
 from pocl.on_policy import OnPolicy
 from pocl.options import TrainConfig
-from pocl.pools import unranked_pools
+from pocl.plan_report import show_plan
+from pocl.planning import cache_place, make_pools, make_stages, ranks, with_chunk_tokens
 from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
 from pocl.sampling import Sampling
 from pocl.scoring import Limits
-from pocl.teacher import OnlineTeacher, TeacherSource, cache_bytes, cached_teacher
+from pocl.teacher import OnlineTeacher, TeacherSource, cached_teacher
 from pocl.trainer import Trainer
 
 
@@ -59,6 +60,9 @@ def main() -> None:
     tokenizer = load_tokenizer(config.models.model)
     config = with_chunk_tokens(config, len(tokenizer), device)
     run = open_run(config, device)
+    if config.run.plan:
+        plan(config, run, tokenizer, device)
+        return
     with run.locked():
         distil(config, run, tokenizer, device)
 
@@ -66,7 +70,7 @@ def main() -> None:
 def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
     """The whole algorithm."""
     train, dev = load_data(config, tokenizer)
-    stages = plan(config, len(train))
+    stages = make_stages(config, len(train))
 
     student = load_model(config.models.model, config.models.dtype).to(device)
     check_head(student, config.models.model)
@@ -86,13 +90,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
         tokenizer=tokenizer,
         teacher=teacher,
         train=train,
-        pools=unranked_pools(
-            len(train),
-            config.curriculum.curriculum,
-            seed=config.optimiser.seed,
-            reliance=config.loss.selective_reliance,
-            threshold=config.loss.reliance_threshold,
-        ),
+        pools=make_pools(config, len(train)),
         ranker=ranker,
         dev=dev,
         on_policy=on_policy(config),
@@ -101,12 +99,17 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
     report(run, trainer.fit())
 
 
-def with_chunk_tokens(config: TrainConfig, vocab_size: int, device: torch.device) -> TrainConfig:
-    """The options with a size of chunks, where none was given: it is part of what the run is."""
-    if config.loss.chunk_tokens is not None:
-        return config
-    chunk_tokens = automatic_chunk_tokens(vocab_size, distributed.device_memory(device), device.type)
-    return replace(config, loss=replace(config.loss, chunk_tokens=chunk_tokens))
+def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+    """Print what the run would take, and make nothing."""
+    train, _ = load_data(config, tokenizer)
+    show_plan(
+        config,
+        run,
+        train,
+        zero=read_deepspeed_config(deepspeed_config(config)).get("zero_optimization", {}),
+        prepare=partial(prepare_student, config),
+        device=device,
+    )
 
 
 def open_run(config: TrainConfig, device: torch.device) -> RunDir:
@@ -120,9 +123,10 @@ def open_run(config: TrainConfig, device: torch.device) -> RunDir:
 
 
 def run_options(config: TrainConfig) -> dict[str, dict[str, object]]:
-    """The options that make a run what it is: all but where it is written."""
+    """The options that make a run what it is: all but where it is written, and whether it is only planned."""
     values = asdict(config)
-    values["run"].pop("output_dir")
+    for name in ("output_dir", "plan"):
+        values["run"].pop(name)
     return values
 
 
@@ -167,31 +171,6 @@ def answer_length(config: TrainConfig) -> int:
     return config.data.max_length - longest_prompt
 
 
-def plan(config: TrainConfig, num_examples: int) -> Curriculum:
-    """The stages, printed before anything is trained."""
-    stages = plan_stages(
-        num_examples,
-        curriculum=config.curriculum.curriculum,
-        num_stages=config.curriculum.num_stages,
-        epochs=config.curriculum.epochs,
-        temperature=config.loss.temperature,
-        kd_ratio=config.loss.kd_ratio,
-        first_look=set(config.curriculum.difficulty) == {"snapshot"} and not config.curriculum.difficulty_file,
-    )
-    batch = config.optimiser.global_batch_size
-    check_batches(stages, batch)
-    show_table(
-        f"--type {config.loss.type}, {num_examples} examples, {sum(s.steps(batch) for s in stages)} optimiser steps",
-        ["stage", "easy to hard", "epochs", "T", "KD ratio", "steps an epoch", "steps"],
-        [
-            [s.index + 1, f"{s.pool.start + 1}–{s.pool.stop}", s.epochs, f"{s.temperature:.2f}"]
-            + [f"{s.kd_ratio:.2f}", s.steps_per_epoch(batch), s.steps(batch)]
-            for s in stages
-        ],
-    )
-    return stages
-
-
 def load_teacher(
     config: TrainConfig,
     student: PreTrainedModel,
@@ -218,19 +197,13 @@ def teacher_cache(
     config: TrainConfig, teacher: PreTrainedModel, train: Split
 ) -> tuple[Path | None, dict[str, object]]:
     """(where the teacher's states are kept, or None for an online teacher; what they depend on)."""
-    data_dir, place = Path(config.data.data_dir), config.models.teacher_cache
+    data_dir, place = Path(config.data.data_dir), cache_place(config, train, teacher)
     key: dict[str, object] = {
         "teacher": weights_fingerprint(teacher),
         "data": data_fingerprint(config),
         "max_length": config.data.max_length,
         "examples": len(train),
     }
-    if config.on_policy.on_policy != "off":
-        place = "off"  # text that the student writes is in no cache
-    if place == "auto":
-        seen_once = config.curriculum.num_stages * config.curriculum.epochs == 1
-        room = distributed.broadcast(shutil.disk_usage(data_dir).free)
-        place = "off" if seen_once or room < 2 * cache_bytes(train, teacher) else "auto"
     if place == "off":
         return None, key
     if place == "auto":
@@ -261,8 +234,7 @@ def make_ranker(
 ) -> Ranker | None:
     """What orders the examples from easy to hard; None where nothing asks for it."""
     given = config.curriculum
-    asked = CURRICULA[given.curriculum].order == "ranked" or config.loss.selective_reliance != "off"
-    if not asked and not given.difficulty_file:
+    if not ranks(config) and not given.difficulty_file:
         return None
     if given.difficulty_file:
         adopt_ranking(Path(given.difficulty_file), run, train)
@@ -278,14 +250,19 @@ def make_ranker(
     return Ranker(given.difficulty, given.rerank, run, train, tokenizer, teacher, limits, key)
 
 
-def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int | None, device: torch.device) -> Engine:
-    """Student and objective under DeepSpeed."""
+def prepare_student(config: TrainConfig, student: PreTrainedModel) -> None:
+    """Freeze what is not trained, put adapters in, keep fewer activations: as the options say."""
     if config.models.train_last_layers:
         train_only_last_layers(student, config.models.train_last_layers)
     if config.lora.lora_rank:
         add_adapters(student, config.models.model, seed=config.optimiser.seed, **asdict(config.lora))
     if config.models.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int | None, device: torch.device) -> Engine:
+    """Student and objective under DeepSpeed."""
+    prepare_student(config, student)
     return Engine(
         StudentObjective(student, chunk_tokens=config.loss.chunk_tokens, vocab_size=vocab_size),
         lr=config.optimiser.lr,

@@ -8,7 +8,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl.data import IGNORE, Batch, tokenizer_fingerprint
@@ -16,6 +23,7 @@ from pocl.errors import UserError, first_line
 from pocl.lora import about_base, adapter_chain, merge_adapter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, StrictDataclassError)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -60,7 +68,17 @@ def load_model(path: str, dtype: str = "fp32") -> PreTrainedModel:
     return model.eval()
 
 
-def _load_whole(path: str, dtype: str) -> PreTrainedModel:
+def load_skeleton(path: str, dtype: str = "fp32") -> PreTrainedModel:
+    """The same model without its weights: call it under FakeTensorMode, where a tensor has a shape and no memory.
+
+    Raises UserError where ``load_model`` would not find a configuration or weights.
+    """
+    base, _ = adapter_chain(path)
+    with about_base(path, base):
+        return AutoModelForCausalLM.from_config(_load_config(base), dtype=DTYPES[dtype])
+
+
+def _load_config(path: str) -> PretrainedConfig:
     folder = Path(path)
     if folder.is_dir():
         _check_folder(folder)
@@ -69,7 +87,14 @@ def _load_whole(path: str, dtype: str) -> PreTrainedModel:
     try:
         if not folder.is_dir() and find_adapter_config_file(path):  # transformers would not merge it
             raise UserError(f"{path} is an adapter on the hub; download it to a folder, and give that")
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except _LOADING_ERRORS as error:
+        raise UserError(f"cannot load a model from {path!r}: {first_line(error)}") from error
+
+
+def _load_whole(path: str, dtype: str) -> PreTrainedModel:
+    config = _load_config(path)
+    try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -78,7 +103,7 @@ def _load_whole(path: str, dtype: str) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+    except _LOADING_ERRORS as error:
         raise UserError(f"cannot load a model from {path!r}: {first_line(error)}") from error
     except SafetensorError as error:
         raise UserError(f"the weights in {path!r} are damaged: {first_line(error)}") from error

@@ -170,6 +170,7 @@ class RunOptions:
     _argument_group_name: ClassVar[str] = "run"
     output_dir: str = flag("results folder of the method; the run is OUTPUT_DIR/TYPE/RUN_NAME")
     run_name: str | None = flag("name of the run [default: seed<SEED>]", None)
+    plan: bool = flag("print what the run would take (steps, tokens, memory, disk, time), and stop", False)
     eval_every: int = flag("dev evaluation and checkpoint every N epochs, and at each stage's end [epochs]", 1)
     log_every: int = flag("print and record every N optimiser steps [steps]", 1)
     bucket_examples: int = flag(

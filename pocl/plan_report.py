@@ -1,0 +1,280 @@
+"""``train.py --plan``: what a run would take, printed, and refused where it does not fit this machine.
+
+An entry point of its own, so it reads the options; the arithmetic is in pocl/planner.py.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
+
+from pocl import distributed
+from pocl.console import say, show_table
+from pocl.curriculum import Curriculum
+from pocl.data import Split, micro_batches
+from pocl.difficulty import read_order
+from pocl.errors import UserError
+from pocl.models import DTYPES, load_skeleton
+from pocl.options import TrainConfig
+from pocl.planner import (
+    Amount,
+    Sketch,
+    activation_bytes,
+    answering_bytes,
+    count_stage,
+    forward_work,
+    matmul_rate,
+    objective_bytes,
+    one_pass,
+    sketch,
+    state_bytes,
+    total,
+    training_work,
+)
+from pocl.planning import cache_place, make_pools, make_stages, ranks
+from pocl.ranking import columns_of
+from pocl.rundir import RunDir
+from pocl.teacher import cache_bytes
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a plan says: bytes of a rank in each phase by component, operations of all ranks by part, bytes on disk."""
+
+    phases: Mapping[str, Mapping[str, int]]
+    work: Mapping[str, float]
+    cache: int  # 0: the teacher is online, or there is none
+
+
+def show_plan(
+    config: TrainConfig,
+    run: RunDir,
+    train: Split,
+    *,
+    zero: Mapping[str, Any],
+    prepare: Callable[[PreTrainedModel], None],
+    device: torch.device,
+) -> None:
+    """Print what the run would take: steps, tokens, memory, disk, time.
+
+    ``zero`` is DeepSpeed's ``zero_optimization``; ``prepare`` makes a student what is trained of it.
+    Raises UserError where the run does not fit this machine.
+    """
+    stages = make_stages(config, len(train))
+    amount, exact = _amount(config, run, train, stages)
+    with FakeTensorMode():
+        student = load_skeleton(config.models.model, config.models.dtype)
+        prepare(student)
+        activations, shape = max((activation_bytes(student, *shape), shape) for shape in amount.largest)
+        teacher = load_skeleton(config.models.teacher, config.models.dtype) if config.models.teacher else None
+        place = "off" if teacher is None else cache_place(config, train, teacher)
+        cache = 0 if teacher is None or place == "off" else cache_bytes(train, teacher)
+        width = student.config.hidden_size
+        sketches = sketch(student), None if teacher is None else sketch(teacher)
+    states = state_bytes(sketches[0], zero, num_ranks=distributed.world_size(), on_gpu=device.type == "cuda")
+    costs = Costs(
+        _phases(config, *sketches, states, activations, cached=cache > 0),
+        _work(config, run, train, stages, *sketches, amount, cached=cache > 0),
+        cache,
+    )
+    _show_amount(config, amount, exact, teacher_passes=_teacher_passes(sketches[1], amount, train, cache))
+    memory = distributed.device_memory(device)
+    _show_memory(costs, memory, shape)
+    _show_work(config, costs, width, device)
+    _check_fit(config, costs, memory, zero.get("stage", 0))
+
+
+def _amount(config: TrainConfig, run: RunDir, train: Split, stages: Curriculum) -> tuple[Amount, bool]:
+    """(what all stages put through the student, whether that is exact: it is once the ranking is known)."""
+    pools, given = make_pools(config, len(train)), config.curriculum
+    ranking = Path(given.difficulty_file) if given.difficulty_file else run.ranking("difficulty")
+    known = given.difficulty_file is not None or ranking.is_file()
+    if known:
+        pools = pools.rank(read_order(ranking, train))
+    exact = (known and given.rerank == "off") or pools.scheme.order != "ranked"
+    cut = partial(
+        micro_batches,
+        lengths=train.lengths,
+        max_tokens=config.optimiser.max_tokens,
+        batch_size=config.optimiser.batch_size,
+        rank=0,
+        world_size=distributed.world_size(),
+    )
+    amounts = [
+        count_stage(
+            stage,
+            partial(pools.examples, stage, seed=config.optimiser.seed),
+            train,
+            global_batch_size=config.optimiser.global_batch_size,
+            cut=cut,
+            num_ranks=distributed.world_size(),
+        )
+        for stage in stages
+    ]
+    return total(amounts), exact
+
+
+def _teacher_passes(teacher: Sketch | None, amount: Amount, train: Split, cache: int) -> str:
+    if teacher is None:
+        return "0"
+    return f"{len(train):,} in place of {amount.samples:,}" if cache else f"{amount.samples:,}"
+
+
+def _phases(
+    config: TrainConfig,
+    student: Sketch,
+    teacher: Sketch | None,
+    states: Mapping[str, int],
+    activations: int,
+    *,
+    cached: bool,
+) -> dict[str, dict[str, int]]:
+    """Bytes of a rank by phase and component; what is largest decides whether the run fits."""
+    whole = {"student's weights": student.parameters * student.itemsize}
+    kept = {} if teacher is None else {"teacher": (teacher.head if cached else teacher.parameters) * teacher.itemsize}
+    keys = answering_bytes(student, config.generation.eval_batch_size, config.data.max_length)
+    answers = {"keys and values of answers": keys}
+    phases = {}
+    if teacher is not None:
+        phases["caching" if cached else "loading"] = whole | {"teacher": teacher.parameters * teacher.itemsize}
+    if ranks(config):
+        phases["ranking"] = whole | kept | answers
+    objective = {"a chunk of logits, head's gradient": objective_bytes(student, config.loss.chunk_tokens)}
+    phases["training"] = dict(states) | kept | {"activations": activations} | objective
+    if config.data.num_dev != 0:
+        phases["dev evaluation"] = dict(states) | kept | answers
+    return phases
+
+
+def _work(
+    config: TrainConfig,
+    run: RunDir,
+    train: Split,
+    stages: Curriculum,
+    student: Sketch,
+    teacher: Sketch | None,
+    amount: Amount,
+    *,
+    cached: bool,
+) -> dict[str, float]:
+    """Operations of all ranks by part of the run."""
+    once, given = one_pass(train), config.curriculum
+    work: dict[str, float] = {}
+    if ranks(config) and not given.difficulty_file:
+        passes = {"off": 1, "stage": len(stages), "epoch": sum(stage.epochs for stage in stages)}[given.rerank]
+        passes -= run.ranking("difficulty").is_file()
+        # An answer is taken to be as long as its reference: to write it is to read it once.
+        columns = {"rouge_l", "cross_entropy"} & set(columns_of(given.difficulty))
+        work["ranking"] = passes * len(columns) * forward_work(student, once)
+    if teacher is not None and cached:
+        work["caching the teacher's states"] = forward_work(teacher, once, head=False)
+    work["student"] = training_work(student, amount, recomputes=config.models.gradient_checkpointing)
+    if teacher is not None:
+        work["teacher's head" if cached else "teacher"] = forward_work(teacher, amount, trunk=not cached)
+    return {part: operations for part, operations in work.items() if operations}
+
+
+def _show_amount(config: TrainConfig, amount: Amount, exact: bool, *, teacher_passes: str) -> None:
+    about = "" if exact else "about "
+    show_table(
+        "what the run sees",
+        ["", "number"],
+        [
+            ["optimiser steps", f"{amount.steps:,}"],
+            ["examples", f"{amount.samples:,}"],
+            ["tokens", f"{about}{amount.tokens:,}"],
+            ["response tokens", f"{about}{amount.response_tokens:,}"],
+            ["padding", f"{100 * (amount.padded_tokens / amount.tokens - 1):.0f} %"],
+            ["examples that the teacher reads", teacher_passes],
+        ],
+    )
+    if not exact:
+        say("The ranking is not known yet: tokens are those of pools in the order of the data.")
+    if config.curriculum.advance == "converged":
+        say("Stages may end before their epochs do: these are the most that the run can see.")
+    if config.on_policy.on_policy != "off":
+        say("Tokens are those of the references; text that the student writes instead is as long as it is.")
+
+
+def _show_memory(costs: Costs, memory: int, micro_batch: tuple[int, int]) -> None:
+    names = list(dict.fromkeys(name for phase in costs.phases.values() for name in phase))
+    rows = [
+        [name, *(f"{phase[name] / 1e9:.2f}" if name in phase else "" for phase in costs.phases.values())]
+        for name in names
+    ]
+    rows.append(["sum", *(f"{sum(phase.values()) / 1e9:.2f}" for phase in costs.phases.values())])
+    show_table(f"memory of a rank, estimated, of {memory / 1e9:.1f} GB [GB]", ["", *costs.phases], rows)
+    say(
+        f"Activations are those of the largest micro-batch, {micro_batch[0]} x {micro_batch[1]} tokens; Python, "
+        f"its libraries and passing temporaries come on top."
+    )
+    if costs.cache:
+        say(f"The teacher's states take {costs.cache / 1e9:.2f} GB on disk.")
+
+
+def _show_work(config: TrainConfig, costs: Costs, width: int, device: torch.device) -> None:
+    num_ranks = distributed.world_size()
+    distributed.barrier()  # ranks that share cores measure at the same time
+    rate = distributed.broadcast(matmul_rate(width, DTYPES[config.models.dtype], device))
+    rows = [[part, f"{work / 1e12:.4g}", _duration(work / rate / num_ranks)] for part, work in costs.work.items()]
+    everything = sum(costs.work.values())
+    rows.append(["sum", f"{everything / 1e12:.4g}", _duration(everything / rate / num_ranks)])
+    show_table("work of all ranks", ["", "TFLOP", f"at {rate / 1e12:.3g} TFLOP/s a rank"], rows)
+    sampling = ", sampling the student's text" if config.on_policy.on_policy != "off" else ""
+    say(
+        f"An estimate of matrix products alone, at the rate that one of width {width} reached here just now. Answers "
+        f"count as long as their references; softmaxes, norms, the optimiser, dev evaluation{sampling} and waiting "
+        f"come on top."
+    )
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _check_fit(config: TrainConfig, costs: Costs, memory: int, zero_stage: int) -> None:
+    """Raise UserError where a phase takes more memory than a rank has, or the cache more than the disk."""
+    phase, parts = max(costs.phases.items(), key=lambda item: sum(item[1].values()))
+    needed = sum(parts.values())
+    if needed > memory:
+        largest = max(parts, key=lambda name: parts[name])
+        raise UserError(
+            f"{phase} would take about {needed / 1e9:.1f} GB of a rank that has {memory / 1e9:.1f} GB, "
+            f"{parts[largest] / 1e9:.1f} GB of it for {largest}; {_remedy(config, largest, zero_stage)}"
+        )
+    place = config.models.teacher_cache
+    if costs.cache and place != "auto":
+        folder = next(parent for parent in (Path(place), *Path(place).resolve().parents) if parent.exists())
+        free = distributed.broadcast(shutil.disk_usage(folder).free)
+        if costs.cache > free and not (Path(place) / "manifest.json").is_file():
+            raise UserError(
+                f"the teacher cache would take {costs.cache / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; "
+                f"give --teacher-cache another disk, or --teacher-cache off"
+            )
+
+
+def _remedy(config: TrainConfig, component: str, zero_stage: int) -> str:
+    """What makes a component smaller."""
+    lower_precision = ", or give --dtype bf16" if config.models.dtype == "fp32" else ""
+    if component == "activations":
+        checkpointing = "" if config.models.gradient_checkpointing else ", or give --gradient-checkpointing"
+        return f"lower --max-tokens {config.optimiser.max_tokens}{checkpointing}{lower_precision}"
+    if component.startswith("a chunk"):
+        return f"lower --chunk-tokens {config.loss.chunk_tokens}"
+    if component.startswith("keys"):
+        return f"lower --eval-batch-size {config.generation.eval_batch_size}{lower_precision}"
+    if component == "teacher":
+        return f"take a smaller teacher, or a machine with more memory{lower_precision}"
+    if component == "gradients on their way":
+        return "lower reduce_bucket_size in the DeepSpeed configuration"
+    more = "more ranks" if zero_stage == 3 else "--deepspeed-config scripts/deepspeed/zero3.json and more ranks"
+    return f"share it with {more}, or give --lora-rank 16{lower_precision}"

@@ -1,0 +1,254 @@
+"""What a run takes, counted before any weight is loaded: tokens, matrix products, memory.
+
+Everything here is arithmetic on lengths and on models without weights (``load_skeleton`` in pocl/models.py), but for
+``matmul_rate``, which measures this machine. Memory is in bytes, work in floating-point operations.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pocl.curriculum import Stage
+from pocl.data import Split
+from pocl.models import count_parameters, layer_stack, trunk
+from pocl.objective import chunk_bytes
+
+_CUT_STEPS = (
+    500  # of a stage's first epoch so many steps are cut into micro-batches; the rest is taken to be like them
+)
+_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default for reduce_bucket_size
+_LIVE_ELEMENTS = 1_000_000_000  # and for stage3_max_live_parameters
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a stage puts through the student, over all ranks."""
+
+    steps: int
+    samples: int
+    tokens: int  # without padding, as ledger.json counts them
+    response_tokens: int
+    padded_tokens: float
+    pairs: float  # the sum over samples of their padded length squared: what attention costs
+    largest: tuple[tuple[int, int], ...]  # (samples, padded length) of the micro-batches with most tokens, most pairs
+
+
+def count_stage(
+    stage: Stage,
+    examples: Callable[[int], np.ndarray],
+    split: Split,
+    *,
+    global_batch_size: int,
+    cut: Callable[[np.ndarray], Iterable[np.ndarray]],
+    num_ranks: int,
+) -> Amount:
+    """The amount of one stage.
+
+    ``examples(epoch)`` gives the shuffled positions of the pool, ``cut`` the first rank's micro-batches of a global
+    batch; the ranks get about the same. Padding is counted in steps spread over the first epoch.
+    """
+    steps = stage.steps_per_epoch(global_batch_size)
+    tokens = response_tokens = 0
+    for epoch in range(stage.epochs):
+        seen = examples(epoch)[: steps * global_batch_size]
+        tokens += int(split.lengths[seen].sum())
+        response_tokens += int(split.num_labels[seen].sum())
+    batches = examples(0)[: steps * global_batch_size].reshape(steps, global_batch_size)
+    chosen = np.unique(np.linspace(0, steps - 1, min(steps, _CUT_STEPS)).astype(int))
+    shapes = [(len(rows), int(split.lengths[rows].max())) for batch in batches[chosen] for rows in cut(batch)]
+    scale = num_ranks * stage.epochs * steps / len(chosen)
+    return Amount(
+        steps=stage.steps(global_batch_size),
+        samples=stage.steps(global_batch_size) * global_batch_size,
+        tokens=tokens,
+        response_tokens=response_tokens,
+        padded_tokens=scale * sum(rows * length for rows, length in shapes),
+        pairs=scale * sum(rows * length**2 for rows, length in shapes),
+        largest=_largest(shapes),
+    )
+
+
+def _largest(shapes: Collection[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    tokens = max(shapes, key=lambda shape: shape[0] * shape[1])
+    pairs = max(shapes, key=lambda shape: shape[0] * shape[1] ** 2)
+    return tuple(dict.fromkeys((tokens, pairs)))
+
+
+def total(amounts: Iterable[Amount]) -> Amount:
+    """All stages together."""
+    amounts = list(amounts)
+    sums = {
+        name: sum(getattr(amount, name) for amount in amounts)
+        for name in ("steps", "samples", "tokens", "response_tokens", "padded_tokens", "pairs")
+    }
+    return Amount(**sums, largest=_largest([shape for amount in amounts for shape in amount.largest]))
+
+
+def one_pass(split: Split) -> Amount:
+    """Every example read once, without padding."""
+    tokens, longest = int(split.lengths.sum()), int(split.lengths.max())
+    pairs = float((split.lengths.astype(np.float64) ** 2).sum())
+    return Amount(0, len(split), tokens, int(split.num_labels.sum()), tokens, pairs, ((1, longest),))
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """The numbers of a model that its cost depends on."""
+
+    parameters: int  # tied ones once
+    trained: int  # those that learn
+    itemsize: int  # bytes of a number
+    products: int  # weights of the trunk that every token is multiplied with
+    trained_products: int  # those of them that learn
+    passed_products: int  # those that the backward pass goes through
+    attention: int  # layers x heads x size of a head
+    head: int  # weights of the head
+    trained_head: bool
+    vocab_size: int
+    cached_numbers: int  # keys and values of one token
+
+
+def sketch(model: PreTrainedModel) -> Sketch:
+    """The numbers of a model, with or without its weights."""
+    config, head = model.config, model.get_output_embeddings().weight
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    products = list(_products(trunk(model)))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    passed = products
+    if trained < count_parameters(model):
+        layers = list(layer_stack(model))
+        first = next((i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), None)
+        passed = [] if first is None else [weight for layer in layers[first:] for weight in _products(layer)]
+    return Sketch(
+        parameters=count_parameters(model),
+        trained=trained,
+        itemsize=model.dtype.itemsize,
+        products=_numel(products),
+        trained_products=_numel(weight for weight in products if weight.requires_grad),
+        passed_products=_numel(passed),
+        attention=config.num_hidden_layers * heads * head_size,
+        head=head.numel(),
+        trained_head=head.requires_grad,
+        vocab_size=head.shape[0],
+        cached_numbers=2 * config.num_hidden_layers * key_heads * head_size,
+    )
+
+
+def _products(module: nn.Module) -> Iterable[Tensor]:
+    """The weights of a module that are factors of a matrix product; embeddings are looked up."""
+    for part in module.modules():
+        if not isinstance(part, nn.Embedding):
+            yield from (weight for weight in part.parameters(recurse=False) if weight.dim() == 2)
+
+
+def _numel(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() for weight in weights)
+
+
+def forward_work(model: Sketch, amount: Amount, *, trunk: bool = True, head: bool = True) -> float:
+    """Operations of reading texts: two for a weight and a token, four for a pair of tokens times attention's size."""
+    body = 2.0 * model.products * amount.padded_tokens + 4.0 * model.attention * amount.pairs
+    return body * trunk + 2.0 * model.head * amount.response_tokens * head
+
+
+def training_work(model: Sketch, amount: Amount, *, recomputes: bool) -> float:
+    """Operations of learning from texts: forward, and backward as far as something learns.
+
+    ``recomputes``: the trunk is run a second time in the backward pass (gradient checkpointing).
+    """
+    back = 2.0 * (model.passed_products + model.trained_products) * amount.padded_tokens
+    back += 8.0 * model.attention * amount.pairs * model.passed_products / max(1, model.products)
+    back += 2.0 * (1 + model.trained_head) * model.head * amount.response_tokens
+    again = forward_work(model, amount, head=False) if recomputes else 0.0
+    return forward_work(model, amount) + back + again
+
+
+def state_bytes(model: Sketch, zero: Mapping[str, Any], *, num_ranks: int, on_gpu: bool) -> dict[str, int]:
+    """What a rank holds of the student from step to step, by component, under a DeepSpeed ``zero_optimization``.
+
+    Counted on the tensors that are alive behind DeepSpeed 0.19: stage 0 steps fp32 weights, the others keep fp32
+    master weights beside them whatever the precision. A buffer that is never filled takes no memory on the CPU.
+    """
+    stage = zero.get("stage", 0)
+    weights, gradients = model.parameters * model.itemsize, model.trained * model.itemsize
+    states = {
+        "student's weights": weights // num_ranks if stage == 3 else weights,
+        "gradients": gradients // num_ranks if stage >= 2 else gradients,
+        "optimiser": 12 * model.trained // num_ranks if stage else 8 * model.trained,
+    }
+    if stage == 3:
+        live = int(zero.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
+        states["weights gathered for use"] = min(model.parameters, live) * model.itemsize
+    if stage and zero.get("contiguous_gradients", True):
+        bucket = int(zero.get("reduce_bucket_size", _BUCKET_ELEMENTS))
+        states["gradients on their way"] = (bucket if on_gpu else min(bucket, model.trained)) * model.itemsize
+    for part, name in (("offload_optimizer", "optimiser"), ("offload_param", "student's weights")):
+        if on_gpu and zero.get(part, {}).get("device", "none") != "none":
+            states[name] = 0
+    return states
+
+
+def activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
+    """What the backward pass of the trunk needs kept of a micro-batch, counted on a model without weights.
+
+    Call it under FakeTensorMode. With gradient checkpointing one layer is recomputed at a time, beside what is kept.
+    """
+    checkpointing = model.is_gradient_checkpointing
+    model.train()
+    if not checkpointing:
+        return _saved_bytes(model, rows, length)
+    kept = _saved_bytes(model, rows, length)
+    model.gradient_checkpointing_disable()
+    whole = _saved_bytes(model, rows, length)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return kept + whole // model.config.num_hidden_layers
+
+
+def _saved_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no two have one address
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    model.config.pad_token_id = None  # else some models look for it in the ids, which are not there
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        trunk(model)(input_ids=torch.zeros(rows, length, dtype=torch.long), use_cache=False)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def objective_bytes(model: Sketch, chunk_tokens: int) -> int:
+    """One chunk of logits at its worst moment, and the head's gradient in fp32, once as it is and once scaled."""
+    return chunk_bytes(chunk_tokens, model.vocab_size) + 8 * model.head * model.trained_head
+
+
+def answering_bytes(model: Sketch, num_prompts: int, max_length: int) -> int:
+    """The keys and values of prompts that are answered together."""
+    return num_prompts * max_length * model.cached_numbers * model.itemsize
+
+
+def matmul_rate(width: int, dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
+    """Operations a second that products [1024, width] x [width, 4 width] reach here now."""
+    left = torch.randn(1024, width, device=device).to(dtype)
+    right = torch.randn(width, 4 * width, device=device).to(dtype)
+    count, started = 0, 0.0
+    for warm in (False, True):
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < (seconds if warm else seconds / 4):
+            for _ in range(8 if device.type == "cuda" else 1):
+                left @ right
+                count += 1
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+    return count * 2.0 * 1024 * width * 4 * width / (time.perf_counter() - started)

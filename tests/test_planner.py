@@ -1,0 +1,321 @@
+"""--plan: tokens as the ledger counts them, work and memory against hand counts and real tensors, refusals."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import train
+from pocl import distributed
+from pocl.curriculum import Stage
+from pocl.lora import add_adapters
+from pocl.models import load_skeleton, make_head, train_only_last_layers, trunk
+from pocl.planner import (
+    Amount,
+    Sketch,
+    activation_bytes,
+    answering_bytes,
+    count_stage,
+    forward_work,
+    objective_bytes,
+    one_pass,
+    sketch,
+    state_bytes,
+    total,
+    training_work,
+)
+from tests.runs import Folders, Result, call, make_folders, train_arguments
+from tests.tiny import FAMILIES, ROOT, save_model, tiny_model, tiny_tokenizer
+
+
+class Lengths:
+    """What the planner reads of a split: three examples of 5, 3 and 4 inputs and 2, 1 and 3 labels."""
+
+    lengths = np.array([5, 3, 4])
+    num_labels = np.array([2, 1, 3])
+
+    def __len__(self) -> int:
+        return 3
+
+
+def amount_of(rows: int, length: int, labels: int) -> Amount:
+    """One micro-batch without padding."""
+    return Amount(1, rows, rows * length, labels, rows * length, rows * length**2, ((rows, length),))
+
+
+def test_a_stage_counts_every_epoch_and_drops_its_short_batch() -> None:
+    stage = Stage(0, range(3), 2, 1.0, 1.0)
+    orders = [np.array([0, 1, 2]), np.array([2, 1, 0])]  # the last of each does not fill a batch of 2
+    found = count_stage(
+        stage, lambda epoch: orders[epoch], Lengths(), global_batch_size=2, cut=lambda batch: [batch], num_ranks=1
+    )
+    assert (found.steps, found.samples) == (2, 4)
+    assert (found.tokens, found.response_tokens) == (5 + 3 + 4 + 3, 2 + 1 + 3 + 1)
+    assert (found.padded_tokens, found.pairs) == (2 * 10, 2 * 50)  # the first epoch's 2 x 5, twice
+    assert found.largest == ((2, 5),)
+
+
+def test_ranks_and_stages_add_up() -> None:
+    stage, orders = Stage(0, range(2), 1, 1.0, 1.0), np.array([0, 1])
+    share = count_stage(
+        stage, lambda _: orders, Lengths(), global_batch_size=2, cut=lambda batch: [batch[:1]], num_ranks=2
+    )
+    assert (share.padded_tokens, share.largest) == (2 * 5, ((1, 5),))
+    both = total([share, amount_of(3, 4, 1)])
+    assert (both.steps, both.samples, both.tokens, both.padded_tokens) == (2, 5, 8 + 12, 10 + 12)
+    assert both.largest == ((3, 4),)
+    assert total([share, amount_of(3, 2, 1)]).largest == ((3, 2), (1, 5))  # most tokens, most pairs
+    assert (one_pass(Lengths()).tokens, one_pass(Lengths()).pairs) == (12, 25 + 9 + 16)
+
+
+def plain(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with an attention whose matrix products torch counts."""
+    model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_work_is_what_torch_counts(family: str) -> None:
+    model = plain(tiny_model(family, vocab_size=600, end_id=0))
+    numbers, amount = sketch(model), amount_of(3, 20, 7)
+    ids = torch.ones(3, 20, dtype=torch.long)
+    with FlopCounterMode(display=False) as read:
+        states = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
+    # One more small product makes the rotary angles.
+    assert forward_work(numbers, amount, head=False) == pytest.approx(read.get_total_flops(), rel=2e-3)
+    with FlopCounterMode(display=False) as learnt:
+        make_head(model)(states.reshape(60, -1)[:7]).sum().backward()
+    wanted = read.get_total_flops() + learnt.get_total_flops()
+    assert training_work(numbers, amount, recomputes=False) == pytest.approx(wanted, rel=2e-3)
+
+
+def test_work_of_a_trained_part_is_what_torch_counts() -> None:
+    model = plain(tiny_model("gpt2", vocab_size=600, end_id=0, num_layers=4))
+    train_only_last_layers(model, 1)
+    amount = amount_of(3, 20, 7)
+    with FlopCounterMode(display=False) as counted:
+        states = trunk(model)(input_ids=torch.ones(3, 20, dtype=torch.long), use_cache=False).last_hidden_state
+        make_head(model)(states.reshape(60, -1)[:7]).sum().backward()
+    # The products of the first trained layer give its input no gradient, which the plan counts.
+    assert training_work(sketch(model), amount, recomputes=False) == pytest.approx(counted.get_total_flops(), rel=0.1)
+    again = training_work(sketch(model), amount, recomputes=True) - training_work(
+        sketch(model), amount, recomputes=False
+    )
+    assert again == forward_work(sketch(model), amount, head=False)
+
+
+def test_the_numbers_of_a_gpt2_are_those_counted_by_hand() -> None:
+    numbers = sketch(tiny_model("gpt2", vocab_size=600, end_id=0))  # 2 layers, 4 heads, H = 32
+    assert numbers == Sketch(
+        parameters=600 * 32 + 1024 * 32 + 2 * (12 * 32**2 + 13 * 32) + 2 * 32,
+        trained=600 * 32 + 1024 * 32 + 2 * (12 * 32**2 + 13 * 32) + 2 * 32,
+        itemsize=4,
+        products=2 * 12 * 32**2,
+        trained_products=2 * 12 * 32**2,
+        passed_products=2 * 12 * 32**2,
+        attention=2 * 32,
+        head=600 * 32,
+        trained_head=True,
+        vocab_size=600,
+        cached_numbers=2 * 2 * 32,
+    )
+    assert answering_bytes(numbers, 3, 10) == 3 * 10 * 128 * 4
+    assert objective_bytes(numbers, 16) == 10 * 4 * 16 * 600 + 8 * 600 * 32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_skeleton_has_the_numbers_of_the_real_model_and_no_weights(family: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    save_model(tiny_model(family, vocab_size=len(tokenizer), end_id=0), tokenizer, tmp_path)
+    real = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    with FakeTensorMode():
+        skeleton = load_skeleton(str(tmp_path), "bf16")
+        assert sketch(skeleton) == sketch(real)
+    assert sketch(real).parameters == real.num_parameters()
+
+
+def test_adapters_learn_and_the_rest_is_passed_through(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    save_model(tiny_model("llama", vocab_size=len(tokenizer), end_id=0), tokenizer, tmp_path)
+    with FakeTensorMode():
+        model = load_skeleton(str(tmp_path))
+        before = sketch(model)
+        add_adapters(model, "base", lora_rank=2, lora_alpha=None, lora_dropout=0.0, lora_targets=["q_proj"], seed=0)
+        numbers = sketch(model)
+    adapters = 2 * 2 * (32 + 32)  # two layers; rank 2 down from H = 32 and up to it
+    assert numbers.trained == numbers.trained_products == adapters
+    assert numbers.parameters == before.parameters + adapters
+    assert numbers.passed_products == before.products + adapters
+    assert not numbers.trained_head
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "num_ranks", "wanted"),
+    [  # bytes a parameter: weights, gradients, optimiser, gathered, bucket; counted behind DeepSpeed 0.19 on the CPU
+        (0, "fp32", 2, (4, 4, 8, 0, 0)),
+        (1, "fp32", 1, (4, 4, 12, 0, 4)),
+        (1, "fp32", 2, (4, 4, 6, 0, 4)),
+        (1, "bf16", 2, (2, 2, 6, 0, 2)),
+        (2, "fp32", 2, (4, 2, 6, 0, 4)),
+        (2, "bf16", 2, (2, 1, 6, 0, 2)),
+        (3, "fp32", 2, (2, 2, 6, 4, 4)),
+        (3, "bf16", 2, (1, 1, 6, 2, 2)),
+    ],
+)
+def test_states_of_training_are_those_that_deepspeed_keeps(
+    stage: int, dtype: str, num_ranks: int, wanted: Sequence[int]
+) -> None:
+    model = tiny_model("gpt2", vocab_size=600, end_id=0).to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    numbers = sketch(model)
+    found = state_bytes(numbers, {"stage": stage}, num_ranks=num_ranks, on_gpu=False)
+    names = ("student's weights", "gradients", "optimiser", "weights gathered for use", "gradients on their way")
+    assert [found.get(name, 0) for name in names] == [size * numbers.parameters for size in wanted]
+
+
+def test_buckets_of_a_gpu_are_whole_and_offloaded_states_are_elsewhere() -> None:
+    numbers = sketch(tiny_model("gpt2", vocab_size=600, end_id=0))
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": 1e7}
+    found = state_bytes(numbers, zero, num_ranks=2, on_gpu=True)
+    assert (found["gradients on their way"], found["optimiser"]) == (4 * 10**7, 0)
+    assert state_bytes(numbers, {"stage": 1}, num_ranks=2, on_gpu=True)["gradients on their way"] == 4 * 500_000_000
+
+
+def kept_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
+    """The bytes that autograd really keeps of a micro-batch, but for the weights."""
+    own, kept = {parameter.data_ptr() for parameter in model.parameters()}, {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = trunk(model)(input_ids=torch.ones(rows, length, dtype=torch.long), use_cache=False)
+    assert output.last_hidden_state.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_are_what_autograd_keeps(family: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(family, vocab_size=len(tokenizer), end_id=0).train()
+    save_model(model, tokenizer, tmp_path)
+    whole = kept_bytes(model, 4, 40)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    few = kept_bytes(model, 4, 40)
+    with FakeTensorMode():
+        skeleton = load_skeleton(str(tmp_path))
+        # A mask of 40 x 40 is made where a real model needs none: much here, little where layers are wide.
+        assert whole <= activation_bytes(skeleton, 4, 40) <= 1.15 * whole
+        skeleton.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        assert few + whole / 2 <= activation_bytes(skeleton, 4, 40) <= 1.15 * (few + whole / 2)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+def planned(result: Result, row: str) -> str:
+    """A value of the plan's tables."""
+    assert result.status == 0, result.output
+    return re.search(rf"│ {row} +│ +(.*?) +│", result.output)[1]
+
+
+RUNS = {
+    "sft": ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool", "--epochs", 3],
+    "kd": ["--type", "fkl", "--num-stages", 1, "--curriculum", "whole-pool", "--epochs", 2, "--global-batch-size", 10],
+    "online": ["--type", "rkl", "--num-stages", 2, "--curriculum", "random", "--teacher-cache", "off"],
+    "pocl": ["--type", "tfkl", "--global-batch-size", 5],
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_plan_is_what_the_ledger_says_afterwards(name: str, folders: Folders, tmp_path: Path) -> None:
+    arguments = train_arguments(folders, tmp_path / "out", *RUNS[name], "--num-dev", 0, teacher=name != "sft")
+    before = call(train, [*arguments, "--plan"])
+    assert before.status == 0 and not (tmp_path / "out").exists()
+    if name == "pocl":  # no ranking yet: pools of the right size, with other examples
+        assert planned(before, "tokens").startswith("about ")
+        assert call(train, arguments).status == 0
+        before = call(train, [*arguments, "--plan"])
+    else:
+        assert call(train, arguments).status == 0
+    (run,) = (tmp_path / "out").glob("*/seed10")
+    ledger = json.loads((run / "ledger.json").read_text())
+    counts = {"optimiser steps": "optimizer_steps", "examples": "samples", "tokens": "tokens"}
+    for row, key in (counts | {"response tokens": "response_tokens"}).items():
+        assert planned(before, row) == f"{ledger[key]:,}"
+    passes = planned(before, "examples that the teacher reads").split(" in place of ")
+    assert passes[0] == f"{ledger['teacher_forward_passes']:,}"
+    assert passes[1:] == ([f"{ledger['samples']:,}"] if name in ("kd", "pocl") else [])
+    assert "plan" not in json.loads((run / "config.json").read_text())["options"]["run"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "part", "remedy"),
+    [
+        (["--max-tokens", 100_000], "activations", "lower --max-tokens 100000, or give --gradient-checkpointing"),
+        (["--chunk-tokens", 100_000], "a chunk of logits", "lower --chunk-tokens 100000"),
+        (["--eval-batch-size", 100_000, "--num-dev", 4], "keys and values", "lower --eval-batch-size 100000"),
+        (
+            ["--batch-size", 1, "--chunk-tokens", 1, "--gradient-checkpointing"],
+            "optimiser",
+            "zero3.json and more ranks, or give --lora-rank 16",
+        ),
+    ],
+    ids=["activations", "chunk", "answers", "states"],
+)
+def test_a_run_that_does_not_fit_is_refused_with_what_mends_it(
+    extra: list[object], part: str, remedy: str, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "device_memory", lambda device: 10**6)
+    sizes = ["--type", "sft", "--global-batch-size", 48, "--num-stages", 1, "--num-dev", 0, "--batch-size", 48]
+    result = call(train, train_arguments(folders, tmp_path, *sizes, *extra, "--plan", teacher=False))
+    assert result.status == 2
+    assert "of a rank that has 0.0 GB" in result.last_line
+    assert f"for {part}" in result.last_line and remedy in result.last_line
+
+
+def test_a_cache_that_the_disk_does_not_hold_is_refused(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    place = ["--teacher-cache", tmp_path / "far" / "cache", "--plan"]
+    result = call(train, train_arguments(folders, tmp_path / "out", *place))
+    assert result.status == 2 and "the teacher cache would take" in result.last_line
+    assert f"{tmp_path} has 0.00 GB free" in result.last_line
+    assert not (tmp_path / "far").exists()
+
+
+def test_a_script_plans_on_several_ranks(folders: Folders, tmp_path: Path) -> None:
+    environment = os.environ | {"STUDENT": str(folders.student), "TEACHER": str(folders.teacher), "NUM_GPUS": "2"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # the launcher
+    command = [
+        "bash",
+        str(ROOT / "scripts/gpt2/pocl/train.sh"),
+        "--type",
+        "tfkl",
+        "--plan",
+        "--global-batch-size",
+        "8",
+    ]
+    command += ["--data-dir", str(folders.data), "--output-dir", str(tmp_path / "out"), "--max-length", "192"]
+    done = subprocess.run(
+        command, env=environment | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("work of all ranks") == 1
+    assert not (tmp_path / "out").exists()
