@@ -24,5 +24,5 @@ MODELS="$FOLDER/checkpoints/gpt2"
 [[ -f $FOLDER/processed_data/gpt2/sample/manifest.json ]] ||
     DRY_RUN=0 bash scripts/gpt2/tools/process_data.sh "$FOLDER" --num-dev 8 --max-prompt-length 160 --num-workers 1
 bash scripts/gpt2/reproduce.sh "$FOLDER" --sets sample --seeds 1 2 "${ROWS[@]}" \
-    -- --epochs 1 --global-batch-size 8 --num-train 32 --num-dev 4 --max-length 192 --bucket-examples 2 --lr 1e-3 \
+    -- --epochs 1 --global-batch-size 8 --num-train 32 --num-dev 2 --max-length 192 --bucket-examples 1 --lr 1e-3 \
     -- --max-length 192 --max-prompt-length 160 --num-examples 4

@@ -1,7 +1,6 @@
-"""The rows of the tables against their scripts; all seventeen of the main one, from data to numbers, in small."""
+"""The rows of the tables against their scripts, and how a table's steps are run; tests/test_all_rows.py runs them."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from pocl import config as configuration
 from pocl.curriculum import plan_stages
 from tests.runs import Result, call
 from tests.test_scripts import FAMILIES, printed, run
-from tests.tiny import ROOT
 from tools import reproduce
 from tools.rows import SCALES, TABLES, Row, main_rows, table_rows
 
@@ -186,22 +184,3 @@ def test_the_tiny_scale_asks_for_the_quickstarts_pair(tmp_path: Path) -> None:
     assert first.endswith("scripts/quickstart.sh --pair")
     assert len(others) == 1 + 1 + 3 * 2  # data, the teacher's evaluation, three rows
     assert all("results/quickstart/teacher/sft/seed10/best" in line for line in others)
-
-
-def test_all_seventeen_rows_from_data_to_numbers(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in ("DATA", "TEACHER", "STUDENT")}
-    result = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "tiny_table.sh"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=environment | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    table = (tmp_path / "results" / "gpt2" / "table-main.md").read_text().split("\n\n")[0].splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert [row[0] for row in rows] == PAPER
-    assert all(float(row[1].split("<br>")[0]) >= 0 for row in rows)
-    for row in main_rows(matched=False):
-        run_folder = tmp_path / "results" / "gpt2" / row.run / "seed10"
-        assert json.loads((run_folder / "ledger.json").read_text())["finished"]
-        assert len((run_folder / "eval" / "sample" / "1.jsonl").read_text().splitlines()) == 4
