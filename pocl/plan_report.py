@@ -66,6 +66,8 @@ def show_plan(
     ``zero`` is DeepSpeed's ``zero_optimization``; ``prepare`` makes a student what is trained of it.
     Raises UserError where the run does not fit this machine.
     """
+    if config.lora.lora_rank is not None:
+        raise UserError("--plan does not count adapters yet; without --lora-rank it plans the training of all weights")
     stages = make_stages(config, len(train))
     amount, exact = _amount(config, run, train, stages)
     with FakeTensorMode():
@@ -73,10 +75,11 @@ def show_plan(
         prepare(student)
         activations, shape = max((activation_bytes(student, *shape), shape) for shape in amount.largest)
         teacher = load_skeleton(config.models.teacher, config.models.dtype) if config.models.teacher else None
-        place = "off" if teacher is None else cache_place(config, train, teacher)
-        cache = 0 if teacher is None or place == "off" else cache_bytes(train, teacher)
         width = student.config.hidden_size
         sketches = sketch(student), None if teacher is None else sketch(teacher)
+    # Outside: the ranks agree by real tensors.
+    place = "off" if teacher is None else cache_place(config, train, teacher)
+    cache = 0 if teacher is None or place == "off" else cache_bytes(train, teacher)
     states = state_bytes(sketches[0], zero, num_ranks=distributed.world_size(), on_gpu=device.type == "cuda")
     costs = Costs(
         _phases(config, *sketches, states, activations, cached=cache > 0),

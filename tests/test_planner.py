@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import train
 from pocl import distributed
 from pocl.curriculum import Stage
-from pocl.lora import add_adapters
 from pocl.models import load_skeleton, make_head, train_only_last_layers, trunk
 from pocl.planner import (
     Amount,
@@ -144,21 +143,6 @@ def test_a_skeleton_has_the_numbers_of_the_real_model_and_no_weights(family: str
     assert sketch(real).parameters == real.num_parameters()
 
 
-def test_adapters_learn_and_the_rest_is_passed_through(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    save_model(tiny_model("llama", vocab_size=len(tokenizer), end_id=0), tokenizer, tmp_path)
-    with FakeTensorMode():
-        model = load_skeleton(str(tmp_path))
-        before = sketch(model)
-        add_adapters(model, "base", lora_rank=2, lora_alpha=None, lora_dropout=0.0, lora_targets=["q_proj"], seed=0)
-        numbers = sketch(model)
-    adapters = 2 * 2 * (32 + 32)  # two layers; rank 2 down from H = 32 and up to it
-    assert numbers.trained == numbers.trained_products == adapters
-    assert numbers.parameters == before.parameters + adapters
-    assert numbers.passed_products == before.products + adapters
-    assert not numbers.trained_head
-
-
 @pytest.mark.parametrize(
     ("stage", "dtype", "num_ranks", "wanted"),
     [  # bytes a parameter: weights, gradients, optimiser, gathered, bucket; counted behind DeepSpeed 0.19 on the CPU
@@ -281,7 +265,8 @@ def test_a_run_that_does_not_fit_is_refused_with_what_mends_it(
     extra: list[object], part: str, remedy: str, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "device_memory", lambda device: 10**6)
-    sizes = ["--type", "sft", "--global-batch-size", 48, "--num-stages", 1, "--num-dev", 0, "--batch-size", 48]
+    sizes = ["--type", "sft", "--curriculum", "whole-pool", "--num-stages", 1, "--num-dev", 0]
+    sizes += ["--global-batch-size", 48, "--batch-size", 48]
     result = call(train, train_arguments(folders, tmp_path, *sizes, *extra, "--plan", teacher=False))
     assert result.status == 2
     assert "of a rank that has 0.0 GB" in result.last_line

@@ -112,7 +112,7 @@ def results(tables: Sequence[Table], entries: Sequence[Entry]) -> Html:
 def one_row(tables: Sequence[Table]) -> Html:
     """The tables of a single row as one: a line a metric."""
     rows = [text_rows(made)[1][0] for made in tables]
-    body = [[METRICS[made.metric], *map(cell, row[1:])] for made, row in zip(tables, rows, strict=True)]
+    body = [[METRICS[made.metric].name, *map(cell, row[1:])] for made, row in zip(tables, rows, strict=True)]
     return table(["", *tables[0].columns], body, caption="results", class_="scores")
 
 

@@ -9,4 +9,5 @@ source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../common.sh"
 TRAINED_ON=() # prompts that the test sets share with it are listed
 [[ ! -f "$DATA_DIR/manifest.json" ]] || TRAINED_ON=(--train-data "$DATA_DIR")
 launch evaluate.py --model "${MODEL:-$RESULTS/pocl/tfkl/seed10/best}" \
-    --sets dolly self-inst vicuna sinst uinst --data-root "$BASE_PATH/data" "${TRAINED_ON[@]}" --dtype "$DTYPE" "${FLAGS[@]}"
+    --sets dolly self-inst vicuna sinst uinst --data-root "$BASE_PATH/data" "${TRAINED_ON[@]}" \
+    --dtype "$DTYPE" "${FLAGS[@]}"
