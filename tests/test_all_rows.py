@@ -9,7 +9,6 @@ from tests.test_reproduce import PAPER
 from tests.tiny import ROOT
 from tools.rows import main_rows
 
-
 # One row of every script, with POCL and without.
 SOME = ["teacher", "SFT", "SeqKD", "KLD", "KLD + POCL", "GKD", "GKD + POCL"]
 
