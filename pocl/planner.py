@@ -19,9 +19,7 @@ from pocl.data import Split
 from pocl.models import count_parameters, layer_stack, trunk
 from pocl.objective import chunk_bytes
 
-_CUT_STEPS = (
-    500  # of a stage's first epoch so many steps are cut into micro-batches; the rest is taken to be like them
-)
+_CUT_STEPS = 500  # of a stage's first epoch so many steps are cut into micro-batches; the rest is like them
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default for reduce_bucket_size
 _LIVE_ELEMENTS = 1_000_000_000  # and for stage3_max_live_parameters
 

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pocl.models import make_head, response_states
 from tests.runs import Result, call
-from tools import benchmark, benchmark_losses, benchmark_steps
-from tools.benchmark_steps import VARIANTS, Bench, Variant
+from tools import benchmark
+from tools.benchmarking import divergences, stepping
+from tools.benchmarking.stepping import VARIANTS, Bench, Variant
 
 FLAGS = ["--pair", "micro", "--batch", 6, "--batch-size", 2, "--rounds", 2, "--chunk-tokens", 16]
 FLAGS += ["--max-length", 128, "--loss-tokens", 32, "--device", "cpu"]
@@ -77,7 +78,7 @@ def test_bf16_variants_agree_within_its_rounding(tmp_path: Path) -> None:
 def test_a_variant_that_computes_something_else_is_not_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, error: str
 ) -> None:
-    def wrong(bench: Bench, batch: benchmark_steps.Batch, cached: bool) -> Tensor:
+    def wrong(bench: Bench, batch: stepping.Batch, cached: bool) -> Tensor:
         return factor * VARIANTS[3].loss(bench, batch, cached)
 
     variants: Sequence[Variant] = [*VARIANTS[:3], dataclasses.replace(VARIANTS[3], loss=wrong), *VARIANTS[4:]]
@@ -115,15 +116,14 @@ def test_mistakes_are_refused(tmp_path: Path, flags: list[object], words: str) -
 @pytest.mark.parametrize("pair", ["small", "smollm2", "opt"])
 def test_the_counted_work_is_what_torch_counts(pair: str) -> None:
     """For one example without padding, on shapes cut to two layers; attention, half of which is masked, left out."""
-    shapes = benchmark_steps.PAIRS[pair]()
+    shapes = stepping.PAIRS[pair]()
     for shape in shapes:
         shape.num_hidden_layers, shape.vocab_size = 2, 300
     device = torch.device("cpu")
     student, teacher = (
-        benchmark_steps.build_model(shape, dtype="fp32", device=device, head_only=shape is shapes[1])
-        for shape in shapes
+        stepping.build_model(shape, dtype="fp32", device=device, head_only=shape is shapes[1]) for shape in shapes
     )
-    split = benchmark_steps.load_examples(None, 1, max_length=128, vocab_size=300)
+    split = stepping.load_examples(None, 1, max_length=128, vocab_size=300)
     bench = Bench(student, teacher, None, split, 1, 1, 1, device)  # type: ignore[arg-type]
     batch, length = split.batch([0]), int(split.lengths[0])
     with FlopCounterMode(display=False) as counter:
@@ -132,11 +132,11 @@ def test_the_counted_work_is_what_torch_counts(pair: str) -> None:
         make_head(student)(response_states(student, batch)).sum().backward()
     products = ("aten.addmm", "aten.mm", "aten.bmm")
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).startswith(products))
-    work = benchmark_steps.least_work(bench, np.array([0]))
+    work = stepping.least_work(bench, np.array([0]))
     attention = 3 * 2 * 2 * student.config.hidden_size * length**2
     assert work.flops - attention == counted
 
 
 def test_contenders_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_losses.importlib.util, "find_spec", lambda name: None)
-    assert list(benchmark_losses.contenders()) == ["plain autograd", "this project"]
+    monkeypatch.setattr(divergences.importlib.util, "find_spec", lambda name: None)
+    assert list(divergences.contenders()) == ["plain autograd", "this project"]

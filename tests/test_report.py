@@ -20,10 +20,10 @@ from pocl.flags import parse
 from pocl.rundir import RunDir
 from tests.runs import Folders, Result, call, make_folders, train_arguments
 from tools import report
-from tools.report_charts import Curve, Panel, corners, histogram, line_chart, scatter, thin, ticks
-from tools.report_commands import evaluate_commands, train_command
-from tools.report_data import open_entry
-from tools.report_html import cut, join, number, tag
+from tools.reporting.charts import Curve, Panel, corners, histogram, line_chart, scatter, thin, ticks
+from tools.reporting.commands import evaluate_commands, train_command
+from tools.reporting.data import open_entry
+from tools.reporting.html import cut, join, number, tag
 
 EVIL = "<script>window.bad = 1</script>\"'><img src=x onerror=window.bad=1>&amp;"
 VOID = {"meta", "br", "wbr", "img", "input", "link"}
@@ -522,7 +522,7 @@ def luminance(color: str) -> float:
 
 def schemes() -> Iterator[dict[str, str]]:
     """The colours of light, dark and paper."""
-    sheet = (Path(report.__file__).with_name("report") / "report.css").read_text(encoding="utf-8")
+    sheet = (Path(report.__file__).parent / "reporting" / "page.css").read_text(encoding="utf-8")
     for block in re.findall(r":root \{(.*?)\}", sheet, flags=re.DOTALL):
         yield {
             name: c if len(c) == 7 else f"#{c[1] * 2}{c[2] * 2}{c[3] * 2}"

@@ -31,9 +31,9 @@ from pocl.flags import flag, parse
 from pocl.objective import automatic_chunk_tokens
 from pocl.options import OptimiserOptions
 from pocl.teacher import CachedTeacher, cached_teacher
-from tools import benchmark_losses, benchmark_report, benchmark_steps
-from tools.benchmark_meters import STATUS, Stopwatch, keep_freed_memory, measured_rates, peak_gb
-from tools.benchmark_steps import PAIRS, VARIANTS, Bench, Variant, build_model, forward_backward, least_work
+from tools.benchmarking import divergences, printing, stepping
+from tools.benchmarking.meters import STATUS, Stopwatch, keep_freed_memory, measured_rates, peak_gb
+from tools.benchmarking.stepping import PAIRS, VARIANTS, Bench, Variant, build_model, forward_backward, least_work
 
 # Largest differences from the reference, as shares: of the loss, and of the whole gradient's norm.
 TOLERANCE = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 1e-1)}
@@ -79,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pocl-benchmark-") as folder:
         bench = make_bench(what, device, Path(folder))
         names = [variant.name for variant in VARIANTS]
-        names += benchmark_losses.contenders() if what.loss_tokens else []
+        names += divergences.contenders() if what.loss_tokens else []
         # Before this process grows: on a small machine there is room for one of them.
         peaks = measure_memory(what, names, Path(folder)) if what.memory else {}
         steps = measure_steps(what, bench)
@@ -93,7 +93,7 @@ def main() -> None:
         record["floor_share"] = floor["floor_seconds"] / sum(record["seconds"])
     settings = {key: value for key, value in asdict(what).items() if key not in ("memory_of", "work_dir")}
     machine = {"device": name, "torch": torch.__version__, **floor}
-    benchmark_report.report({"settings": settings, "machine": machine, "steps": steps, "losses": losses})
+    printing.report({"settings": settings, "machine": machine, "steps": steps, "losses": losses})
 
 
 def check(what: BenchmarkOptions) -> None:
@@ -122,7 +122,7 @@ def make_bench(what: BenchmarkOptions, device: torch.device, work_dir: Path, *, 
     student = build_model(shapes[0], **options)
     teacher = build_model(shapes[1], head_only=only is not None and only.cached, **options).requires_grad_(False)
     if only is None:
-        split = benchmark_steps.load_examples(
+        split = stepping.load_examples(
             Path(what.data_dir) if what.data_dir else None,
             what.batch * what.rounds,
             max_length=what.max_length,
@@ -148,7 +148,7 @@ def measure_steps(what: BenchmarkOptions, bench: Bench) -> list[dict[str, Any]]:
 
     Raises RunStopped where a variant computes something else than the reference.
     """
-    optimizer = benchmark_steps.fresh_optimizer(bench.student)
+    optimizer = stepping.fresh_optimizer(bench.student)
     records: list[dict[str, Any]] = [
         {"name": variant.name, "losses": [], "loss_error": 0.0, "gradient_error": 0.0, "processed": 0, "seconds": []}
         for variant in VARIANTS
@@ -221,26 +221,26 @@ def hardware_floor(what: BenchmarkOptions, bench: Bench) -> dict[str, float]:
 def measure_losses(what: BenchmarkOptions, device: torch.device) -> list[dict[str, Any]]:
     """One record an implementation of the divergence: time, and the error of its gradients against float64."""
     rows = make_rows(what, device)
-    true = benchmark_losses.true_gradients(rows)
+    true = divergences.true_gradients(rows)
     records = []
-    for name, loss in benchmark_losses.contenders().items():
-        value, found = benchmark_losses.gradients(rows, loss)
-        error = benchmark_losses.largest_error(found, true)
+    for name, loss in divergences.contenders().items():
+        value, found = divergences.gradients(rows, loss)
+        error = divergences.largest_error(found, true)
         records.append({"name": name, "loss": value, "gradient_error": error, "seconds": []})
     for _ in range(what.rounds):
-        for loss, record in zip(benchmark_losses.contenders().values(), records, strict=True):
+        for loss, record in zip(divergences.contenders().values(), records, strict=True):
             with Stopwatch(device) as taken:
-                benchmark_losses.gradients(rows, loss)
+                divergences.gradients(rows, loss)
             record["seconds"].append(taken.seconds)
     return records
 
 
-def make_rows(what: BenchmarkOptions, device: torch.device, *, compiled: bool = True) -> benchmark_losses.Rows:
+def make_rows(what: BenchmarkOptions, device: torch.device, *, compiled: bool = True) -> divergences.Rows:
     """Heads of the pair and random states."""
     options = {"dtype": what.dtype, "device": device, "head_only": True}
     student, teacher = (build_model(shape, **options) for shape in PAIRS[what.pair]())
     limits = {"chunk_tokens": what.chunk_tokens, "compiled": compiled}
-    return benchmark_losses.make_rows(student, teacher.requires_grad_(False), what.loss_tokens, **limits)
+    return divergences.make_rows(student, teacher.requires_grad_(False), what.loss_tokens, **limits)
 
 
 def measure_memory(what: BenchmarkOptions, names: Sequence[str], work_dir: Path) -> dict[str, float]:
@@ -265,22 +265,22 @@ def memory_of(what: BenchmarkOptions, name: str, work_dir: Path) -> float:
 
 def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
     """The most that one step needs beyond the bare program, models, gradients and AdamW included.  -> GB, as JSON."""
-    variants, losses = {variant.name: variant for variant in VARIANTS}, benchmark_losses.contenders()
+    variants, losses = {variant.name: variant for variant in VARIANTS}, divergences.contenders()
     if what.memory_of not in (*variants, *losses) or not what.work_dir:
         raise UserError(f"--memory-of {what.memory_of!r} wants --work-dir and one of {[*variants, *losses]}")
     if what.memory_of in variants:
         before = peak_gb(device)
         variant = variants[what.memory_of]
         bench = make_bench(what, device, Path(what.work_dir), only=variant)
-        optimizer = benchmark_steps.fresh_optimizer(bench.student)
+        optimizer = stepping.fresh_optimizer(bench.student)
         forward_backward(bench, variant, global_batch(what, 0))
         optimizer.step()
     else:
         loss = losses[what.memory_of]
         # Another library's import would count as its memory: a small run first.
-        benchmark_losses.gradients(make_rows(replace(what, pair="micro", loss_tokens=8), device, compiled=False), loss)
+        divergences.gradients(make_rows(replace(what, pair="micro", loss_tokens=8), device, compiled=False), loss)
         before = peak_gb(device)
-        benchmark_losses.gradients(make_rows(what, device, compiled=False), loss)
+        divergences.gradients(make_rows(what, device, compiled=False), loss)
     say(json.dumps(peak_gb(device) - before))
 
 

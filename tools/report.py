@@ -23,9 +23,9 @@ from pocl.flags import flag, parse
 from pocl.tables import published_figures
 from tools.curves import run_title
 from tools.make_tables import evaluated_rows, named_folders
-from tools.report_controls import Limits
-from tools.report_data import Entry, open_entry
-from tools.report_page import run_report, table_report
+from tools.reporting.controls import Limits
+from tools.reporting.data import Entry, open_entry
+from tools.reporting.page import run_report, table_report
 from tools.rows import TABLES, table_rows
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from pocl.losses import LOSSES
 from pocl.models import make_head
 from pocl.objective import Term, chunks_needed, distillation_objective
-from tools.benchmark_steps import TEMPERATURE
+from tools.benchmarking.stepping import TEMPERATURE
 
 TEACHER_WEIGHT = 0.1
 _ROWS_IN_FLOAT64 = 64  # at a time

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pocl.evaluation import Example
-from tools.report_controls import PRINTED, Limits, checkbox, controls, search, select, text
-from tools.report_data import Entry, read_set
-from tools.report_html import Html, count, note, number, tag
+from tools.reporting.controls import PRINTED, Limits, checkbox, controls, search, select, text
+from tools.reporting.data import Entry, read_set
+from tools.reporting.html import Html, count, note, number, tag
 from tools.show_answers import question
 
 MOST_REFERENCES = 3

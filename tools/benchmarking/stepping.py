@@ -31,10 +31,10 @@ from pocl.errors import UserError
 from pocl.losses import LOSSES
 from pocl.models import DTYPES, make_head, response_labels, response_states, trunk
 from pocl.objective import Term, chunks_needed, distillation_objective
+from pocl.rundir import ROOT
 from pocl.teacher import CachedTeacher
 from tools.process_data import tokenised
 
-ROOT = Path(__file__).resolve().parent.parent
 TEMPERATURE, KD_RATIO = 1.5, 0.8  # as in the middle of the curriculum
 
 

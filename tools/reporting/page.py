@@ -7,17 +7,17 @@ from pathlib import Path
 
 from pocl.metrics import METRICS, SHOWN
 from pocl.tables import POCL, Table, make_table, notes, text_rows
-from tools.report_answers import answers
-from tools.report_charts import Curve, Panel, line_chart
-from tools.report_commands import again
-from tools.report_controls import Limits
-from tools.report_data import Entry
-from tools.report_difficulty import difficulty, distinct, quarters, rerankings, whose
-from tools.report_html import Html, Node, join, note, slug, table, tag
-from tools.report_run import curves, dev_table, figures, ledger_list, ledger_table, sentence, stage_table
-from tools.report_samples import samples
+from tools.reporting.answers import answers
+from tools.reporting.charts import Curve, Panel, line_chart
+from tools.reporting.commands import again
+from tools.reporting.controls import Limits
+from tools.reporting.data import Entry
+from tools.reporting.difficulty import difficulty, distinct, quarters, rerankings, whose
+from tools.reporting.html import Html, Node, join, note, slug, table, tag
+from tools.reporting.run import curves, dev_table, figures, ledger_list, ledger_table, sentence, stage_table
+from tools.reporting.samples import samples
 
-ASSETS = Path(__file__).with_name("report")
+ASSETS = Path(__file__).parent
 Section = tuple[str, Html]
 
 
@@ -209,7 +209,7 @@ def run_parts(entry: Entry) -> list[Html | None]:
 
 def page(title: str, words: Sequence[str | None], top: Html, sections: Sequence[Section]) -> str:
     """The whole page. Its policy lets no script run but its own, and nothing be fetched."""
-    style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     head = tag(

@@ -17,7 +17,7 @@ from pocl.files import read_json, read_jsonl
 from pocl.ranking import EASY_IS_HIGH
 from pocl.rundir import ROOT, RunDir
 from tools.curves import run_title, stage_slices
-from tools.report_charts import Band
+from tools.reporting.charts import Band
 from tools.show_answers import question
 
 Record = Mapping[str, Any]

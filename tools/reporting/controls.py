@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tools.report_html import Html, count, cut, tag
+from tools.reporting.html import Html, count, cut, tag
 
 PRINTED = {"samples": 30, "answers": 20}  # as the style sheet has them
 

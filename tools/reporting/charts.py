@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tools.report_html import Html, join, number, tag
+from tools.reporting.html import Html, join, number, tag
 
 WIDTH, HEIGHT = 360, 204
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 352.0, 20.0, 166.0

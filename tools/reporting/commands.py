@@ -10,8 +10,8 @@ from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig
 from pocl.errors import UserError
 from pocl.evaluation import set_path
 from pocl.files import file_sha256
-from tools.report_data import Entry
-from tools.report_html import Html, definitions, join, note, table, tag
+from tools.reporting.data import Entry
+from tools.reporting.html import Html, definitions, join, note, table, tag
 
 # A key of the evaluation's protocol -> the flag that sets it.
 PROTOCOL = {

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from pocl.diagnostics import NAMES, buckets, categories, diagnose, summary, tau
-from tools.report_charts import Curve, Panel, histogram, line_chart, scatter
-from tools.report_data import Entry, Ranking
-from tools.report_html import Html, Node, count, join, note, table, tag
+from tools.reporting.charts import Curve, Panel, histogram, line_chart, scatter
+from tools.reporting.data import Entry, Ranking
+from tools.reporting.html import Html, Node, count, join, note, table, tag
 
 MOST_DOTS = 1500
 MOST_CATEGORIES = 24

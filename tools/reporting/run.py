@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tools.curves import running_mean, stage_slices
-from tools.report_charts import Curve, Panel, Points, finite, line_chart
-from tools.report_data import Entry
-from tools.report_html import Html, Node, count, definitions, join, note, number, table, tag
+from tools.reporting.charts import Curve, Panel, Points, finite, line_chart
+from tools.reporting.data import Entry
+from tools.reporting.html import Html, Node, count, definitions, join, note, number, table, tag
 
 Record = Mapping[str, Any]
 

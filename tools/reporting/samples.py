@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pocl.diagnostics import NAMES
-from tools.report_controls import PRINTED, Limits, checkbox, controls, search, select, text
-from tools.report_data import Ranking, Texts
-from tools.report_difficulty import QUARTERS
-from tools.report_html import Html, Node, breakable, count, note, slug, tag
+from tools.reporting.controls import PRINTED, Limits, checkbox, controls, search, select, text
+from tools.reporting.data import Ranking, Texts
+from tools.reporting.difficulty import QUARTERS
+from tools.reporting.html import Html, Node, breakable, count, note, slug, tag
 
 
 @dataclass(frozen=True)
