@@ -7,7 +7,7 @@ SFT, plain distillation and POCL are this one program: distillation is POCL with
 `python train.py --help` lists the flags; scripts/ holds the paper's settings.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from pocl.models import (
 )
 from pocl.objective import StudentObjective, Term
 from pocl.on_policy import OnPolicy
-from pocl.options import TrainConfig
+from pocl.options import LoraOptions, TrainConfig
 from pocl.plan_report import show_plan
 from pocl.planning import cache_place, make_pools, make_stages, ranks, with_chunk_tokens
 from pocl.recipe import Recipe
@@ -107,7 +107,7 @@ def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, d
         run,
         train,
         zero=read_deepspeed_config(deepspeed_config(config)).get("zero_optimization", {}),
-        prepare=partial(prepare_student, config),
+        prepare=partial(prepare_student, replace(config, lora=LoraOptions())),
         device=device,
     )
 

@@ -45,24 +45,14 @@ def add_adapters(
     from; ``lora_alpha`` None is twice the rank; the adapters depend on ``seed`` alone, so every rank has the same.
     Raises UserError for a target that names no linear layer of the trunk.
     """
-    linear = {
-        name.rpartition(".")[2]: module
-        for name, module in model.base_model.named_modules()  # the trunk: the head stays as it is
-        if isinstance(module, (nn.Linear, Conv1D))
-    }
-    targets = sorted(linear) if ALL_LINEAR in lora_targets else lora_targets
-    for name in targets:
-        if name not in linear:
-            raise UserError(
-                f"--lora-targets {name!r} names no linear layer of the student{closest(name, linear)} "
-                f"(it has {', '.join(sorted(linear))}; {ALL_LINEAR} means them all)"
-            )
+    layers = target_layers(model, lora_targets)
+    targets = sorted({name for name, _ in layers})
     config = LoraConfig(
         r=lora_rank,
         lora_alpha=2 * lora_rank if lora_alpha is None else lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=list(targets),
-        fan_in_fan_out=any(isinstance(linear[name], Conv1D) for name in targets),
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for _, layer in layers),
         base_model_name_or_path=str(Path(base).resolve()) if Path(base).is_dir() else base,
         task_type="CAUSAL_LM",
     )
@@ -71,6 +61,26 @@ def add_adapters(
         inject_adapter_in_model(config, model, _NAME)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     say(f"LoRA of rank {lora_rank} on {', '.join(targets)}: {numerize(trained)} parameters are trained")
+
+
+def target_layers(model: PreTrainedModel, lora_targets: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    """The linear layers of the trunk that get an adapter, each with the last part of its name; the head gets none.
+
+    Raises UserError for a target that names none.
+    """
+    linear = [
+        (name.rpartition(".")[2], module)
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+    ]
+    names = {name for name, _ in linear}
+    targets = names if ALL_LINEAR in lora_targets else set(lora_targets)
+    for name in sorted(targets - names):
+        raise UserError(
+            f"--lora-targets {name!r} names no linear layer of the student{closest(name, names)} "
+            f"(it has {', '.join(sorted(names))}; {ALL_LINEAR} means them all)"
+        )
+    return [(name, module) for name, module in linear if name in targets]
 
 
 def _adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:

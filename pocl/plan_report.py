@@ -20,6 +20,7 @@ from pocl.curriculum import Curriculum
 from pocl.data import Split, micro_batches
 from pocl.difficulty import read_order
 from pocl.errors import UserError
+from pocl.lora import target_layers
 from pocl.models import DTYPES, load_skeleton
 from pocl.options import TrainConfig
 from pocl.planner import (
@@ -36,6 +37,7 @@ from pocl.planner import (
     state_bytes,
     total,
     training_work,
+    with_adapters,
 )
 from pocl.planning import cache_place, make_pools, make_stages, ranks
 from pocl.ranking import columns_of
@@ -63,11 +65,10 @@ def show_plan(
 ) -> None:
     """Print what the run would take: steps, tokens, memory, disk, time.
 
-    ``zero`` is DeepSpeed's ``zero_optimization``; ``prepare`` makes a student what is trained of it.
+    ``zero`` is DeepSpeed's ``zero_optimization``; ``prepare`` makes a student what is trained of it, but for adapters:
+    these are counted and not put in (the activations are those of training all weights, which are about the same).
     Raises UserError where the run does not fit this machine.
     """
-    if config.lora.lora_rank is not None:
-        raise UserError("--plan does not count adapters yet; without --lora-rank it plans the training of all weights")
     stages = make_stages(config, len(train))
     amount, exact = _amount(config, run, train, stages)
     with FakeTensorMode():
@@ -77,6 +78,9 @@ def show_plan(
         teacher = load_skeleton(config.models.teacher, config.models.dtype) if config.models.teacher else None
         width = student.config.hidden_size
         sketches = sketch(student), None if teacher is None else sketch(teacher)
+        if config.lora.lora_rank:
+            layers = [layer for _, layer in target_layers(student, config.lora.lora_targets)]
+            sketches = with_adapters(sketches[0], layers, config.lora.lora_rank), sketches[1]
     # Outside: the ranks agree by real tensors.
     place = "off" if teacher is None else cache_place(config, train, teacher)
     cache = 0 if teacher is None or place == "off" else cache_bytes(train, teacher)

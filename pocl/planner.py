@@ -6,7 +6,7 @@ Everything here is arithmetic on lengths and on models without weights (``load_s
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,23 @@ def sketch(model: PreTrainedModel) -> Sketch:
         trained_head=head.requires_grad,
         vocab_size=head.shape[0],
         cached_numbers=2 * config.num_hidden_layers * key_heads * head_size,
+    )
+
+
+def with_adapters(model: Sketch, layers: Iterable[nn.Module], rank: int) -> Sketch:
+    """The numbers of a model whose ``layers`` get LoRA adapters, and in which nothing else learns.
+
+    An adapter of a layer [in, out] has ``rank`` times (in + out) weights. The backward pass goes through everything.
+    """
+    adapters = sum(rank * sum(layer.weight.shape) for layer in layers)
+    return replace(
+        model,
+        parameters=model.parameters + adapters,
+        trained=adapters,
+        products=model.products + adapters,
+        trained_products=adapters,
+        passed_products=model.products + adapters,
+        trained_head=False,
     )
 
 

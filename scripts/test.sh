@@ -14,4 +14,4 @@ command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
 
 ruff check .
 ruff format --check .
-python -m pytest -n "$cores" --dist loadfile "$@"
+python -m pytest -n "$cores" --dist loadfile --no-loadscope-reorder "$@"

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import train
 from pocl import distributed
 from pocl.curriculum import Stage
+from pocl.lora import add_adapters, target_layers
 from pocl.models import load_skeleton, make_head, train_only_last_layers, trunk
 from pocl.planner import (
     Amount,
@@ -32,6 +33,7 @@ from pocl.planner import (
     state_bytes,
     total,
     training_work,
+    with_adapters,
 )
 from tests.runs import Folders, Result, call, make_folders, train_arguments
 from tests.tiny import FAMILIES, ROOT, save_model, tiny_model, tiny_tokenizer
@@ -141,6 +143,34 @@ def test_a_skeleton_has_the_numbers_of_the_real_model_and_no_weights(family: str
         skeleton = load_skeleton(str(tmp_path), "bf16")
         assert sketch(skeleton) == sketch(real)
     assert sketch(real).parameters == real.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("family", "targets"), [("llama", ["q_proj"]), ("gpt2", ["all-linear"]), ("opt", ["fc1", "fc2"])]
+)
+def test_adapters_are_counted_as_they_are_when_put_in(family: str, targets: list[str], tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    save_model(tiny_model(family, vocab_size=len(tokenizer), end_id=0), tokenizer, tmp_path)
+    with FakeTensorMode():
+        skeleton = load_skeleton(str(tmp_path))
+        before = sketch(skeleton)
+        planned = with_adapters(before, [layer for _, layer in target_layers(skeleton, targets)], 2)
+    real = AutoModelForCausalLM.from_pretrained(tmp_path)
+    add_adapters(real, "base", lora_rank=2, lora_alpha=None, lora_dropout=0.0, lora_targets=targets, seed=0)
+    counted = sketch(real)
+    names = ("parameters", "trained", "products", "trained_products", "trained_head", "itemsize", "head")
+    assert [getattr(planned, name) for name in names] == [getattr(counted, name) for name in names]
+    assert planned.passed_products == before.products + planned.trained
+    if family == "llama":
+        assert planned.trained == 2 * 2 * (32 + 32)  # two layers; rank 2 down from H = 32 and up to it
+
+
+def test_a_run_with_adapters_is_planned(folders: Folders, tmp_path: Path) -> None:
+    result = call(train, train_arguments(folders, tmp_path, "--lora-rank", 2, "--plan"))
+    assert result.status == 0, result.output
+    assert "optimiser steps" in result.output and list(tmp_path.iterdir()) == []
+    result = call(train, train_arguments(folders, tmp_path, "--lora-rank", 2, "--lora-targets", "q_prj", "--plan"))
+    assert result.status == 2 and "names no linear layer" in result.last_line
 
 
 @pytest.mark.parametrize(
