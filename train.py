@@ -76,7 +76,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
     check_head(student, config.models.model)
     say(f"student {config.models.model}: {numerize(count_parameters(student))} parameters")
     teacher, vocab_size = load_teacher(config, student, tokenizer, train, device)
-    start_run(run, config, stages, student)
+    start_run(run, config, stages, student, teacher)
 
     ranker = make_ranker(config, run, tokenizer, teacher, train)
     if ranker:
@@ -216,9 +216,13 @@ def data_fingerprint(config: TrainConfig) -> str:
     return read_manifest(Path(config.data.data_dir))["fingerprint"]
 
 
-def start_run(run: RunDir, config: TrainConfig, stages: Curriculum, student: PreTrainedModel) -> None:
+def start_run(
+    run: RunDir, config: TrainConfig, stages: Curriculum, student: PreTrainedModel, teacher: TeacherSource | None
+) -> None:
     """Write what is decided before step 0: the options and the stages."""
     fingerprints = {"student": weights_fingerprint(student), "data": data_fingerprint(config)}
+    if teacher:
+        fingerprints["teacher"] = teacher.fingerprint
     run.check_fingerprints(fingerprints)
     distributed.barrier()  # everyone has checked before rank 0 writes
     if distributed.is_main():

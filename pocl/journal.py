@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 from pocl import distributed
 from pocl.curriculum import Stage
 from pocl.rundir import RunDir
+
+STATUS = Path("/proc/self/status")  # Linux: what a process has held of memory
 
 
 class Journal:
@@ -62,4 +65,8 @@ def peak_memory_gb(device: torch.device) -> float:
     """The most memory this rank has held so far: of the GPU, or of the process on the CPU.  -> GB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    if not STATUS.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    # Rather than getrusage, whose maximum is handed on from the process that started this one.
+    status = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 / 1e9

@@ -175,7 +175,8 @@ class Trainer:
         sums[3] = self.interrupt.signum  # one rank's wish is every rank's
         *totals, signums = distributed.sum_over_ranks(sums.tolist(), self.device)
         loss, cross_entropy, divergence = (total / num_tokens for total in totals)
-        self.asked_to_stop = self.interrupt.signum or (SIGTERM if signums else 0)
+        # By the sum alone: a signal that came since is not known to the other ranks.
+        self.asked_to_stop = (self.interrupt.signum or SIGTERM) if signums else 0
         self._check_finite(loss, cross_entropy, stage, offenders)
         gradient_norm, applied = self.engine.step(lr)
         if applied and not math.isfinite(gradient_norm):

@@ -194,12 +194,13 @@ def test_a_run_with_other_options_is_refused_and_left_alone(folders: Folders, tm
     assert (tmp_path / "tfkl" / "seed10" / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("what", ["student", "data"])
+@pytest.mark.parametrize("what", ["student", "teacher", "data"])
 def test_a_resume_with_other_things_behind_the_same_paths_is_refused(
     folders: Folders, tmp_path: Path, what: str
 ) -> None:
-    mine = Folders(tmp_path / "student", folders.teacher, tmp_path / "data", folders.data_root)
+    mine = Folders(tmp_path / "student", tmp_path / "teacher", tmp_path / "data", folders.data_root)
     shutil.copytree(folders.student, mine.student)
+    shutil.copytree(folders.teacher, mine.teacher)
     shutil.copytree(folders.data, mine.data)
     arguments = train_arguments(mine, tmp_path / "r", "--num-dev", 0)
     assert call(train, arguments).status == 0
@@ -209,7 +210,7 @@ def test_a_resume_with_other_things_behind_the_same_paths_is_refused(
     else:
         tokenizer = tiny_tokenizer()
         other = tiny_model("gpt2", vocab_size=len(tokenizer), end_id=tokenizer.eos_token_id, seed=9)
-        other.save_pretrained(mine.student)
+        other.save_pretrained(tmp_path / what)
     refused(call(train, arguments), f"was begun with another {what} than its paths hold now")
 
 

@@ -49,7 +49,7 @@ def test_a_pocl_run_leaves_every_file_that_the_design_names(ranked: Path) -> Non
     assert config["options"]["loss"]["type"] == "tfkl"
     assert config["options"]["optimiser"]["min_lr"] == 1e-7  # defaults are resolved
     assert config["options"]["loss"]["chunk_tokens"] == 256  # 600 entries: the CPU's largest
-    assert set(config["fingerprints"]) == {"student", "data"}
+    assert set(config["fingerprints"]) == {"student", "teacher", "data"}
     assert list((ranked / "tensorboard").iterdir())
 
 

@@ -28,11 +28,12 @@ from pocl.console import Progressing, quiet_libraries, say
 from pocl.data import Split
 from pocl.errors import RunStopped, UserError, closest, run_main
 from pocl.flags import flag, parse
+from pocl.journal import STATUS, peak_memory_gb
 from pocl.objective import automatic_chunk_tokens
 from pocl.options import OptimiserOptions
 from pocl.teacher import CachedTeacher, cached_teacher
 from tools.benchmarking import divergences, printing, stepping
-from tools.benchmarking.meters import STATUS, Stopwatch, keep_freed_memory, measured_rates, peak_gb
+from tools.benchmarking.meters import Stopwatch, keep_freed_memory, measured_rates
 from tools.benchmarking.stepping import PAIRS, VARIANTS, Bench, Variant, build_model, forward_backward, least_work
 
 # Largest differences from the reference, as shares: of the loss, and of the whole gradient's norm.
@@ -269,7 +270,7 @@ def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
     if what.memory_of not in (*variants, *losses) or not what.work_dir:
         raise UserError(f"--memory-of {what.memory_of!r} wants --work-dir and one of {[*variants, *losses]}")
     if what.memory_of in variants:
-        before = peak_gb(device)
+        before = peak_memory_gb(device)
         variant = variants[what.memory_of]
         bench = make_bench(what, device, Path(what.work_dir), only=variant)
         optimizer = stepping.fresh_optimizer(bench.student)
@@ -279,9 +280,9 @@ def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
         loss = losses[what.memory_of]
         # Another library's import would count as its memory: a small run first.
         divergences.gradients(make_rows(replace(what, pair="micro", loss_tokens=8), device, compiled=False), loss)
-        before = peak_gb(device)
+        before = peak_memory_gb(device)
         divergences.gradients(make_rows(what, device, compiled=False), loss)
-    say(json.dumps(peak_gb(device) - before))
+    say(json.dumps(peak_memory_gb(device) - before))
 
 
 if __name__ == "__main__":

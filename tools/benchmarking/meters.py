@@ -1,14 +1,12 @@
-"""What tools/benchmark.py reads off the machine: time, peak memory, the rates of a large product and a large copy."""
+"""What tools/benchmark.py reads off the machine: time, the rates of a large product and a large copy."""
 
 import ctypes
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-STATUS = Path("/proc/self/status")
 _TRIES = 6  # of a rate; the best counts
 
 
@@ -50,15 +48,6 @@ def _best_of(call: Callable[[], object], device: torch.device) -> float:
             call()
         found.append(taken.seconds)
     return min(found)
-
-
-def peak_gb(device: torch.device) -> float:
-    """The most memory that this process has held so far, of the GPU or of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    # Not getrusage: its maximum is handed on from the process that started this one.
-    status = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024 / 1e9
 
 
 def keep_freed_memory() -> None:
