@@ -134,7 +134,7 @@ evaluate "$WARM" "$RESULTS/eval/warmup"
 evaluate "$POCL/best" "$RESULTS/eval/pocl"
 evaluate "$TEACHER" "$RESULTS/eval/teacher"
 
-step "7/7  table, answers, picture"
+step "7/7  table, answers, pictures, page"
 run_python tools/make_tables.py --output "$RESULTS/table.md" --title "held-out $SET, greedy answers" --rows \
     "student, before=$RESULTS/eval/before" "student, after warm-up=$RESULTS/eval/warmup" \
     "student, after POCL ($TYPE)=$RESULTS/eval/pocl" "teacher=$RESULTS/eval/teacher"
@@ -142,6 +142,12 @@ run_python tools/show_answers.py --set "$SET" --num-examples 4 --rows \
     "before=$RESULTS/eval/before" "warm-up=$RESULTS/eval/warmup" "POCL=$RESULTS/eval/pocl" "teacher=$RESULTS/eval/teacher"
 run_python tools/plot_run.py --run "$POCL" --output "$RESULTS/curves.png"
 run_python tools/plot_difficulty.py --run "$POCL" --output "$RESULTS/difficulty.png"
+run_python tools/report.py --title "Quickstart: POCL ($TYPE) on $SET" --output "$RESULTS/report.html" --rows \
+    "student, before=$RESULTS/eval/before" \
+    "student, after warm-up=$RESULTS/warmup/sft/seed10" "student, after warm-up=$RESULTS/eval/warmup" \
+    "student, after POCL ($TYPE)=$POCL" "student, after POCL ($TYPE)=$RESULTS/eval/pocl" \
+    "teacher=$RESULTS/teacher/sft/seed10" "teacher=$RESULTS/eval/teacher"
 
-printf '\nDone in %d:%02d. The student: %s/best   the table: %s/table.md   the picture: %s/curves.png\n' \
-    $(((SECONDS - STARTED) / 60)) $(((SECONDS - STARTED) % 60)) "$POCL" "$RESULTS" "$RESULTS"
+printf '\nDone in %d:%02d. In %s: table.md, curves.png, difficulty.png, and report.html, to open in a browser.\n' \
+    $(((SECONDS - STARTED) / 60)) $(((SECONDS - STARTED) % 60)) "$RESULTS"
+printf 'The student: %s/best\n' "$POCL"
