@@ -96,7 +96,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
         on_policy=on_policy(config),
         device=device,
     )
-    report(run, trainer.fit())
+    report(run, trainer.fit(weights_only=config.run.resume_weights))
 
 
 def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
@@ -118,14 +118,14 @@ def open_run(config: TrainConfig, device: torch.device) -> RunDir:
     check_precision(deepspeed_config(config), config.models.dtype, device)
     name = config.run.run_name or f"seed{config.optimiser.seed}"
     run = RunDir(Path(config.run.output_dir) / config.loss.type / name)
-    run.check_options(run_options(config), distributed.world_size())
+    run.check_options(run_options(config), distributed.world_size(), weights_only=config.run.resume_weights)
     return run
 
 
 def run_options(config: TrainConfig) -> dict[str, dict[str, object]]:
-    """The options that make a run what it is: all but where it is written, and whether it is only planned."""
+    """The options that make a run what it is: not where it is written, whether it is only planned, how it resumes."""
     values = asdict(config)
-    for name in ("output_dir", "plan"):
+    for name in ("output_dir", "plan", "resume_weights"):
         values["run"].pop(name)
     return values
 
@@ -305,6 +305,8 @@ def make_recipe(config: TrainConfig, stages: Curriculum) -> Recipe:
         chunk_tokens=config.loss.chunk_tokens,
         max_new_tokens=answer_length(config),
         bucket_examples=config.run.bucket_examples,
+        keep_stages=config.run.keep_stages,
+        max_skipped_steps=config.optimiser.max_skipped_steps,
     )
 
 

@@ -1,18 +1,23 @@
 """What a run needs to go on, and the best student so far: written whole or not at all."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
+from pocl.console import say
 from pocl.engine import Engine
-from pocl.files import read_json, recover_folder, replace_folder, write_json
+from pocl.errors import RankStopped, UserError, first_line
+from pocl.files import recover_folder, replace_folder, write_json
 from pocl.lora import merged_weights, save_adapter
 from pocl.rundir import RunDir
+from pocl.statefile import load_state, save_state
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Position:
     response_tokens: int = 0
     teacher_forward_passes: int = 0  # examples that the teacher's trunk has read
     student_texts: int = 0  # of the samples, those whose response the student wrote
+    skipped_steps: int = 0  # of the steps, those whose loss or gradient was not finite
     done: bool = False
 
     def after_dev(self, rouge_l: float) -> "Position":
@@ -50,59 +56,139 @@ class Position:
 
 
 class Checkpoints:
-    """The folders best/ and checkpoints/ of a run."""
+    """The folders best/ and checkpoints/ of a run, and stages/ where they are kept."""
 
     def __init__(self, run: RunDir, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
         self.run, self.engine, self.tokenizer = run, engine, tokenizer
 
     def save_best(self, student: PreTrainedModel) -> None:
         """Put the student and its tokenizer into best/, a Hugging Face folder; its adapter, if any, into adapter/."""
+        self._save_student(student, self.run.best, adapter=self.run.adapter)
+
+    def save_stage(self, student: PreTrainedModel, stage: int) -> None:
+        """Put the student of a stage's end, counted from 0, into stages/stage-<its number from 1>/."""
+        self._save_student(student, self.run.stages / f"stage-{stage + 1}")
+
+    def _save_student(self, student: PreTrainedModel, folder: Path, *, adapter: Path | None = None) -> None:
         weights = self.engine.full_state_dict(student)
         if distributed.is_main():
-            temporary, adapter = self.run.path / "best.tmp", self.run.path / "adapter.tmp"
+            temporary = folder.with_name(folder.name + ".tmp")
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(adapter, ignore_errors=True)
-            student.save_pretrained(temporary, state_dict=merged_weights(student, weights))
-            self.tokenizer.save_pretrained(temporary)
-            if save_adapter(student, weights, adapter):
-                replace_folder(adapter, self.run.adapter)
-            replace_folder(temporary, self.run.best)
+            with self._writing(temporary):
+                student.save_pretrained(temporary, state_dict=merged_weights(student, weights))
+                self.tokenizer.save_pretrained(temporary)
+            if adapter:
+                new_adapter = adapter.with_name(adapter.name + ".tmp")
+                shutil.rmtree(new_adapter, ignore_errors=True)
+                with self._writing(new_adapter):
+                    adapted = save_adapter(student, weights, new_adapter)
+                if adapted:
+                    replace_folder(new_adapter, adapter)
+            replace_folder(temporary, folder)
         distributed.barrier()
 
     def save_last(self, position: Position, rank_state: Mapping[str, Any] | None = None) -> None:
         """Write everything that going on needs, then point last.json to it, then delete the one before.
 
-        ``rank_state`` is what this rank keeps besides, as JSON values.
+        ``rank_state`` is what this rank keeps besides (what ``save_state`` can write).  Raises RankStopped where the
+        disk refuses: the checkpoint before stays.
         """
-        tag, folder = f"step-{position.step}", self.run.checkpoints
-        self.engine.save(folder, tag)
-        torch.save(distributed.random_state(), folder / tag / f"random-{distributed.rank()}.pt")
-        write_json(folder / tag / f"state-{distributed.rank()}.json", rank_state)
-        distributed.barrier()
+        rank = distributed.rank()
+        folder = self.run.checkpoints / f"step-{position.step}"
+        weights = self.engine.trained_weights()
+        state = {
+            "optimizer": self.engine.optimizer_state(),
+            "random": distributed.random_state(),
+            "own": dict(rank_state or {}),
+        }
+        mine = {_rank_file(rank): state} | ({"weights.safetensors": weights} if distributed.is_main() else {})
+        with self._writing(folder):
+            for name, values in mine.items():
+                save_state(folder / name, values)
+            sizes = {name: (folder / name).stat().st_size for name in mine}
+        files = {
+            name: size
+            for of_rank in distributed.gather_by_id({rank: sizes}).values()
+            for name, size in of_rank.items()
+        }
         if distributed.is_main():
-            write_json(folder / "last.json", {"tag": tag, "position": asdict(position)})
-            for old in folder.glob("step-*"):
-                if old.name != tag:
-                    shutil.rmtree(old, ignore_errors=True)
+            write_json(
+                self.run.checkpoints / "last.json",
+                {
+                    "tag": folder.name,
+                    "position": asdict(position),
+                    "world_size": distributed.world_size(),
+                    "files": files,  # bytes
+                },
+            )
+            self._delete_others(folder)
         distributed.barrier()
 
-    def resume(self) -> tuple[Position, dict[str, Any] | None]:
-        """Take up the last checkpoint, where there is one -> where it was written, and this rank's own state."""
-        last = self.run.checkpoints / "last.json"
+    def resume(self, *, weights_only: bool = False) -> tuple[Position, dict[str, Any] | None]:
+        """Take up the last checkpoint, where there is one -> where it was written, and this rank's own state.
+
+        ``weights_only``: a checkpoint of another number of ranks gives its weights and its position, and rank 0's own
+        state.  Raises UserError for a checkpoint that is damaged.
+        """
         if distributed.is_main():
             recover_folder(self.run.best)
             recover_folder(self.run.adapter)
-        if not last.is_file():
+        last = self.run.last_checkpoint()
+        if last is None:
             if distributed.is_main():
                 self.run.metrics.unlink(missing_ok=True)
                 self.run.forget_rerankings()
             distributed.barrier()
             return Position(), None
-        saved = read_json(last)
-        position, folder = Position(**saved["position"]), self.run.checkpoints / saved["tag"]
-        self.engine.load(self.run.checkpoints, saved["tag"])
-        random_state = torch.load(folder / f"random-{distributed.rank()}.pt", weights_only=True)
-        distributed.set_random_state(random_state)
+        position, folder = Position(**last["position"]), self.run.checkpoints / last["tag"]
+        self._check_files(folder, last["files"])
+        other_ranks = last["world_size"] != distributed.world_size()
+        state = load_state(folder / _rank_file(0 if other_ranks else distributed.rank()))
+        self.engine.load(load_state(folder / "weights.safetensors"), None if other_ranks else state["optimizer"])
+        if other_ranks and not weights_only:
+            raise AssertionError("RunDir.check_options refuses this")
+        if other_ranks:
+            say(
+                f"on from the weights of step {position.step}, which {last['world_size']} rank(s) trained; lost are "
+                f"AdamW's moments, the random states, and the replay buffers"
+            )
+        else:
+            distributed.set_random_state(state["random"])
         if distributed.is_main():
+            self._delete_others(folder)
             self.run.truncate_metrics(position.step)
-        return position, read_json(folder / f"state-{distributed.rank()}.json")
+        return position, state["own"] | {"other_ranks": other_ranks}
+
+    def _delete_others(self, kept: Path) -> None:
+        for other in self.run.checkpoints.glob("step-*"):
+            if other != kept:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _check_files(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        for name, size in sizes.items():
+            path = folder / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                what = "is missing" if found is None else f"has {found} of {size} bytes"
+                raise UserError(
+                    f"{path} {what}: the last checkpoint is damaged. {self.run.best} is still what it was; delete "
+                    f"{self.run.checkpoints} to train again from the start, or give --run-name another name"
+                )
+
+    @contextmanager
+    def _writing(self, folder: Path) -> Iterator[None]:
+        """Leave no half-written folder behind where the disk refuses.  Raises RankStopped then."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = first_line(error).removeprefix("Error while serializing: ").removeprefix("I/O error: ")
+            shutil.rmtree(folder, ignore_errors=True)
+            last = self.run.last_checkpoint()
+            kept = (
+                f"the checkpoint of step {last['position']['step']} is kept" if last else "no checkpoint was kept yet"
+            )
+            raise RankStopped(f"cannot write {folder}: {reason}; {kept}, the same command goes on") from error
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank-{rank}.safetensors"

@@ -123,6 +123,7 @@ def _check_positive(config: TrainConfig) -> None:
         "seed": config.optimiser.seed,
         "num-dev": config.data.num_dev or 0,
         "bucket-examples": config.run.bucket_examples,
+        "max-skipped-steps": config.optimiser.max_skipped_steps,
     }
     for name, value in optional.items():
         if not 0 <= value < math.inf:

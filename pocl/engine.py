@@ -3,19 +3,24 @@
 import contextlib
 import io
 import logging
+import math
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pocl.errors import UserError
+from pocl import distributed
+from pocl.errors import RunStopped, UserError
 from pocl.files import read_json
 from pocl.objective import StudentObjective
 
 # Scales of fp16's loss: start at 2^16, as torch's own scaler does.
 _FP16 = {"enabled": True, "initial_scale_power": 16}
+# What ZeRO's state says of the code rather than of the run.
+_NOT_KEPT = ("param_slice_mappings", "zero_stage", "universal_checkpoint_info")
 
 
 class Engine:
@@ -40,8 +45,7 @@ class Engine:
         module.to(device)
         module.sharded = self.zero_stage == 3
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._all_trained = len(parameters) == sum(1 for _ in module.parameters())
-        module.register_state_dict_post_hook(_drop_frozen)
+        self.scales_loss = dtype == "fp16"
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=device.type == "cuda")
         config |= {
             "train_batch_size": global_batch_size,
@@ -55,7 +59,7 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": None,
         }
-        self.world_size = world_size
+        self._module, self.world_size = module, world_size
         self._norm: float | None = None
         if self.zero_stage == 0 and dtype == "fp32":
             # DeepSpeed steps the plain AdamW here, clips without telling the norm: clip just before the step instead.
@@ -85,17 +89,29 @@ class Engine:
     def step(self, lr: float) -> tuple[float, bool]:
         """Clip, update, clear the gradients -> (norm of the whole gradient before clipping, whether it was applied).
 
-        An fp16 step whose gradient overflowed is not applied; the loss scale has gone down then.
+        A gradient that is not finite is not applied, in any precision; under fp16 the loss scale has gone down then.
+        Raises RunStopped where that scale cannot go down any further.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._engine.step()
-        applied = self._engine.was_step_applied()
+        try:
+            self._engine.step()
+        except Exception as error:
+            if not self.scales_loss or "minimum" not in str(error):
+                raise
+            raise RunStopped(
+                "fp16 gradients overflow at the smallest loss scale: the run diverges, this is no lack of range; "
+                "lower --lr, or use --dtype bf16"
+            ) from error
         norm = self._norm if self._norm is not None else self._engine.get_global_grad_norm()
-        return float("nan" if norm is None else norm), applied
+        norm = float("nan" if norm is None else norm)
+        return norm, self._engine.was_step_applied() and math.isfinite(norm)
 
     def _clip(self, parameters: list[nn.Parameter], clip_grad: float) -> None:
         self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip_grad))
+        if not math.isfinite(self._norm):
+            for parameter in parameters:
+                parameter.grad = None  # AdamW passes over it: neither weights nor moments change
 
     def fresh_optimizer(self) -> None:
         """Forget AdamW's moments and its step count, as a new optimiser would start; weights stay."""
@@ -120,22 +136,62 @@ class Engine:
         weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in kept})
         return weights
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Write the trained weights, the optimiser and the loss scale of every rank to ``folder/tag``."""
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The trained weights, whole, on the CPU of every rank; tied ones once, under the module's names."""
+        weights = {}
+        for name, parameter in self._trained():
+            with self._gathered([parameter], enabled=self.zero_stage == 3):
+                weights[name] = parameter.detach().cpu().clone()
+        return weights
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Read what ``save`` wrote.  Raises UserError where it is missing or was written by another world size."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_module_strict=self._all_trained)
-        if path is None:
-            raise UserError(f"{folder / tag} holds no checkpoint that can be resumed")
+    def optimizer_state(self) -> dict[str, Any]:
+        """This rank's share of the optimiser: AdamW's moments, fp32 weights under ZeRO, the loss scale."""
+        with self._at_rest():
+            state = dict(self._optimizer.state_dict())
+        if self.zero_stage == 0:
+            return state
+        scaler = vars(self._optimizer.loss_scaler)
+        state["loss_scaler"] = {name: value for name, value in scaler.items() if isinstance(value, (bool, int, float))}
+        return {name: value for name, value in state.items() if name not in _NOT_KEPT}
 
+    def load(self, weights: Mapping[str, Tensor], optimizer_state: dict[str, Any] | None) -> None:
+        """Take up whole trained weights and this rank's optimiser; with None for it, AdamW starts anew.
 
-def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Leave frozen weights out of the module's checkpoint, under all names of tied ones; DeepSpeed drops one name."""
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            state.pop(prefix + name, None)
+        Raises UserError for weights of another model.
+        """
+        trained = dict(self._trained())
+        if {name: list(tensor.shape) for name, tensor in weights.items()} != {
+            name: list(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in trained.items()
+        }:
+            raise UserError("the checkpoint holds the weights of another model than the student")
+        for name, parameter in trained.items():
+            with torch.no_grad(), self._gathered([parameter], modifier_rank=0, enabled=self.zero_stage == 3):
+                if self.zero_stage < 3 or distributed.is_main():
+                    parameter.copy_(weights[name])
+        if optimizer_state is None:
+            if self.zero_stage:
+                self._optimizer.refresh_fp32_params()
+        elif self.zero_stage == 0:
+            self._optimizer.load_state_dict(optimizer_state)
+        else:
+            scaler = self._optimizer.loss_scaler
+            vars(scaler).update(optimizer_state["loss_scaler"])
+            state = optimizer_state | {"loss_scaler": scaler}
+            with self._at_rest():
+                self._optimizer.load_state_dict({distributed.rank(): state}, load_from_fp32_weights=True)
+
+    def _trained(self) -> Iterable[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self._module.named_parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """ZeRO-3's weights shared out while its state is read or written."""
+        if self.zero_stage < 3:
+            yield
+            return
+        self._optimizer.checkpoint_event_prologue()
+        yield
+        self._optimizer.checkpoint_event_epilogue()
 
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:

@@ -1,11 +1,18 @@
 """The one exception that means: the user can mend this."""
 
+import errno
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+
+# What a disk or a folder answers, at any place where something is written or read.
+_DISK = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENOENT", "ENOTDIR")
+}
 
 
 class UserError(Exception):
@@ -48,7 +55,7 @@ def first_line(error: Exception) -> str:
 def run_main(main: Callable[[], None]) -> None:
     """Run an entry point: a UserError becomes one line and exit status 2, RunStopped one line and status 1.
 
-    POCL_DEBUG=1 in the environment shows the traceback too.
+    So does a disk that is full, read-only or gone.  POCL_DEBUG=1 in the environment shows the traceback too.
     """
     try:
         main()
@@ -61,6 +68,12 @@ def run_main(main: Callable[[], None]) -> None:
         else:
             time.sleep(3)  # the launcher ends every rank when one has gone: rank 0 must have told it by then
         sys.exit(2 if isinstance(error, UserError) else error.exit_status)
+    except OSError as error:
+        if error.errno not in _DISK or os.environ.get("POCL_DEBUG") == "1":
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"error: {what}; what was saved before is whole, the same command goes on", file=sys.stderr, flush=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("stopped; the same command goes on where it was", file=sys.stderr, flush=True)

@@ -136,6 +136,9 @@ class OptimiserOptions:
     min_lr: float = flag("learning rate at the end of the cosine", 1e-7)
     weight_decay: float = flag("AdamW's weight decay", 0.01)
     clip_grad: float = flag("largest norm of the whole gradient", 1.0)
+    max_skipped_steps: int = flag(
+        "leave out up to N steps whose loss or gradient is not finite, then stop; 0 stops at the first [steps]", 0
+    )
     global_batch_size: int = flag("examples of one optimiser step, over all ranks and micro-batches [examples]", 64)
     max_tokens: int = flag(
         "largest micro-batch of one rank, padding included; one example may be longer [tokens]", 4096
@@ -173,6 +176,12 @@ class RunOptions:
     plan: bool = flag("print what the run would take (steps, tokens, memory, disk, time), and stop", False)
     eval_every: int = flag("dev evaluation and checkpoint every N epochs, and at each stage's end [epochs]", 1)
     log_every: int = flag("print and record every N optimiser steps [steps]", 1)
+    keep_stages: bool = flag("keep the student of each stage's end, in stages/ of the run folder", False)
+    resume_weights: bool = flag(
+        "go on with another number of ranks than the checkpoint's: from its weights alone, without AdamW's moments, "
+        "random states and replay buffers",
+        False,
+    )
     bucket_examples: int = flag(
         "at each stage's end ask N examples of each quarter of the ranking again; 0: none [examples]", 16
     )

@@ -26,6 +26,8 @@ class Recipe:
     chunk_tokens: int
     max_new_tokens: int  # of a response that the student samples while it trains
     bucket_examples: int  # examples of each bucket of difficulty that are asked again at each stage's end; 0: none
+    keep_stages: bool  # the student of each stage's end
+    max_skipped_steps: int  # that may be left out for a loss or a gradient that is not finite
 
     @property
     def total_steps(self) -> int:

@@ -28,6 +28,7 @@ class RunDir:
         self.best = path / "best"
         self.adapter = path / "adapter"  # of a LoRA run: what was merged into best/
         self.checkpoints = path / "checkpoints"
+        self.stages = path / "stages"  # with --keep-stages
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
 
@@ -50,7 +51,10 @@ class RunDir:
     def _lock(self, stack: contextlib.ExitStack) -> str | None:
         """Hold the lock until the stack is closed -> None, or who holds it already."""
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; give another --output-dir") from error
         stack.callback(_remove_if_unused, made)
         file = stack.enter_context((self.path / ".lock").open("a+", encoding="utf-8"))
         try:
@@ -65,8 +69,16 @@ class RunDir:
         file.flush()
         return None
 
-    def check_options(self, options: Mapping[str, Any], world_size: int) -> None:
-        """Raise UserError where this folder holds a run with other options or another number of ranks."""
+    def last_checkpoint(self) -> dict[str, Any] | None:
+        """What checkpoints/last.json says (tag, position, world_size, files); None before the first."""
+        path = self.checkpoints / "last.json"
+        return read_json(path) if path.is_file() else None
+
+    def check_options(self, options: Mapping[str, Any], world_size: int, *, weights_only: bool = False) -> None:
+        """Raise UserError where this folder holds a run with other options, or a checkpoint of other ranks.
+
+        ``weights_only``: the number of ranks may be another.
+        """
         if not self.config.is_file():
             return
         saved = read_json(self.config)
@@ -77,10 +89,12 @@ class RunDir:
                 f"{self.path} holds a run with other options ({'; '.join(changed)}); "
                 f"give --run-name another name, or delete the folder"
             )
-        if saved["world_size"] != world_size:
+        last = self.last_checkpoint()
+        if last and last["world_size"] != world_size and not weights_only:
             raise UserError(
-                f"{self.path} was begun on {saved['world_size']} rank(s), this is {world_size}; start it again on "
-                f"{saved['world_size']}, or give --run-name another name"
+                f"{self.path} was trained on {last['world_size']} rank(s), this is {world_size}; start it again on "
+                f"{last['world_size']}, go on from its weights alone with --resume-weights, or give --run-name "
+                f"another name"
             )
 
     def check_fingerprints(self, fingerprints: Mapping[str, str]) -> None:

@@ -77,12 +77,13 @@ class Trainer:
         self.asked_to_stop = 0  # the signal that asked for it, on any rank
         self._teacher_reads = teacher is not None and teacher.online
 
-    def fit(self) -> Position:
+    def fit(self, *, weights_only: bool = False) -> Position:
         """Train every stage, from the start or from the last checkpoint -> where the run ended.
 
+        ``weights_only``: the checkpoint may be one of another number of ranks.
         Raises Interrupted where a signal asked for the end: the step was finished and everything saved.
         """
-        self.resume()
+        self.resume(weights_only=weights_only)
         self.journal.open(self.position.step)
         with self.interrupt, Progressing("training", self.recipe.total_steps, self.position.step) as progress:
             for stage in self.recipe.stages[self.position.stage :]:
@@ -100,13 +101,15 @@ class Trainer:
         self.journal.close()
         return self.position
 
-    def resume(self) -> None:
+    def resume(self, *, weights_only: bool = False) -> None:
         """Take up the last checkpoint, where there is one, and the rankings that were in force then."""
-        self.position, saved = self.checkpoints.resume()
+        self.position, saved = self.checkpoints.resume(weights_only=weights_only)
         if saved is None:
             return
-        self.texts.state = OnPolicyState.from_json(saved["texts"])
+        texts = OnPolicyState.from_json(saved["texts"])
+        self.texts.state = replace(texts, buffer=()) if saved["other_ranks"] else texts
         self.snapshot = Snapshot(len(self.train), saved["losses"])
+        self._write_ledger()  # it may have been cut off behind the checkpoint
         say(f"going on from step {self.position.step} of {self.recipe.total_steps}")
         for stage in self.recipe.stages[: self.position.stage + 1]:
             for epoch in range(stage.epochs if stage.index < self.position.stage else self.position.epoch):
@@ -177,10 +180,12 @@ class Trainer:
         loss, cross_entropy, divergence = (total / num_tokens for total in totals)
         # By the sum alone: a signal that came since is not known to the other ranks.
         self.asked_to_stop = (self.interrupt.signum or SIGTERM) if signums else 0
-        self._check_finite(loss, cross_entropy, stage, offenders)
         gradient_norm, applied = self.engine.step(lr)
-        if applied and not math.isfinite(gradient_norm):
-            raise RunStopped(f"the gradient is not finite at step {self.position.step + 1}; {self._kept()}")
+        if not all(map(math.isfinite, totals)):
+            self._skip(f"loss is {loss}", stage, offenders)
+        elif not applied and not self.engine.scales_loss:  # else an overflow of fp16, which its loss scale answers
+            ids = self.train.column("id")
+            self._skip("gradient is not finite", stage, [ids[i] for i in examples])
         self._count(len(examples), num_inputs, num_tokens, num_student_texts)
         return {
             "loss": loss,
@@ -204,10 +209,12 @@ class Trainer:
             self.teacher.head if self.teacher else None,
             self._kd_ratio(text.positions, term),
         )
-        self.engine.backward(loss, num_tokens)
+        sums = torch.stack([loss.detach().double(), cross_entropy.double().sum(), divergence.double().sum()])
+        # NaN everywhere where anything is not finite: the step is left out then, on every rank.
+        self.engine.backward(loss * (1.0 + 0.0 * sums.sum()).to(loss.dtype), num_tokens)
         if not text.of_student:  # the loss of the reference is what ranks
             self.snapshot.note(text.positions, cross_entropy, (batch.labels != IGNORE).sum(-1))
-        return torch.stack([loss.detach().double(), cross_entropy.double().sum(), divergence.double().sum()])
+        return sums
 
     def _kd_ratio(self, positions: np.ndarray, term: Term) -> torch.Tensor | None:
         """The KD ratio of each example of a micro-batch; None where it is the stage's for all.  -> [B]."""
@@ -215,14 +222,15 @@ class Trainer:
             return None
         return torch.as_tensor(term.kd_ratio * self.pools.factor[positions], dtype=torch.float32, device=self.device)
 
-    def _check_finite(self, loss: float, cross_entropy: float, stage: Stage, offenders: list[int]) -> None:
-        if math.isfinite(loss) and math.isfinite(cross_entropy):
-            return
+    def _skip(self, what: str, stage: Stage, offenders: list[int]) -> None:
+        """Count a step that was not applied.  Raises RunStopped where --max-skipped-steps allows no more."""
         ids = sorted(distributed.gather_by_id(dict.fromkeys(offenders)))
-        raise RunStopped(
-            f"the loss is {loss} at step {self.position.step + 1}, stage {stage.index + 1}, in the micro-batch(es) of "
-            f"examples {ids}; {self._kept()}"
-        )
+        where = f"the {what} at step {self.position.step + 1}, stage {stage.index + 1}, in the batch of examples {ids}"
+        if self.position.skipped_steps >= self.recipe.max_skipped_steps:
+            before = f" after {self.position.skipped_steps} skipped steps" if self.position.skipped_steps else ""
+            raise RunStopped(f"{where}{before}; {self._kept()}")
+        self.position = replace(self.position, skipped_steps=self.position.skipped_steps + 1)
+        say(f"{where}: skipped, {self.position.skipped_steps} of at most {self.recipe.max_skipped_steps}")
 
     def _kept(self) -> str:
         folder = self.run.checkpoints
@@ -256,6 +264,8 @@ class Trainer:
         self.position = self.position.after_epoch(
             stage.index, epoch, stage_over=last or converged, last_stage=stage.index == len(self.recipe.stages) - 1
         )
+        if self.recipe.keep_stages and (last or converged):
+            self.checkpoints.save_stage(self.student, stage.index)
         if self.probe and (last or converged):
             self.journal.record(stage, epoch, self.position.step, self.probe.measure(self._whole_student()))
         if not due:
@@ -270,6 +280,9 @@ class Trainer:
         self.snapshot.share()
         state = {"texts": self.texts.state.as_json(), "losses": self.snapshot.as_json()}
         self.checkpoints.save_last(self.position, state)
+        self._write_ledger()
+
+    def _write_ledger(self) -> None:
         if distributed.is_main():
             write_json(self.run.path / "ledger.json", self.ledger())
 
@@ -324,6 +337,7 @@ class Trainer:
             "response_tokens": position.response_tokens,
             "student_texts": position.student_texts,
             "optimizer_steps": position.step,
+            "skipped_steps": position.skipped_steps,
             "global_batch_size": self.recipe.global_batch_size,
             "lr": self.recipe.lr,
             # A cache was made by reading every example once.

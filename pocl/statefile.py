@@ -1,0 +1,74 @@
+"""Nested state (dicts and lists of tensors, numbers, texts) as a safetensors file: nothing that is read runs code."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pocl.errors import UserError, first_line
+
+_STATE = "state"  # the metadata entry that holds everything but the tensors
+
+
+def save_state(path: Path, state: Any) -> None:
+    """Write ``state`` to ``path``, down to the disk.
+
+    It may hold dicts (keys: texts or whole numbers), lists, tuples (read back as lists), tensors and JSON values.
+    Raises OSError or SafetensorError where the disk refuses, TypeError for anything else in it.
+    """
+    tensors: dict[str, Tensor] = {}
+    metadata = {_STATE: json.dumps(_take_apart(state, tensors, ""))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def load_state(path: Path) -> Any:
+    """What ``save_state`` wrote, tensors on the CPU.  Raises UserError where it is missing, cut or something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            skeleton = json.loads((file.metadata() or {})[_STATE])
+            return _put_together(skeleton, file)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is cut off or no state of a run ({first_line(error)})") from error
+
+
+def _take_apart(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
+    """The value as JSON, with each tensor moved to ``tensors`` and its name there in its place."""
+    if isinstance(value, Tensor):
+        name = place if place not in tensors else f"{place}#{len(tensors)}"
+        # A copy where the memory is shared with a larger tensor or another entry: safetensors wants each alone.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, (str, int)):
+                raise TypeError(f"a key of the state is a {type(key).__name__}")
+        return {"dict": [[key, _take_apart(entry, tensors, _join(place, key))] for key, entry in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_take_apart(entry, tensors, _join(place, i)) for i, entry in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"the state holds a {type(value).__name__}")
+
+
+def _join(place: str, key: str | int) -> str:
+    return f"{place}.{key}" if place else str(key)
+
+
+def _put_together(value: Any, file: Any) -> Any:
+    if isinstance(value, list):
+        return [_put_together(entry, file) for entry in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return file.get_tensor(value["tensor"])
+        return {key: _put_together(entry, file) for key, entry in value["dict"]}
+    return value
