@@ -1,0 +1,133 @@
+"""Numbers that are not finite, and numbers that must not drift."""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import train
+from pocl.data import load_split
+from pocl.engine import Engine
+from pocl.errors import RunStopped
+from tests.golden import CASES, KEPT, curve
+from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
+
+TWO_EPOCHS = ("--type", "fkl", "--curriculum", "whole-pool", "--num-stages", 1, "--epochs", 2, "--num-dev", 0)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+@pytest.fixture(scope="module")
+def poisoned(llama: Folders, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folders, int]:
+    """A student whose embedding of one token is NaN, and the id of the only example that holds that token."""
+    split = load_split(llama.data, "train", max_length=MAX_LENGTH)
+    holders: dict[int, set[int]] = defaultdict(set)
+    for i, texts in enumerate(zip(split.column("prompt_ids"), split.column("response_ids"), strict=True)):
+        for token in {*texts[0], *texts[1]}:
+            holders[token].add(i)
+    token = min(token for token, positions in holders.items() if len(positions) == 1)
+    model = AutoModelForCausalLM.from_pretrained(llama.student)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = math.nan
+    folder = tmp_path_factory.mktemp("poisoned")
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((llama.student / name).read_bytes())
+    (position,) = holders[token]
+    return Folders(folder, llama.teacher, llama.data, llama.data_root), split.column("id")[position]
+
+
+SETTINGS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16")]
+
+
+@pytest.mark.parametrize(("stage", "dtype"), SETTINGS, ids=lambda value: str(value))
+def test_steps_that_are_not_finite_are_left_out_within_the_bound(
+    poisoned: tuple[Folders, int], tmp_path: Path, stage: int, dtype: str
+) -> None:
+    folders, example_id = poisoned
+    extra = [*TWO_EPOCHS, "--deepspeed-config", f"scripts/deepspeed/zero{stage}.json", "--dtype", dtype]
+    result = call(train, train_arguments(folders, tmp_path, *extra, "--max-skipped-steps", 2))
+    assert result.status == 0, result.output
+    run = tmp_path / "fkl" / "seed10"
+    records = [record for record in read_jsonl(run / "metrics.jsonl") if "loss" in record]
+    skipped = [record for record in records if record["skipped"]]
+    assert len(records) == 12 and len(skipped) == 2  # once an epoch
+    assert all(math.isnan(record["loss"]) == record["skipped"] for record in records)
+    assert all(math.isfinite(record["gradient_norm"]) != record["skipped"] for record in records)
+    assert json.loads((run / "ledger.json").read_text())["skipped_steps"] == 2
+    said = [line for line in result.output.splitlines() if ": skipped, " in line]
+    assert len(said) == 2 and all(f" {example_id}," in line or f"[{example_id}" in line or f" {example_id}]" in line
+                                  for line in said)  # fmt: skip
+    # Nothing but that one row is NaN: the step was left out whole.
+    weights = AutoModelForCausalLM.from_pretrained(run / "best", dtype=torch.float32).state_dict()
+    broken = {name: int(torch.isnan(value).any(-1).sum()) for name, value in weights.items() if value.isnan().any()}
+    assert broken == {"model.embed_tokens.weight": 1}
+
+
+def test_one_more_than_the_bound_stops_the_run(poisoned: tuple[Folders, int], tmp_path: Path) -> None:
+    result = call(train, train_arguments(poisoned[0], tmp_path, *TWO_EPOCHS, "--max-skipped-steps", 1))
+    assert result.status == 1
+    assert "the loss is nan at step" in result.last_line and "after 1 skipped steps" in result.last_line
+    assert "the last good checkpoint is kept" in result.last_line
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_gradient_that_is_not_finite_stops_with_step_stage_and_examples(
+    gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    backward, step, steps = Engine.backward, Engine.step, 0
+
+    def overflow_in_the_third(self: Engine, loss_sum: torch.Tensor, num_tokens: float) -> None:
+        backward(self, loss_sum * (math.inf if steps == 2 else 1.0), num_tokens)
+
+    def count(self: Engine, lr: float) -> tuple[float, bool]:
+        nonlocal steps
+        steps += 1
+        return step(self, lr)
+
+    monkeypatch.setattr(Engine, "backward", overflow_in_the_third)
+    monkeypatch.setattr(Engine, "step", count)
+    extra = [*TWO_EPOCHS, "--deepspeed-config", f"scripts/deepspeed/zero{stage}.json"]
+    result = call(train, train_arguments(gpt2, tmp_path, *extra))
+    assert result.status == 1
+    assert "the gradient is not finite at step 3, stage 1, in the batch of examples [" in result.last_line
+    assert result.last_line.count(",") >= 7  # the eight of the batch
+
+
+def test_fp16_at_its_smallest_scale_is_told_from_overflow() -> None:
+    class AtTheMinimum:
+        def step(self) -> None:
+            raise Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.")
+
+    engine: Any = object.__new__(Engine)
+    engine._optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    engine._engine, engine.scales_loss = AtTheMinimum(), True
+    with pytest.raises(RunStopped, match="the run diverges"):
+        engine.step(1e-3)
+    engine.scales_loss = False
+    with pytest.raises(Exception, match="already at minimum"):
+        engine.step(1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_follows_its_golden_curve(gpt2: Folders, tmp_path: Path, name: str) -> None:
+    """The tolerance is for other processors; a change of a formula or of an order of examples is far larger."""
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))[name]
+    found = curve(gpt2, tmp_path, name)
+    assert len(found) == len(kept)
+    for (loss, norm), (kept_loss, kept_norm) in zip(found, kept, strict=True):
+        assert loss == pytest.approx(kept_loss, rel=1e-3)
+        assert norm == pytest.approx(kept_norm, rel=1e-2)
