@@ -14,7 +14,7 @@ from pocl import distributed
 from pocl.console import say
 from pocl.engine import Engine
 from pocl.errors import RankStopped, UserError, first_line
-from pocl.files import recover_folder, replace_folder, write_json
+from pocl.files import check_object, recover_folder, replace_folder, write_json
 from pocl.lora import merged_weights, save_adapter
 from pocl.rundir import RunDir
 from pocl.statefile import load_state, save_state
@@ -140,7 +140,7 @@ class Checkpoints:
                 self.run.forget_rerankings()
             distributed.barrier()
             return Position(), None
-        position, folder = Position(**last["position"]), self.run.checkpoints / last["tag"]
+        position, folder = _position(last["position"], self.run.checkpoints), self.run.checkpoints / last["tag"]
         self._check_files(folder, last["files"])
         other_ranks = last["world_size"] != distributed.world_size()
         state = load_state(folder / _rank_file(0 if other_ranks else distributed.rank()))
@@ -188,6 +188,17 @@ class Checkpoints:
                 f"the checkpoint of step {last['position']['step']} is kept" if last else "no checkpoint was kept yet"
             )
             raise RankStopped(f"cannot write {folder}: {reason}; {kept}, the same command goes on") from error
+
+
+def _position(saved: Mapping[str, Any], folder: Path) -> Position:
+    what = f"{folder / 'last.json'} is damaged: its position"
+    kinds: dict[str, tuple[type, ...]] = {}
+    for name, value in asdict(Position()).items():
+        kinds[name] = (int, float, type(None)) if value is None else (type(value),)
+    check_object(saved, kinds, what)
+    if saved.keys() != kinds.keys():
+        raise UserError(f"{what} holds {sorted(saved.keys() - kinds.keys())}, which this code does not know")
+    return Position(**saved)
 
 
 def _rank_file(rank: int) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pocl.errors import UserError
-from pocl.files import read_json, read_jsonl, value_sha256
+from pocl.files import check_object, read_json, read_jsonl, value_sha256
 
 IGNORE = -100  # the label of a position that is no response token
 FORMAT_VERSION = 1  # of the processed folder
@@ -184,8 +184,13 @@ def read_manifest(data_dir: Path) -> dict[str, Any]:
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path} is of format {version}, this code reads format {FORMAT_VERSION}; run tools/process_data.py again"
+            f"{path} is of format {version!r}, this code reads format {FORMAT_VERSION}; "
+            f"run tools/process_data.py again"
         )
+    kinds = {"fingerprint": (str,), "tokenizer": (str,), "tokenizer_fingerprint": (str,), "max_prompt_length": (int,)}
+    check_object(manifest, kinds, f"{path} is damaged: it")
+    if manifest["max_prompt_length"] < 1:
+        raise UserError(f"{path} is damaged: its max_prompt_length is {manifest['max_prompt_length']}")
     return manifest
 
 

@@ -212,6 +212,10 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     for key, flags in ours.items():
         if key in config:
             raise UserError(f"{path} sets {key!r}; that is said by {flags}")
+    zero = config.get("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+    if type(stage) is not int or not 0 <= stage <= 3:
+        raise UserError(f"{path}: 'zero_optimization' wants an object whose 'stage' is 0, 1, 2 or 3")
     return config
 
 

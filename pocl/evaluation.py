@@ -78,6 +78,10 @@ def _example(record: Mapping[str, Any], number: int, place: str) -> Example:
         prompt = make_prompt(instruction, input_text)
     if not isinstance(prompt, str) or not prompt:
         raise UserError(f"{place}: 'prompt' must be a string with text")
+    try:
+        "".join([prompt, *references]).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: a lone surrogate, which is no text") from error
     return Example(number, prompt, tuple(references))
 
 

@@ -48,6 +48,28 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def read_object(path: Path, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """Read a JSON object that holds at least these names, each with a value of one of these types.
+
+    Raises UserError where it does not, and where the file is missing or malformed.
+    """
+    value = read_json(path)
+    check_object(value, kinds, f"{path} is damaged: it")
+    return value
+
+
+def check_object(value: Any, kinds: Mapping[str, tuple[type, ...]], what: str) -> None:
+    """Raise UserError, which begins with ``what``, unless ``value`` is such an object; True is no whole number."""
+    if not isinstance(value, dict):
+        raise UserError(f"{what} holds a {type(value).__name__} instead of a JSON object")
+    for name, types in kinds.items():
+        if name not in value:
+            raise UserError(f"{what} has no {name!r}")
+        if type(value[name]) not in types:
+            wanted = " or ".join(kind.__name__ for kind in types)
+            raise UserError(f"{what} says {name!r} with a {type(value[name]).__name__}, not a {wanted}")
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object a line; line i of the file is record i.
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pocl import distributed
-from pocl.errors import UserError
-from pocl.files import read_json, write_json, write_text
+from pocl.errors import UserError, first_line
+from pocl.files import check_object, read_object, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "peft", "accelerate", "rouge-score", "numpy")
@@ -72,7 +73,14 @@ class RunDir:
     def last_checkpoint(self) -> dict[str, Any] | None:
         """What checkpoints/last.json says (tag, position, world_size, files); None before the first."""
         path = self.checkpoints / "last.json"
-        return read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        last = read_object(path, {"tag": (str,), "position": (dict,), "world_size": (int,), "files": (dict,)})
+        names = [last["tag"], *last["files"]]
+        if not all(re.fullmatch(r"[\w.-]{1,99}", name, re.ASCII) for name in names):
+            raise UserError(f"{path} is damaged: it names files that no checkpoint has")
+        check_object(last["files"], {name: (int,) for name in last["files"]}, f"{path} is damaged: 'files'")
+        return last
 
     def check_options(self, options: Mapping[str, Any], world_size: int, *, weights_only: bool = False) -> None:
         """Raise UserError where this folder holds a run with other options, or a checkpoint of other ranks.
@@ -81,7 +89,7 @@ class RunDir:
         """
         if not self.config.is_file():
             return
-        saved = read_json(self.config)
+        saved = self._read_config()
         # Through JSON and back, so that tuples and lists compare equal.
         changed = _differences(saved["options"], json.loads(json.dumps(options)))
         if changed:
@@ -101,13 +109,19 @@ class RunDir:
         """Raise UserError where the run was begun with other data or another student behind the same paths."""
         if not self.config.is_file():
             return
-        saved = read_json(self.config)["fingerprints"]
+        saved = self._read_config()["fingerprints"]
         changed = [name for name, value in fingerprints.items() if saved.get(name) != value]
         if changed:
             raise UserError(
                 f"{self.path} was begun with another {' and another '.join(changed)} than its paths hold now; "
                 f"give --run-name another name, or delete the folder"
             )
+
+    def _read_config(self) -> dict[str, Any]:
+        config = read_object(self.config, {"options": (dict,), "fingerprints": (dict,)})
+        groups = config["options"]
+        check_object(groups, {name: (dict,) for name in groups}, f"{self.config} is damaged: 'options'")
+        return config
 
     def write_config(self, options: Mapping[str, Any], fingerprints: Mapping[str, Any], world_size: int) -> None:
         """Write config.json: the resolved options, versions, git commit and fingerprints."""
@@ -146,7 +160,10 @@ class RunDir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl; a last line that a crash cut is left out."""
-        return read_lines(self.metrics)
+        records = read_lines(self.metrics)
+        for number, record in enumerate(records, start=1):
+            check_object(record, {"step": (int,)}, f"{self.metrics}:{number}: the record")
+        return records
 
     def truncate_metrics(self, last_step: int) -> None:
         """Forget what came after the checkpoint that the run goes on from."""
@@ -164,11 +181,23 @@ def _remove_if_unused(folders: Sequence[Path]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file that is appended to; a last line that a crash cut is left out, a missing file empty."""
+    """The JSON lines of a file that is appended to; a last line that a crash cut is left out, a missing file empty.
+
+    Raises UserError for a line before it that is no JSON object.
+    """
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    # Bytes, and \n alone: a text may hold other ends of lines, such as U+2028.
+    lines = path.read_bytes().split(b"\n")[:-1]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number} is damaged: {first_line(error)}") from error
+        check_object(record, {}, f"{path}:{number}: the line")
+        records.append(record)
+    return records
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Sequence[str]:

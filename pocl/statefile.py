@@ -37,7 +37,7 @@ def load_state(path: Path) -> Any:
             return _put_together(skeleton, file)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is cut off or no state of a run ({first_line(error)})") from error
 
 

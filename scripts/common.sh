@@ -4,9 +4,17 @@
 #   bash scripts/<family>/<method>/<script>.sh [BASE_PATH] [any flag of the program: the last mention wins]
 #
 # BASE_PATH (a folder; default: the project's root) holds data/ processed_data/ checkpoints/ results/. From the
-# environment: NUM_GPUS (ranks; of each node with HOSTFILE; default: every visible GPU, or 1 on the CPU), HOSTFILE
-# (several nodes), MASTER_PORT, DTYPE, and DRY_RUN=1, which prints the command and runs nothing.
+# environment: NUM_GPUS (ranks, of each node; default: every visible GPU, or 1 on the CPU), MASTER_PORT, DTYPE, and
+# DRY_RUN=1, which prints the command and runs nothing.
 # Relative paths in flags are relative to where you stand; the scripts' own paths are absolute.
+#
+# Several nodes, which must all see the same BASE_PATH, models and results:
+#   HOSTFILE=FILE  DeepSpeed's launcher starts the ranks of every node over ssh, from here.
+#   NNODES=N NODE_RANK=R MASTER_ADDR=HOST [MASTER_PORT=29500]
+#                  The same command is started on every node, by you or by a scheduler, each time with its own
+#                  NODE_RANK from 0 to N - 1; torchrun starts the ranks there, without ssh. HOST is node 0, and a
+#                  signal to the script (SIGTERM, SIGINT) is one to torchrun, which passes it on to the ranks.
+#                  LAUNCHER=torchrun does the same with NNODES=1. scripts/slurm/ sets all of this under Slurm.
 set -euo pipefail
 
 die() {
@@ -30,18 +38,24 @@ find_gpus() {
     fi
 }
 
-# LAUNCHER_FLAGS: where the ranks run, for DeepSpeed's launcher; LAUNCHER_ENV: what goes into their environment.
+# glibc would give every large tensor back to the system and fault its pages in again: a tenth of the time.
+CPU_ENV=(DS_ACCELERATOR=cpu MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592)
+
+# LAUNCHER_FLAGS: where the ranks run, for the launcher; LAUNCHER_ENV: what goes into their environment.
 place_ranks() {
     LAUNCHER_FLAGS=() LAUNCHER_ENV=()
     [[ "${NUM_GPUS:-1}" =~ ^[1-9][0-9]*$ ]] || die "NUM_GPUS=$NUM_GPUS: it must be a whole number above 0"
+    if uses_torchrun; then
+        place_node
+        return
+    fi
     if [[ -n "${HOSTFILE:-}" ]]; then
         LAUNCHER_FLAGS=(--hostfile "$HOSTFILE" ${NUM_GPUS:+--num_gpus "$NUM_GPUS"})
         return
     fi
     local shown=${#GPUS[@]}
     if ((shown == 0)); then
-        # glibc would give every large tensor back to the system and fault its pages in again: a tenth of the time.
-        LAUNCHER_ENV=(env DS_ACCELERATOR=cpu MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592)
+        LAUNCHER_ENV=(env "${CPU_ENV[@]}")
         LAUNCHER_FLAGS=(--num_accelerators "${NUM_GPUS:-1}")
         share_cores "${NUM_GPUS:-1}"
         return
@@ -53,6 +67,33 @@ place_ranks() {
     if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
         LAUNCHER_FLAGS=(--include "localhost:$(IFS=, && echo "${GPUS[*]:0:ranks}")")
     fi
+}
+
+# Whether torchrun starts the ranks of this node, and not DeepSpeed's launcher.
+uses_torchrun() { [[ "${NNODES:-1}" != 1 || "${LAUNCHER:-}" == torchrun ]]; }
+
+# LAUNCHER_FLAGS and LAUNCHER_ENV for torchrun: this node's ranks among those of all nodes.
+place_node() {
+    local whole='^(0|[1-9][0-9]*)$' nodes="${NNODES:-1}" ranks
+    [[ "$nodes" =~ $whole && "$nodes" != 0 ]] || die "NNODES=$nodes: it must be a whole number above 0"
+    [[ -z "${HOSTFILE:-}" ]] || die "NNODES and HOSTFILE are two ways to use several nodes; give one of them"
+    [[ -n "${NODE_RANK:-}" ]] || die "NNODES=$nodes wants NODE_RANK, this node's number from 0 to $((nodes - 1))"
+    if [[ ! "$NODE_RANK" =~ $whole ]] || ((NODE_RANK >= nodes)); then
+        die "NODE_RANK=$NODE_RANK: with NNODES=$nodes it must be a whole number from 0 to $((nodes - 1))"
+    fi
+    [[ -n "${MASTER_ADDR:-}" ]] || die "NNODES=$nodes wants MASTER_ADDR, the name or address of node 0"
+    # torchrun kills ranks that have not ended so many seconds after a signal: saving a large student takes a while.
+    LAUNCHER_ENV=(env TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}")
+    if ((${#GPUS[@]} == 0)); then
+        ranks="${NUM_GPUS:-1}"
+        LAUNCHER_ENV+=("${CPU_ENV[@]}")
+    else
+        ranks="${NUM_GPUS:-${#GPUS[@]}}"
+        ((ranks <= ${#GPUS[@]})) || die "NUM_GPUS=$ranks, but ${#GPUS[@]} GPU(s) are visible here"
+    fi
+    share_cores "$ranks"
+    LAUNCHER_FLAGS=(--nnodes "$nodes" --node_rank "$NODE_RANK" --nproc_per_node "$ranks")
+    LAUNCHER_FLAGS+=(--master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
 }
 
 # Without this every rank starts a thread on every core.
@@ -75,15 +116,22 @@ run() {
     printf '%s\n' "${line% }"
 }
 
-# launch PROGRAM ARGUMENTS...: a program of the project's root, on every rank.
+# launch PROGRAM ARGUMENTS...: a program of the project's root, on every rank. With torchrun nothing behind it runs.
 launch() {
-    local program="$ROOT/$1" launcher
+    local program="$ROOT/$1" name=deepspeed launcher
     shift
-    launcher="$(command -v deepspeed)" || {
-        launcher=deepspeed
-        [[ "${DRY_RUN:-0}" == 1 ]] || die "no deepspeed in this environment; run: bash install.sh"
+    uses_torchrun && name=torchrun
+    launcher="$(command -v "$name")" || {
+        launcher="$name"
+        [[ "${DRY_RUN:-0}" == 1 ]] || die "no $name in this environment; run: bash install.sh"
     }
     place_ranks
+    if [[ "$name" == torchrun ]]; then
+        # In this process's place, so that a signal to the script reaches the ranks.
+        [[ "${DRY_RUN:-0}" == 1 ]] || exec "${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" "$program" "$@"
+        run "${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" "$program" "$@"
+        return
+    fi
     # --log_level: the launcher's own talk, not the program's.
     run "${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" --master_port "$MASTER_PORT" --no_local_rank \
         --log_level error "$program" "$@"
@@ -109,7 +157,11 @@ if [[ -z "${VIRTUAL_ENV:-}" && -d "$ROOT/.venv/bin" ]]; then
     PATH="$ROOT/.venv/bin:$PATH"
 fi
 PYTHON="$(command -v python3 || command -v python || echo python3)"
-MASTER_PORT="${MASTER_PORT:-$((20000 + RANDOM % 12768))}" # below the ports that the system hands out itself
+if uses_torchrun; then
+    MASTER_PORT="${MASTER_PORT:-29500}" # all nodes must name the same
+else
+    MASTER_PORT="${MASTER_PORT:-$((20000 + RANDOM % 12768))}" # below the ports that the system hands out itself
+fi
 find_gpus
 DTYPE="${DTYPE:-$( ((${#GPUS[@]})) && echo bf16 || echo fp32)}"
 

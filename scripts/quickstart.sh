@@ -80,6 +80,7 @@ no_dry_run() { [[ "${DRY_RUN:-0}" == 1 ]] || "$@"; }
 
 step "install"
 no_dry_run bash install.sh
+unset NNODES LAUNCHER # it is for one machine
 source scripts/common.sh
 command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
 export HF_HUB_OFFLINE=1

@@ -9,6 +9,7 @@ import pytest
 
 from pocl import config as configuration
 from pocl.curriculum import plan_stages
+from pocl.files import write_json
 from tests.runs import Result, call
 from tests.test_scripts import FAMILIES, printed, run
 from tools import reproduce
@@ -154,6 +155,21 @@ def test_dry_run_prints_every_command_and_does_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_tells_the_time_that_steps_of_a_kind_took(tmp_path: Path) -> None:
+    write_json(tmp_path / "results" / "gpt2" / "logs" / "times.json", {"kd/train.sh (full)": 3723.4})
+    result = run("gpt2/reproduce.sh", tmp_path, "--rows", "KLD", "RKLD", cwd=tmp_path, DRY_RUN="1")
+    assert result.returncode == 0, result.stderr
+    notes = [line for line in result.stdout.splitlines() if line.startswith("#")]
+    assert notes[:2] == ["#   about 62:03, as kd/train.sh (full) took here"] * 2
+    assert "4 step(s) of a kind that has not run here" in notes[2]  # data, teacher, two evaluations
+    assert notes[3] == "# about 124:07 for the others, one after the other"
+
+
+def test_a_table_is_started_on_one_node(tmp_path: Path) -> None:
+    result = run("gpt2/reproduce.sh", tmp_path, cwd=tmp_path, NNODES="2", NODE_RANK="0", MASTER_ADDR="x", DRY_RUN="1")
+    assert result.returncode == 2 and "start a table on one node" in result.stderr
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: Path) -> None:
     scale, steps = SCALES["tiny"], {}
@@ -180,7 +196,8 @@ def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: P
 def test_the_tiny_scale_asks_for_the_quickstarts_pair(tmp_path: Path) -> None:
     result = run("smollm2/reproduce.sh", tmp_path, "--scale", "tiny", cwd=tmp_path, DRY_RUN="1")
     assert result.returncode == 0, result.stderr
-    first, *others = [line.removeprefix("# done: ") for line in result.stdout.splitlines()]
+    lines = [line.removeprefix("# done: ") for line in result.stdout.splitlines()]
+    first, *others = [line for line in lines if not line.startswith("#")]
     assert first.endswith("scripts/quickstart.sh --pair")
     assert len(others) == 1 + 1 + 3 * 2  # data, the teacher's evaluation, three rows
     assert all("results/quickstart/teacher/sft/seed10/best" in line for line in others)

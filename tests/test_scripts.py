@@ -26,6 +26,7 @@ FAMILIES = ("gpt2", "opt", "qwen2", "smollm2")
 TRAINING = [name for name in NAMES if name.split("/")[1] in ("sft", "kd", "pocl")]
 MODELS = {"STUDENT", "TEACHER", "TEACHER_BASE", "TOKENIZER", "DATA", "DTYPE", "MODEL"}
 PLACES = {"NUM_GPUS", "HOSTFILE", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS"}
+PLACES |= {"NNODES", "NODE_RANK", "MASTER_ADDR", "LAUNCHER"}
 READ = MODELS | PLACES | {"DRY_RUN", "MATCHED", "ROW", "VIRTUAL_ENV"}  # from the environment
 INSTALL = ROOT / "install.sh"
 

@@ -1,8 +1,12 @@
-"""What every picture of a run needs from its metrics: the run's name, a running mean, where its stages lie (pure)."""
+"""What every picture of a run needs: the run's name, a running mean, its planned stages, where they lie in metrics."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pocl.curriculum import Stage
+from pocl.errors import UserError
+from pocl.files import read_json
 
 
 def run_title(path: Path) -> str:
@@ -25,3 +29,20 @@ def stage_slices(steps: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, int
     for i, record in enumerate(steps):
         slices[record["stage"]] = (slices.get(record["stage"], (i, i))[0], i + 1)
     return slices
+
+
+def read_stages(path: Path) -> list[Stage]:
+    """The planned stages that a run's stages.json holds.  Raises UserError where it is damaged."""
+    try:
+        return [_stage(**record) for record in read_json(path)]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} holds no list of stages; start the run's own command again to write it") from error
+
+
+def _stage(*, index: int, pool: Sequence[int], epochs: int, temperature: float, kd_ratio: float) -> Stage:
+    start, stop = pool
+    for number in (index, start, stop, epochs):
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{number!r} is no count")
+    len(range(start, stop))  # raises OverflowError
+    return Stage(index, range(start, stop), epochs, float(temperature), float(kd_ratio))

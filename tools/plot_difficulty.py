@@ -22,10 +22,11 @@ from matplotlib.ticker import MaxNLocator
 from pocl.console import quiet_libraries, say
 from pocl.diagnostics import NAMES, diagnose, summary
 from pocl.errors import UserError, run_main
-from pocl.files import read_json, read_jsonl
+from pocl.files import read_jsonl
 from pocl.flags import flag, parse
 from pocl.ranking import EASY_IS_HIGH
 from pocl.rundir import RunDir
+from tools.curves import read_stages
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 # From the easiest to the hardest; dark on light, so that print and colour-blind readers see the order.
@@ -64,7 +65,7 @@ def main() -> None:
 def stage_starts(run: RunDir) -> list[int]:
     """Where the pools of the stages end, as numbers of examples."""
     path = run.path / "stages.json"
-    return sorted({stage["pool"][1] for stage in read_json(path)}) if path.is_file() else []
+    return sorted({stage.pool.stop for stage in read_stages(path)}) if path.is_file() else []
 
 
 def draw(

@@ -103,7 +103,8 @@ def tokenised(records: Sequence[Mapping[str, Any]], tokenizer: Any, num_workers:
             "id": list(range(len(records))),
             "prompt": [make_prompt(record["instruction"], record.get("input", "")) for record in records],
             "response": [record["output"] for record in records],
-            "category": [str(record.get("category", "")) for record in records],
+            # A label of any kind; Arrow takes no lone surrogate.
+            "category": [str(record.get("category", "")).encode("utf-8", "replace").decode() for record in records],
         }
     )
     # Small sets: starting workers takes longer than the work.

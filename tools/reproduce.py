@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
+from threading import Lock
 from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -99,6 +100,7 @@ class Reproduction:
             self.models, given = {"STUDENT": str(pair["warmup"])}, pair["teacher"]
         self.teacher_given = self.scale.quickstart_pair or given.is_dir()
         self.teacher = given if self.teacher_given else self.run_folder(TEACHER) / "best"
+        self.lock = Lock()
         self.slots: Queue[dict[str, str]] = Queue()
         for slot in slots(what.jobs):
             self.slots.put(slot)
@@ -165,6 +167,32 @@ class Reproduction:
         """Train, then evaluate; the teacher was trained before."""
         return [self.evaluation(row)] if row == TEACHER else [self.training(row), self.evaluation(row)]
 
+    def show_steps(self, steps: Sequence[Step]) -> None:
+        """Print the commands, with the time that the last step of the same kind took here, where there was one."""
+        known, expected, unknown = self.times(), 0.0, 0
+        for step in steps:
+            if step.is_done():
+                say(f"# done: {step.line()}")
+                continue
+            say(step.line())
+            seconds = known.get(self.kind(step))
+            unknown += seconds is None
+            expected += seconds or 0.0
+            if seconds is not None:
+                say(f"#   about {clock(seconds)}, as {self.kind(step)} took here")
+        if unknown:
+            say(f"# {unknown} step(s) of a kind that has not run here: time unknown (train.py --plan estimates one)")
+        say(f"# about {clock(expected)} for the others, one after the other")
+
+    def kind(self, step: Step) -> str:
+        """What steps that take about as long have in common: script and size."""
+        return f"{Path(step.script).parent.name}/{Path(step.script).name} ({self.what.scale})"
+
+    def times(self) -> dict[str, float]:
+        """Seconds that the last step of each kind took here."""
+        path = self.results / "logs" / "times.json"
+        return read_json(path) if path.is_file() else {}
+
     def run(self, title: str, steps: Sequence[Step]) -> str | None:
         """Run the steps that are not done, one after the other -> the error of the first that failed, or None."""
         slot = self.slots.get()
@@ -195,13 +223,21 @@ class Reproduction:
                 stdin=subprocess.DEVNULL,
                 env=os.environ | dict(step.environment) | slot,
             ).returncode
-        minutes, seconds = divmod(round(time.monotonic() - started), 60)
+        seconds = time.monotonic() - started
         if status == 0:
             step.mark()
-            say(f"{title}: {step.name} {minutes}:{seconds:02d}")
+            with self.lock:
+                write_json(log.with_name("times.json"), self.times() | {self.kind(step): round(seconds, 1)})
+            say(f"{title}: {step.name} {clock(seconds)}")
             return None
-        say(f"{title}: {step.name} FAILED after {minutes}:{seconds:02d}, see {log}")
+        say(f"{title}: {step.name} FAILED after {clock(seconds)}, see {log}")
         return last_error(log)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, as 2:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
 
 
 def main() -> None:
@@ -212,9 +248,10 @@ def main() -> None:
     rows = choose_rows(what)
     work = Reproduction(what, train_flags, evaluate_flags)
     preparation = work.preparation(rows)
+    if os.environ.get("NNODES", "1") != "1":
+        raise UserError("NNODES would do every step on every node; start a table on one node, with HOSTFILE for more")
     if os.environ.get("DRY_RUN") == "1":
-        for step in [*preparation, *(step for row in rows for step in work.steps_of(row))]:
-            say(("# done: " if step.is_done() else "") + step.line())
+        work.show_steps([*preparation, *(step for row in rows for step in work.steps_of(row))])
         return
     error = work.run("preparation", preparation)
     if error:

@@ -16,7 +16,7 @@ from pocl.evaluation import Example, load_set
 from pocl.files import read_json, read_jsonl
 from pocl.ranking import EASY_IS_HIGH
 from pocl.rundir import ROOT, RunDir
-from tools.curves import run_title, stage_slices
+from tools.curves import read_stages, run_title, stage_slices
 from tools.reporting.charts import Band
 from tools.show_answers import question
 
@@ -97,7 +97,8 @@ class Entry:
     @cached_property
     def stages(self) -> list[Stage]:
         """The planned stages."""
-        return [Stage(**record | {"pool": range(*record["pool"])}) for record in self._json("stages.json") or []]
+        path = self.folder / "stages.json"
+        return read_stages(path) if self.run and path.is_file() else []
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
