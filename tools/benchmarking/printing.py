@@ -22,7 +22,7 @@ def report(result: Mapping[str, Any]) -> None:
     """
     settings, machine, steps, losses = (result[key] for key in ("settings", "machine", "steps", "losses"))
     where = f"{settings['pair']}, {settings['dtype']}, {machine['device']}"
-    title = f"{where}, {settings['batch']} examples a step, lengths of {settings['data_dir'] or 'data/sample'}"
+    title = f"{where}, {settings['batch']} examples a step, lengths of {Path(settings['data_dir'] or 'sample').name}"
     show_table(title, *step_table(steps))
     if losses:
         show_table(f"{where}, JSD of {settings['loss_tokens']} response tokens", *loss_table(losses))
