@@ -227,7 +227,7 @@ def test_a_resume_on_another_number_of_ranks_is_refused(folders: Folders, tmp_pa
     assert result.status != 0
     errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1  # one rank tells it
-    assert "was trained on 1 rank(s), this is 2" in errors[0]
+    assert "was trained on 1 rank(s), this is 2" in errors[0] and "--resume-weights" in errors[0]
 
 
 def test_ranks_that_do_not_share_a_batch_evenly_are_refused(folders: Folders, tmp_path: Path) -> None:

@@ -198,10 +198,19 @@ def test_blocks_of_equal_lengths_keep_their_order() -> None:
 # Processed folders
 
 
+MANIFEST = {
+    "format_version": FORMAT_VERSION,
+    "fingerprint": "f",
+    "tokenizer": "mine",
+    "tokenizer_fingerprint": "t",
+    "max_prompt_length": 4,
+}
+
+
 def processed(folder: Path, *, prompt_length: int = 3, **changes: Any) -> Path:
     """A processed folder with a train split of two examples."""
     table([[1] * prompt_length, [2]], [[3, 0], [4, 0]]).save_to_disk(str(folder / "train"))
-    write_json(folder / "manifest.json", {"format_version": FORMAT_VERSION, **changes})
+    write_json(folder / "manifest.json", MANIFEST | changes)
     return folder
 
 
@@ -236,14 +245,7 @@ def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(tmp_path: Path) 
 
 
 def test_data_of_another_tokenizer_is_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    write_json(
-        tmp_path / "manifest.json",
-        {
-            "format_version": FORMAT_VERSION,
-            "tokenizer": "mine",
-            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        },
-    )
+    write_json(tmp_path / "manifest.json", MANIFEST | {"tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)})
     check_tokenizer(tmp_path, tokenizer, "the-student")
     with pytest.raises(UserError, match="tokenised with 'mine'.*run tools/process_data.py --tokenizer the-student"):
         check_tokenizer(tmp_path, tiny_tokenizer(590), "the-student")

@@ -127,6 +127,20 @@ def test_no_strangers_code_and_no_shell_runs(path: Path) -> None:
                 assert ast.unparse(keyword.value) == "False", f"line {node.lineno}"
 
 
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_requirement_is_pinned(name: str) -> None:
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    wanted = [line for line in lines if line and not line.startswith("-r ")]
+    assert wanted and all(re.fullmatch(r"[\w.\[\]-]+==[\w.]+", line) for line in wanted)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("scripts/**/*.s[bh]*")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_no_script_runs_text_that_it_was_given(path: Path) -> None:
+    assert not re.search(r"(?m)(^|[;&|(])\s*eval\s|\b(ba)?sh -c\b|\|\s*(ba)?sh\b", path.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("name", PACKAGE)
 def test_every_module_and_public_name_has_a_docstring(name: str) -> None:
     module = parsed(PACKAGE[name])

@@ -1,9 +1,11 @@
 """A run that is asked to stop finishes its step, saves, says how to go on, and ends as if it had never stopped."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -92,6 +94,31 @@ def test_two_ranks_stop_together_when_the_launcher_is_asked_to(folders: Folders,
     assert "asked to stop: saved at step" in result.output, result.output[-3000:]
     assert (run / "checkpoints" / "last.json").is_file()
     assert not list((run / "checkpoints").glob("*.tmp"))
+
+
+def test_a_rank_that_dies_ends_the_others_within_a_minute(folders: Folders, tmp_path: Path) -> None:
+    extra = ["--difficulty", "length", "--epochs", 200, "--num-dev", 0, "--eval-every", 200]
+    arguments = train_arguments(folders, tmp_path, *extra)
+    metrics, killed = tmp_path / "tfkl" / "seed10" / "metrics.jsonl", []
+
+    def kill_rank_1() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("\n") > 3):
+            time.sleep(0.2)
+        found = subprocess.run(["pgrep", "-f", f"train.py.*{tmp_path}"], capture_output=True, text=True)
+        for pid in map(int, found.stdout.split()):
+            with contextlib.suppress(OSError):
+                if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(time.monotonic())
+
+    killer = threading.Thread(target=kill_rank_1)
+    killer.start()
+    result = launch("train.py", arguments, num_ranks=2)
+    ended = time.monotonic()
+    killer.join()
+    assert len(killed) == 1 and result.status != 0
+    assert ended - killed[0] < 60
 
 
 def test_a_folder_that_is_trained_in_is_refused(folders: Folders, tmp_path: Path) -> None:

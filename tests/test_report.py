@@ -511,7 +511,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
     refused(call(report, ["--run", run, "--published", "gpt5"]), "known: gpt2")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "config.json").write_text("{")
-    refused(call(report, ["--run", tmp_path]), "no valid JSON")
+    refused(call(report, ["--run", tmp_path]), "the record has no 'step'")
 
 
 def luminance(color: str) -> float:
