@@ -96,7 +96,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
         on_policy=on_policy(config),
         device=device,
     )
-    report(run, trainer.fit(weights_only=config.run.resume_weights))
+    report(run, trainer.fit())
 
 
 def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:

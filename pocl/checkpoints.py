@@ -124,11 +124,11 @@ class Checkpoints:
             self._delete_others(folder)
         distributed.barrier()
 
-    def resume(self, *, weights_only: bool = False) -> tuple[Position, dict[str, Any] | None]:
+    def resume(self) -> tuple[Position, dict[str, Any] | None]:
         """Take up the last checkpoint, where there is one -> where it was written, and this rank's own state.
 
-        ``weights_only``: a checkpoint of another number of ranks gives its weights and its position, and rank 0's own
-        state.  Raises UserError for a checkpoint that is damaged.
+        A checkpoint of another number of ranks (which RunDir.check_options lets through with --resume-weights) gives
+        its weights and its position, and rank 0's own state.  Raises UserError for a checkpoint that is damaged.
         """
         if distributed.is_main():
             recover_folder(self.run.best)
@@ -145,8 +145,6 @@ class Checkpoints:
         other_ranks = last["world_size"] != distributed.world_size()
         state = load_state(folder / _rank_file(0 if other_ranks else distributed.rank()))
         self.engine.load(load_state(folder / "weights.safetensors"), None if other_ranks else state["optimizer"])
-        if other_ranks and not weights_only:
-            raise AssertionError("RunDir.check_options refuses this")
         if other_ranks:
             say(
                 f"on from the weights of step {position.step}, which {last['world_size']} rank(s) trained; lost are "

@@ -77,13 +77,12 @@ class Trainer:
         self.asked_to_stop = 0  # the signal that asked for it, on any rank
         self._teacher_reads = teacher is not None and teacher.online
 
-    def fit(self, *, weights_only: bool = False) -> Position:
+    def fit(self) -> Position:
         """Train every stage, from the start or from the last checkpoint -> where the run ended.
 
-        ``weights_only``: the checkpoint may be one of another number of ranks.
         Raises Interrupted where a signal asked for the end: the step was finished and everything saved.
         """
-        self.resume(weights_only=weights_only)
+        self.resume()
         self.journal.open(self.position.step)
         with self.interrupt, Progressing("training", self.recipe.total_steps, self.position.step) as progress:
             for stage in self.recipe.stages[self.position.stage :]:
@@ -101,9 +100,9 @@ class Trainer:
         self.journal.close()
         return self.position
 
-    def resume(self, *, weights_only: bool = False) -> None:
+    def resume(self) -> None:
         """Take up the last checkpoint, where there is one, and the rankings that were in force then."""
-        self.position, saved = self.checkpoints.resume(weights_only=weights_only)
+        self.position, saved = self.checkpoints.resume()
         if saved is None:
             return
         texts = OnPolicyState.from_json(saved["texts"])

@@ -81,6 +81,22 @@ def call(module: Any, arguments: Sequence[object]) -> Result:
     return Result(status, captured.getvalue())
 
 
+def train_until_stage(arguments: Sequence[object], stage: int) -> None:
+    """train.py, stopped as by Ctrl-C behind the checkpoint that ends the first ``stage`` stages."""
+    import train
+    from pocl.checkpoints import Checkpoints, Position
+
+    save_last = Checkpoints.save_last
+
+    def save_and_stop(self: Checkpoints, position: Position, rank_state: dict[str, object]) -> None:
+        save_last(self, position, rank_state)
+        if position.stage == stage:
+            raise KeyboardInterrupt
+
+    with mock.patch.object(Checkpoints, "save_last", save_and_stop):
+        assert call(train, arguments).status == 130
+
+
 def train_arguments(folders: Folders, output_dir: Path, *extra: object, teacher: bool = True) -> list[str]:
     """A short train.py command: 4 stages, 1 epoch each, greedy dev evaluation of 4 prompts."""
     arguments = ["--model", folders.student, "--data-dir", folders.data, "--output-dir", output_dir]

@@ -16,7 +16,7 @@ import train
 from pocl.errors import UserError
 from pocl.rundir import RunDir
 from pocl.statefile import load_state, save_state
-from tests.runs import Folders, Result, call, make_folders, read_jsonl, train_arguments
+from tests.runs import Folders, Result, call, make_folders, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import ROOT
 
 SHORT = ("--difficulty", "length", "--num-dev", 0, "--eval-every", 1)
@@ -63,7 +63,7 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(folders: Folder
     assert "error: cannot write" in result.last_line and "checkpoints/step-1" in result.last_line
     assert "File too large (os error 27); no checkpoint was kept yet" in result.last_line
     assert not list(run.glob("checkpoints/*")) and not list(run.glob("*.tmp"))
-    _stop_after_stage_2(arguments)
+    train_until_stage(arguments, 2)
     result = call_with_little_disk(arguments, 400_000)
     assert result.status == 1 and "the checkpoint of step 4 is kept, the same command goes on" in result.last_line
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["last.json", "step-4"]
@@ -105,23 +105,8 @@ def test_a_place_that_cannot_be_written_to_is_refused(folders: Folders, tmp_path
 def cut_run(folders: Folders, tmp_path: Path) -> tuple[list[str], Path]:
     """The command and the folder of a run that ended after stage 2."""
     arguments = train_arguments(folders, tmp_path, *SHORT)
-    _stop_after_stage_2(arguments)
+    train_until_stage(arguments, 2)
     return arguments, tmp_path / "tfkl" / "seed10"
-
-
-def _stop_after_stage_2(arguments: Sequence[object]) -> None:
-    from pocl.checkpoints import Checkpoints, Position
-
-    save_last = Checkpoints.save_last
-
-    def save_and_stop(self: Checkpoints, position: Position, rank_state: dict[str, object]) -> None:
-        save_last(self, position, rank_state)
-        if position.stage == 2:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save_last", save_and_stop)
-        assert call(train, arguments).status == 130
 
 
 @pytest.mark.parametrize("name", ["rank-0.safetensors", "weights.safetensors"])
@@ -166,7 +151,7 @@ def test_another_world_size_goes_on_from_the_weights_when_asked(folders: Folders
     from tests.runs import launch
 
     arguments = train_arguments(folders, tmp_path, *SHORT)
-    _stop_after_stage_2(arguments)
+    train_until_stage(arguments, 2)
     run = tmp_path / "tfkl" / "seed10"
     at_the_stop = read_jsonl(run / "metrics.jsonl")
     result = launch("train.py", [*arguments, "--resume-weights"], num_ranks=2)

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import evaluate
 import train
-from pocl.checkpoints import Checkpoints, Position
 from pocl.data import collate
 from pocl.errors import UserError
 from pocl.generation import Sampling, generate
@@ -29,7 +28,7 @@ from pocl.models import (
     trunk,
     weights_fingerprint,
 )
-from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments
+from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 from tools import generate_seqkd
 
@@ -352,17 +351,8 @@ def test_two_ranks_that_share_the_weights_train_the_same_adapters_as_one(gpt2: F
 def test_a_lora_run_that_is_cut_off_ends_with_the_same_weights(gpt2: Folders, tmp_path: Path, stage: int) -> None:
     extra = [*SHORT, "--lora-dropout", 0.1, "--num-dev", 0]
     extra += ["--deepspeed-config", f"scripts/deepspeed/zero{stage}.json"]
-    save_last = Checkpoints.save_last
-
-    def save_and_stop(self: Checkpoints, position: Position, rank_state: dict[str, object]) -> None:
-        save_last(self, position, rank_state)
-        if position.stage == 1:
-            raise KeyboardInterrupt
-
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save_last", save_and_stop)
-        assert call(train, train_arguments(gpt2, cut, *extra)).status == 130
+    train_until_stage(train_arguments(gpt2, cut, *extra), 1)
     (weights,) = (cut / "tfkl" / "seed10" / "checkpoints").glob("step-*/weights.safetensors")
     assert weights.stat().st_size < 600 * 32 * 4  # less than the frozen embedding alone
     assert call(train, train_arguments(gpt2, cut, *extra)).status == 0

@@ -9,11 +9,10 @@ import torch
 
 import train
 from pocl import distributed
-from pocl.checkpoints import Checkpoints, Position
 from pocl.data import IGNORE, load_split
 from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.texts import Text, TextSource
-from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
+from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import tiny_tokenizer
 
 LONGEST = MAX_LENGTH - 160
@@ -137,16 +136,7 @@ def test_student_text_has_no_cross_entropy_unless_asked_for(folders: Folders, tm
 def test_a_run_that_is_cut_off_ends_with_the_same_weights(
     folders: Folders, tmp_path: Path, extra: list[object]
 ) -> None:
-    save_last = Checkpoints.save_last
-
-    def save_and_stop(self: Checkpoints, position: Position, rank_state: dict[str, object]) -> None:
-        save_last(self, position, rank_state)
-        if position.stage == 2:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save_last", save_and_stop)
-        assert call(train, arguments(folders, tmp_path / "cut", *extra)).status == 130
+    train_until_stage(arguments(folders, tmp_path / "cut", *extra), 2)
     for name in ("cut", "whole"):
         assert call(train, arguments(folders, tmp_path / name, *extra)).status == 0
     for name in ("best/model.safetensors", "ledger.json", "checkpoints/last.json"):

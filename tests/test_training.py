@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
 import train
-from pocl.checkpoints import Checkpoints, Position
 from pocl.curriculum import Stage
 from pocl.losses import LOSSES
 from pocl.parts import Parts
-from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
+from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 
 
 @pytest.fixture(scope="module")
@@ -286,25 +285,15 @@ def test_every_family_runs_under_the_launcher_from_ranking_to_scores(
 def test_a_run_that_is_cut_off_ends_with_the_same_weights(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
     """The folder as it was after stage 2 (epoch checkpoints), gone on with, equals the run in one go, bit for bit."""
     arguments = train_arguments(gpt2, tmp_path, "--difficulty-file", ranked / "difficulty.jsonl")
-    copied: list[Path] = []
-    save_last = Checkpoints.save_last
-
-    def save_and_stop(self: Checkpoints, position: Position, rank_state: dict[str, object]) -> None:
-        save_last(self, position, rank_state)
-        if position.stage == 2:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save_last", save_and_stop)
-        assert call(train, arguments).status == 130
-    copied.append(tmp_path / "tfkl" / "seed10")
-    assert not (copied[0] / "checkpoints" / "last.json").read_text().count('"done": true')
+    train_until_stage(arguments, 2)
+    cut = tmp_path / "tfkl" / "seed10"
+    assert not (cut / "checkpoints" / "last.json").read_text().count('"done": true')
     assert call(train, arguments).status == 0
     whole = tmp_path / "whole"
     assert call(train, train_arguments(gpt2, whole, "--difficulty-file", ranked / "difficulty.jsonl")).status == 0
-    assert losses(copied[0]) == losses(whole / "tfkl" / "seed10")
+    assert losses(cut) == losses(whole / "tfkl" / "seed10")
     for name in ("best/model.safetensors", "ledger.json"):
-        assert (copied[0] / name).read_bytes() == (whole / "tfkl" / "seed10" / name).read_bytes()
+        assert (cut / name).read_bytes() == (whole / "tfkl" / "seed10" / name).read_bytes()
 
 
 def test_a_finished_run_started_again_changes_nothing(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
