@@ -10,6 +10,7 @@ SFT, plain distillation and POCL are this one program: distillation is POCL with
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from numerize.numerize import numerize
@@ -36,13 +37,15 @@ from pocl.models import (
     load_tokenizer,
     shared_vocabulary,
     train_only_last_layers,
+    weights_bytes,
     weights_fingerprint,
 )
 from pocl.objective import StudentObjective, Term
+from pocl.offload import place
 from pocl.on_policy import OnPolicy
 from pocl.options import LoraOptions, TrainConfig
 from pocl.plan_report import show_plan
-from pocl.planning import cache_place, make_pools, make_stages, ranks, with_chunk_tokens
+from pocl.planning import cache_place, make_pools, make_stages, offloads_teacher, ranks, with_chunk_tokens
 from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
 from pocl.sampling import Sampling
@@ -73,7 +76,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
     stages = make_stages(config, len(train))
 
     student = load_model(config.models.model, config.models.dtype).to(device)
-    check_head(student, config.models.model)
+    check_head(student, config.models.model, device)
     say(f"student {config.models.model}: {numerize(count_parameters(student))} parameters")
     teacher, vocab_size = load_teacher(config, student, tokenizer, train, device)
     start_run(run, config, stages, student, teacher)
@@ -182,33 +185,36 @@ def load_teacher(
     if config.models.teacher is None:
         return None, None
     check_same_tokenizer(config.models.model, config.models.teacher, tokenizer)
-    model = load_model(config.models.teacher, config.models.dtype).to(device)
-    check_head(model, config.models.teacher)
+    model = load_model(config.models.teacher, config.models.dtype)
     say(f"teacher {config.models.teacher}: {numerize(count_parameters(model))} parameters")
     vocab_size = shared_vocabulary(student, model, len(tokenizer))
     folder, key = teacher_cache(config, model, train)
+    layerwise = offloads_teacher(config, weights_bytes(student), weights_bytes(model), device)
+    if layerwise:
+        say("the teacher stays in the CPU's memory, and its layers go to the device one by one")
+    place(model, device, layerwise=layerwise)
+    check_head(model, config.models.teacher, device)
     if folder is None:
-        return OnlineTeacher(model, vocab_size), vocab_size
+        return OnlineTeacher(model, device, fingerprint=key["teacher"], vocab_size=vocab_size), vocab_size
     batch_size = config.generation.eval_batch_size
-    return cached_teacher(model, train, folder, key=key, batch_size=batch_size, vocab_size=vocab_size), vocab_size
+    cached = cached_teacher(model, train, folder, device, key=key, batch_size=batch_size, vocab_size=vocab_size)
+    return cached, vocab_size
 
 
-def teacher_cache(
-    config: TrainConfig, teacher: PreTrainedModel, train: Split
-) -> tuple[Path | None, dict[str, object]]:
+def teacher_cache(config: TrainConfig, teacher: PreTrainedModel, train: Split) -> tuple[Path | None, dict[str, Any]]:
     """(where the teacher's states are kept, or None for an online teacher; what they depend on)."""
-    data_dir, place = Path(config.data.data_dir), cache_place(config, train, teacher)
-    key: dict[str, object] = {
+    data_dir, chosen = Path(config.data.data_dir), cache_place(config, train, teacher)
+    key: dict[str, Any] = {
         "teacher": weights_fingerprint(teacher),
         "data": data_fingerprint(config),
         "max_length": config.data.max_length,
         "examples": len(train),
     }
-    if place == "off":
+    if chosen == "off":
         return None, key
-    if place == "auto":
+    if chosen == "auto":
         return data_dir / "teacher-cache" / value_sha256([key, config.models.dtype])[:16], key
-    return Path(place), key
+    return Path(chosen), key
 
 
 def data_fingerprint(config: TrainConfig) -> str:

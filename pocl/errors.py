@@ -62,11 +62,14 @@ def run_main(main: Callable[[], None]) -> None:
     except (UserError, RunStopped) as error:
         if os.environ.get("POCL_DEBUG") == "1":
             traceback.print_exc()
-        # Every rank meets a user's mistake at the same place; one of them tells it.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankStopped):
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or isinstance(error, RankStopped):
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(3)  # the launcher ends every rank when one has gone: rank 0 must have told it by then
+            # Mostly every rank meets a mistake at the same place, and rank 0 tells it: the launcher then ends the
+            # others. A rank that is still there has met it alone, as where its machine lacks a file.
+            time.sleep(3)
+            print(f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, UserError) else error.exit_status)
     except OSError as error:
         if error.errno not in _DISK or os.environ.get("POCL_DEBUG") == "1":

@@ -178,9 +178,11 @@ def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
 
 
 @torch.no_grad()
-def check_head(model: PreTrainedModel, name: str) -> None:
-    """Raise UserError where trunk and head apart do not give the model's own logits (on one short sequence)."""
-    device = next(model.parameters()).device
+def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
+    """Raise UserError where trunk and head apart do not give the model's own logits (on one short sequence).
+
+    ``device`` is where the model answers.
+    """
     ids = torch.arange(1, 7, device=device)[None] % model.config.vocab_size
     whole = model(input_ids=ids, use_cache=False).logits.float()
     apart = make_head(model)(trunk(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
@@ -267,3 +269,8 @@ def train_only_last_layers(model: PreTrainedModel, num_layers: int) -> None:
 def count_parameters(model: nn.Module) -> int:
     """How many parameters the model has, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weights_bytes(model: PreTrainedModel) -> int:
+    """The memory that the model's weights take, tied ones once."""
+    return count_parameters(model) * model.dtype.itemsize

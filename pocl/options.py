@@ -25,6 +25,11 @@ class ModelOptions:
         "more than once and the disk has twice the room",
         "auto",
     )
+    teacher_offload: Literal["auto", "on", "off"] = flag(
+        "keep the teacher's weights in the CPU's memory and send its layers to the GPU one by one, whenever it reads; "
+        "auto: where it and the student would take more than 80 % of the GPU",
+        "auto",
+    )
     dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of student and teacher; master weights stay fp32", "fp32")
     train_last_layers: int | None = flag(
         "train the last N layers and the final norm only [layers; default: all]", None

@@ -39,7 +39,7 @@ from pocl.planner import (
     training_work,
     with_adapters,
 )
-from pocl.planning import cache_place, make_pools, make_stages, ranks
+from pocl.planning import cache_place, make_pools, make_stages, offloads_teacher, ranks
 from pocl.ranking import columns_of
 from pocl.rundir import RunDir
 from pocl.teacher import cache_bytes
@@ -84,9 +84,12 @@ def show_plan(
     # Outside: the ranks agree by real tensors.
     place = "off" if teacher is None else cache_place(config, train, teacher)
     cache = 0 if teacher is None or place == "off" else cache_bytes(train, teacher)
+    offloaded = sketches[1] is not None and offloads_teacher(
+        config, sketches[0].parameters * sketches[0].itemsize, sketches[1].parameters * sketches[1].itemsize, device
+    )
     states = state_bytes(sketches[0], zero, num_ranks=distributed.world_size(), on_gpu=device.type == "cuda")
     costs = Costs(
-        _phases(config, *sketches, states, activations, cached=cache > 0),
+        _phases(config, *sketches, states, activations, cached=cache > 0, offloaded=offloaded),
         _work(config, run, train, stages, *sketches, amount, cached=cache > 0),
         cache,
     )
@@ -141,15 +144,20 @@ def _phases(
     activations: int,
     *,
     cached: bool,
+    offloaded: bool,
 ) -> dict[str, dict[str, int]]:
     """Bytes of a rank by phase and component; what is largest decides whether the run fits."""
     whole = {"student's weights": student.parameters * student.itemsize}
-    kept = {} if teacher is None else {"teacher": (teacher.head if cached else teacher.parameters) * teacher.itemsize}
+    # An offloaded teacher has one layer there at a time; its head is the largest.
+    read = (
+        {} if teacher is None else {"teacher": (teacher.head if offloaded else teacher.parameters) * teacher.itemsize}
+    )
+    kept = read if teacher is None or not cached else {"teacher": teacher.head * teacher.itemsize}
     keys = answering_bytes(student, config.generation.eval_batch_size, config.data.max_length)
     answers = {"keys and values of answers": keys}
     phases = {}
     if teacher is not None:
-        phases["caching" if cached else "loading"] = whole | {"teacher": teacher.parameters * teacher.itemsize}
+        phases["caching" if cached else "loading"] = whole | read
     if ranks(config):
         phases["ranking"] = whole | kept | answers
     objective = {"a chunk of logits, head's gradient": objective_bytes(student, config.loss.chunk_tokens)}
@@ -280,7 +288,7 @@ def _remedy(config: TrainConfig, component: str, zero_stage: int) -> str:
     if component.startswith("keys"):
         return f"lower --eval-batch-size {config.generation.eval_batch_size}{lower_precision}"
     if component == "teacher":
-        return f"take a smaller teacher, or a machine with more memory{lower_precision}"
+        return f"give --teacher-offload on, take a smaller teacher, or a machine with more memory{lower_precision}"
     if component == "gradients on their way":
         return "lower reduce_bucket_size in the DeepSpeed configuration"
     more = "more ranks" if zero_stage == 3 else "--deepspeed-config scripts/deepspeed/zero3.json and more ranks"

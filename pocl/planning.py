@@ -18,6 +18,9 @@ from pocl.options import TrainConfig
 from pocl.pools import Pools, unranked_pools
 from pocl.teacher import cache_bytes
 
+# Of a GPU's memory, for the weights of student and teacher; the rest is for what the teacher computes.
+_TEACHERS_SHARE = 0.8
+
 
 def with_chunk_tokens(config: TrainConfig, vocab_size: int, device: torch.device) -> TrainConfig:
     """The options with a size of chunks, where none was given: it is part of what the run is."""
@@ -66,6 +69,14 @@ def make_pools(config: TrainConfig, num_examples: int) -> Pools:
 def ranks(config: TrainConfig) -> bool:
     """Whether the run orders its examples from easy to hard."""
     return CURRICULA[config.curriculum.curriculum].order == "ranked" or config.loss.selective_reliance != "off"
+
+
+def offloads_teacher(config: TrainConfig, student_bytes: int, teacher_bytes: int, device: torch.device) -> bool:
+    """Whether the teacher's weights stay in the CPU's memory and go to the device layer by layer."""
+    if config.models.teacher_offload != "auto":
+        return config.models.teacher_offload == "on"
+    room = _TEACHERS_SHARE * distributed.device_memory(device)
+    return device.type == "cuda" and student_bytes + teacher_bytes > room
 
 
 def cache_place(config: TrainConfig, train: Split, teacher: PreTrainedModel) -> str:

@@ -21,7 +21,8 @@ from pocl.console import say
 from pocl.data import Batch, Split, blocks_by_length
 from pocl.errors import UserError
 from pocl.files import read_json, write_json
-from pocl.models import Head, make_head, response_states, weights_fingerprint
+from pocl.models import Head, make_head, response_states
+from pocl.offload import place_head
 from pocl.parts import Parts
 
 # How the file's numbers look to numpy, which knows no bfloat16.
@@ -47,10 +48,12 @@ class OnlineTeacher:
 
     online = True
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, device: torch.device, *, fingerprint: str = "", vocab_size: int | None = None
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.head: Head = make_head(model, vocab_size)
-        self.device, self.fingerprint = model.device, weights_fingerprint(model)
+        self.device, self.fingerprint = device, fingerprint
 
     @torch.no_grad()
     def states(self, batch: Batch) -> Tensor:
@@ -63,9 +66,19 @@ class CachedTeacher:
 
     online = False
 
-    def __init__(self, folder: Path, split: Split, model: PreTrainedModel, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        model: PreTrainedModel,
+        device: torch.device,
+        *,
+        fingerprint: str = "",
+        vocab_size: int | None = None,
+    ) -> None:
+        place_head(model, device)
         self.head: Head = make_head(model.eval().requires_grad_(False), vocab_size)
-        self.dtype, self.device, self.fingerprint = model.dtype, model.device, weights_fingerprint(model)
+        self.dtype, self.device, self.fingerprint = model.dtype, device, fingerprint
         self._states = _open(folder, split, model, mode="r")
         starts = _starts(split)
         self._rows = {int(i): (starts[p], starts[p + 1]) for p, i in enumerate(split.ids)}
@@ -86,6 +99,7 @@ def cached_teacher(
     model: PreTrainedModel,
     split: Split,
     folder: Path,
+    device: torch.device,
     *,
     key: Mapping[str, Any],
     batch_size: int,
@@ -93,9 +107,11 @@ def cached_teacher(
 ) -> CachedTeacher:
     """The teacher behind a cache in ``folder``, which is built, completed or verified first, over all ranks.
 
-    ``key`` says what the states depend on besides the model's dtype (weights, texts, limits).  Raises UserError where
-    the folder holds a cache of something else, where it does not verify, or where the disk has no room.
+    The model answers on ``device`` (``place`` in pocl/offload.py), and has left it but for its head afterwards.
+    ``key`` says what the states depend on besides the model's dtype (weights under "teacher", texts, limits).  Raises
+    UserError where the folder holds a cache of something else, where it does not verify, or the disk has no room.
     """
+    fingerprint = key["teacher"]
     key = json.loads(json.dumps(dict(key) | {"dtype": str(model.dtype), "width": _width(model)}))
     manifest = folder / "manifest.json"
     if manifest.is_file():
@@ -103,14 +119,16 @@ def cached_teacher(
             raise UserError(
                 f"{folder} caches another teacher or other texts; give another --teacher-cache, or delete it"
             )
-        _verify(folder, split, model)
+        _verify(folder, split, model, device)
         say(f"teacher states from {folder}")
     else:
-        _build(folder, split, model, key, batch_size)
-    return CachedTeacher(folder, split, model, vocab_size)
+        _build(folder, split, model, device, key, batch_size)
+    return CachedTeacher(folder, split, model, device, fingerprint=fingerprint, vocab_size=vocab_size)
 
 
-def _build(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[str, Any], batch_size: int) -> None:
+def _build(
+    folder: Path, split: Split, model: PreTrainedModel, device: torch.device, key: Mapping[str, Any], batch_size: int
+) -> None:
     """Run the trunk over every training text once; a pass that was cut off goes on with the missing blocks."""
     needed = cache_bytes(split, model)
     with distributed.main_first():
@@ -119,7 +137,6 @@ def _build(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[str,
     say(f"caching the teacher's states of {len(split)} examples: {needed / 1e9:.2f} GB in {folder}")
     blocks = blocks_by_length(split.lengths, batch_size)
     states, starts = _open(folder, split, model, mode="r+"), _starts(split)
-    device = next(model.parameters()).device
 
     def read(block: np.ndarray) -> list[dict[str, int]]:
         rows = response_states(model, split.batch(block).to(device)).cpu()
@@ -161,10 +178,9 @@ def _prepare(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[st
     _open(folder, split, model, mode="w+").flush()
 
 
-def _verify(folder: Path, split: Split, model: PreTrainedModel) -> None:
+def _verify(folder: Path, split: Split, model: PreTrainedModel, device: torch.device) -> None:
     """Read some examples again.  Raises UserError where the cache holds other states than the teacher gives."""
     states, starts = _open(folder, split, model, mode="r"), _starts(split)
-    device = next(model.parameters()).device
     tolerance = {torch.float32: 1e-3, torch.float64: 1e-6}.get(model.dtype, 5e-2)
     for position in np.linspace(0, len(split) - 1, min(_NUM_VERIFIED, len(split))).astype(int):
         with torch.no_grad():

@@ -106,9 +106,12 @@ def train_arguments(folders: Folders, output_dir: Path, *extra: object, teacher:
     return [str(argument) for argument in arguments]
 
 
-def launch(script: str, arguments: Sequence[object], *, num_ranks: int, timeout: float = 300) -> Result:
-    """Run an entry point under DeepSpeed's launcher on the CPU."""
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def launch(
+    script: str, arguments: Sequence[object], *, num_ranks: int, timeout: float = 300, path: Sequence[Path] = ()
+) -> Result:
+    """Run an entry point under DeepSpeed's launcher on the CPU; ``path`` goes before the project in PYTHONPATH."""
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
     command = [
         str(Path(sys.executable).with_name("deepspeed")),
         "--num_accelerators",

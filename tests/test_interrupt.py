@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,45 @@ def test_a_rank_that_dies_ends_the_others_within_a_minute(folders: Folders, tmp_
     killer.join()
     assert len(killed) == 1 and result.status != 0
     assert ended - killed[0] < 60
+
+
+BREAK_RANK_1 = """
+import os
+
+if os.environ.get("RANK") == "1":
+    from pocl.errors import UserError
+    from pocl.trainer import Trainer
+
+    whole = Trainer.step
+
+    def step(self, examples, stage, lr):
+        if self.position.step == 2:
+            raise {error}
+        return whole(self, examples, stage, lr)
+
+    Trainer.step = step
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("UserError('no such file on this node')", "error on rank 1: no such file on this node"),
+        ("ZeroDivisionError('a bug')", "[rank1]: ZeroDivisionError: a bug"),
+    ],
+)
+def test_the_error_of_one_rank_is_told_first_and_ends_the_others(
+    error: str, told: str, folders: Folders, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BREAK_RANK_1.format(error=error))
+    arguments = train_arguments(folders, tmp_path, "--difficulty", "length", "--num-dev", 0)
+    started = time.monotonic()
+    result = launch("train.py", arguments, num_ranks=2, path=[tmp_path / "site"])
+    assert time.monotonic() - started < 90  # the start and the minute
+    assert result.status != 0
+    errors = [line for line in result.output.splitlines() if re.match(r"(\[rank\d\]: \w+Error|error\b.*): ", line)]
+    assert errors[:1] == [told], result.output[-3000:]
 
 
 def test_a_folder_that_is_trained_in_is_refused(folders: Folders, tmp_path: Path) -> None:

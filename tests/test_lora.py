@@ -155,7 +155,7 @@ def test_an_adapted_model_has_trunk_head_layers_and_answers_as_the_merged_one(pl
     model = adapt(plain).eval()
     twin.load_state_dict(merged_weights(model, model.state_dict()))
     assert type(model) is type(twin) and type(trunk(model)) is type(trunk(twin))
-    check_head(model, "adapted")
+    check_head(model, "adapted", torch.device("cpu"))
     assert len(layer_stack(model)) == 2
     fingerprint = weights_fingerprint(model)
     answers = [

@@ -100,12 +100,12 @@ def test_caps_and_scales_behind_the_head_are_applied(name: str, shake: Shake) ->
         bare, found = model.get_output_embeddings()(states), make_head(model)(states)
     assert (bare - wanted).abs().max() > 0.05  # else the test would show nothing
     torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
-    check_head(model, name)
+    check_head(model, name, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plain_head_passes_the_check(models: dict[str, PreTrainedModel], family: str) -> None:
-    check_head(models[family], family)
+    check_head(models[family], family, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("factor", [1.5, 0.9, 1.005])
@@ -113,7 +113,7 @@ def test_an_unknown_change_behind_the_head_is_refused(factor: float, shake: Shak
     model = shake(ScaledLlama(LlamaConfig(**SIZES))).float()
     model.factor = factor
     with pytest.raises(UserError, match=r"'odd' \(llama\) changes its logits behind the head"):
-        check_head(model, "odd")
+        check_head(model, "odd", torch.device("cpu"))
 
 
 def test_the_head_cuts_off_padded_vocabulary(teacher: PreTrainedModel) -> None:

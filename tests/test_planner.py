@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import train
-from pocl import distributed
+from pocl import distributed, plan_report
+from pocl.config import parse_train
 from pocl.curriculum import Stage
 from pocl.lora import add_adapters, target_layers
-from pocl.models import load_skeleton, make_head, train_only_last_layers, trunk
+from pocl.models import load_model, load_skeleton, make_head, train_only_last_layers, trunk
+from pocl.plan_report import Costs
 from pocl.planner import (
     Amount,
     Sketch,
@@ -35,6 +38,7 @@ from pocl.planner import (
     training_work,
     with_adapters,
 )
+from pocl.planning import offloads_teacher
 from tests.runs import Folders, Result, call, make_folders, train_arguments
 from tests.tiny import FAMILIES, ROOT, save_model, tiny_model, tiny_tokenizer
 
@@ -301,6 +305,38 @@ def test_a_run_that_does_not_fit_is_refused_with_what_mends_it(
     assert result.status == 2
     assert "of a rank that has 0.0 GB" in result.last_line
     assert f"for {part}" in result.last_line and remedy in result.last_line
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "memory", "offloaded"),
+    [
+        ("auto", "cuda", 1000, False),
+        ("auto", "cuda", 999, True),  # 80 % of it is less than 800
+        ("auto", "cpu", 1, False),
+        ("off", "cuda", 1, False),
+        ("on", "cpu", 1000, True),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_offloaded(
+    given: str, device: str, memory: int, offloaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse_train(["--model", "s", "--teacher", "t", "--data-dir", "d", "--output-dir", "o"])
+    config = replace(config, models=replace(config.models, teacher_offload=given))
+    monkeypatch.setattr(distributed, "device_memory", lambda device: memory)
+    assert offloads_teacher(config, 300, 500, torch.device(device)) is offloaded
+
+
+def test_a_plan_counts_an_offloaded_teacher_by_its_head(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Costs] = []
+    monkeypatch.setattr(plan_report, "_show_memory", lambda costs, *_: shown.append(costs))
+    for given in ("off", "on"):
+        flags = ["--teacher-offload", given, "--teacher-cache", "off", "--num-dev", 0, "--plan"]
+        assert call(train, train_arguments(folders, tmp_path / "out", *flags)).status == 0
+    whole, by_layer = (costs.phases["training"]["teacher"] for costs in shown)
+    numbers = sketch(load_model(str(folders.teacher)))
+    assert (whole, by_layer) == (4 * numbers.parameters, 4 * numbers.head)
 
 
 def test_a_cache_that_the_disk_does_not_hold_is_refused(

@@ -1,18 +1,23 @@
 """The teacher cache: exact, resumable, refused where it is stale."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import train
 from pocl import teacher as teachers
 from pocl.data import load_split
 from pocl.errors import UserError
-from pocl.models import load_model
+from pocl.models import count_parameters, load_model
+from pocl.offload import place
 from pocl.teacher import CachedTeacher, OnlineTeacher, cached_teacher
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +28,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def build(folders: Folders, folder: Path, dtype: str = "fp32", **key: object) -> CachedTeacher:
     split = load_split(folders.data, "train", max_length=MAX_LENGTH)
     model = load_model(str(folders.teacher), dtype)
-    return cached_teacher(model, split, folder, key={"teacher": "t", **key}, batch_size=8, vocab_size=None)
+    key = {"teacher": "t", **key}
+    return cached_teacher(model, split, folder, CPU, key=key, batch_size=8, vocab_size=None)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
 def test_cached_logits_are_the_online_ones(folders: Folders, tmp_path: Path, dtype: str, tolerance: float) -> None:
     split = load_split(folders.data, "train", max_length=MAX_LENGTH)
-    online = OnlineTeacher(load_model(str(folders.teacher), dtype))
+    online = OnlineTeacher(load_model(str(folders.teacher), dtype), CPU)
     cached = build(folders, tmp_path / "cache", dtype)
     for positions in ([0, 5, 47], [46], [3, 2, 1, 0]):
         batch = split.batch(positions)
@@ -40,8 +46,8 @@ def test_cached_logits_are_the_online_ones(folders: Folders, tmp_path: Path, dty
 
 def test_a_run_with_a_cache_follows_the_online_curve(folders: Folders, tmp_path: Path) -> None:
     curves = {}
-    for name, place in {"online": "off", "built": tmp_path / "cache", "reused": tmp_path / "cache"}.items():
-        result = call(train, train_arguments(folders, tmp_path / name, "--teacher-cache", place, "--num-dev", 0))
+    for name, where in {"online": "off", "built": tmp_path / "cache", "reused": tmp_path / "cache"}.items():
+        result = call(train, train_arguments(folders, tmp_path / name, "--teacher-cache", where, "--num-dev", 0))
         assert result.status == 0, result.output
         run = tmp_path / name / "tfkl" / "seed10"
         curves[name] = [record["loss"] for record in read_jsonl(run / "metrics.jsonl")]
@@ -49,6 +55,55 @@ def test_a_run_with_a_cache_follows_the_online_curve(folders: Folders, tmp_path:
         assert ledger["teacher_forward_passes"] == (ledger["samples"] if name == "online" else 48)
     assert curves["built"] == pytest.approx(curves["online"], rel=1e-5, abs=1e-6)
     assert curves["reused"] == curves["built"]
+
+
+def watch_weights(model: PreTrainedModel) -> list[int]:
+    """How many weights of an offloaded model have memory on the device, whenever one of its layers computes."""
+    seen: list[int] = []
+
+    def counted(forward: Callable[..., object]) -> Callable[..., object]:
+        def call_and_count(*args: object, **kwargs: object) -> object:
+            there = {id(weight): weight.numel() for weight in model.parameters() if not weight.is_meta}
+            seen.append(sum(there.values()))
+            return forward(*args, **kwargs)
+
+        return call_and_count
+
+    for layer in model.modules():
+        if hasattr(layer, "_old_forward") and not list(layer.children()):
+            layer._old_forward = counted(layer._old_forward)  # what accelerate's hook calls
+    return seen
+
+
+def test_an_offloaded_teacher_has_one_layer_on_the_device(folders: Folders, tmp_path: Path) -> None:
+    split, model = load_split(folders.data, "train", max_length=MAX_LENGTH), load_model(str(folders.teacher))
+    whole, largest = count_parameters(model), max(parameter.numel() for parameter in model.parameters())
+    wanted = OnlineTeacher(load_model(str(folders.teacher)), CPU)
+    place(model, CPU, layerwise=True)
+    seen = watch_weights(model)
+    online, batch = OnlineTeacher(model, CPU), split.batch([0, 5, 47])
+    assert torch.equal(online.states(batch), wanted.states(batch))
+    assert torch.equal(online.head(online.states(batch)), wanted.head(wanted.states(batch)))
+    assert max(seen) == largest < whole * 0.6 and len(seen) > 10
+    key = {"teacher": "t"}
+    cached = cached_teacher(model, split, tmp_path / "cache", CPU, key=key, batch_size=8, vocab_size=None)
+    torch.testing.assert_close(cached.head(cached.states(batch)), wanted.head(wanted.states(batch)))
+    build(folders, tmp_path / "plain")
+    assert (tmp_path / "cache" / "states.bin").read_bytes() == (tmp_path / "plain" / "states.bin").read_bytes()
+
+
+@pytest.mark.parametrize("extra", [["--teacher-cache", "off"], [], ["--on-policy", "mixed"]])
+def test_a_run_with_an_offloaded_teacher_is_the_same_run(folders: Folders, tmp_path: Path, extra: list[str]) -> None:
+    ends = []
+    for offload in ("auto", "on"):
+        flags = [*extra, "--teacher-offload", offload, "--num-dev", 0, "--num-stages", 1, "--epochs", 1]
+        flags += ["--curriculum", "whole-pool", "--temperature", 1, "--kd-ratio", 1]
+        result = call(train, train_arguments(folders, tmp_path / offload, *flags))
+        assert result.status == 0, result.output
+        assert ("its layers go to the device one by one" in result.output) == (offload == "on")
+        run = tmp_path / offload / "tfkl" / "seed10"
+        ends.append((run / "best" / "model.safetensors").read_bytes())
+    assert ends[0] == ends[1]
 
 
 def test_two_ranks_build_the_same_file_as_one(folders: Folders, tmp_path: Path) -> None:

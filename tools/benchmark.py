@@ -131,10 +131,11 @@ def make_bench(what: BenchmarkOptions, device: torch.device, work_dir: Path, *, 
         )
         split.table.save_to_disk(str(work_dir / "examples"))
         states = work_dir / "states"
-        source = cached_teacher(teacher, split, states, key={}, batch_size=what.batch_size, vocab_size=None)
+        limits = {"batch_size": what.batch_size, "vocab_size": None}
+        source = cached_teacher(teacher, split, states, device, key={"teacher": "random weights"}, **limits)
     else:
         split = Split(datasets.load_from_disk(str(work_dir / "examples")), what.max_length)
-        source = CachedTeacher(work_dir / "states", split, teacher) if only.cached else None
+        source = CachedTeacher(work_dir / "states", split, teacher, device) if only.cached else None
     limits = {"batch_size": what.batch_size, "max_tokens": what.max_tokens, "chunk_tokens": what.chunk_tokens}
     return Bench(student, teacher, source, split, device=device, **limits)
 
