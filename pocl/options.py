@@ -27,7 +27,7 @@ class ModelOptions:
     )
     teacher_offload: Literal["auto", "on", "off"] = flag(
         "keep the teacher's weights in the CPU's memory and send its layers to the GPU one by one, whenever it reads; "
-        "auto: where it and the student would take more than 80 % of the GPU",
+        "auto: where it and the student would take more than four fifths of the GPU",
         "auto",
     )
     dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of student and teacher; master weights stay fp32", "fp32")
