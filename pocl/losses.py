@@ -1,9 +1,9 @@
 """The divergences between teacher and student with their gradients, a few lines each, and their registry.
 
-Every function takes log-probabilities ``[N, V]`` of N response tokens over V vocabulary entries and returns one value
-per token ``[N]`` in nats, and beside it the slope ``[N, V]``: the derivative of the value by each log-probability of
-the student. Through a softmax a multiple of q in the slope counts for nothing, so slopes leave such terms out. Below,
-q is the student's distribution, p the teacher's, m a mixture of both. The caller weighs and normalises.
+Every function takes two ``Softmax`` of N response tokens over V vocabulary entries, the student's q and the teacher's
+p, and returns one value per token ``[N]`` in nats, and beside it the slope ``[N, V]``: the derivative of the value by
+each log-probability of the student. Through a softmax a multiple of q in the slope counts for nothing, so slopes
+leave such terms out. m is a mixture of both. The caller weighs and normalises.
 
 To add a divergence, write it here and give it a line in ``_FAMILIES``: ``--type NAME`` and ``--type tNAME`` then
 exist. One whose slope is not known returns its value alone under ``@slope_by_autograd``.
@@ -12,7 +12,7 @@ exist. One whose slope is not known returns its value alone under ``@slope_by_au
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from typing import Any
 
 import torch
@@ -21,103 +21,129 @@ from torch import Tensor
 from pocl.errors import UserError, closest
 
 ValueAndSlope = tuple[Tensor, Tensor]  # [N], [N, V]
-Divergence = Callable[[Tensor, Tensor], ValueAndSlope]
 
 # exp(-1e4) is exactly 0 in float64. Without the bound a vocabulary entry that both models mask gives 0 * (inf - inf).
 MIN_LOG_PROB = -1e4
 
 
-def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-softmax of ``logits / temperature``, in float32 at least, bounded below.  [N, V] -> [N, V], nats."""
+@dataclass(frozen=True)
+class Softmax:
+    """The distribution over the vocabulary of each token, from one exponential of its logits."""
+
+    shifted: Tensor  # [N, V], logits / T less their maximum
+    weights: Tensor  # [N, V], their exponentials
+    total: Tensor  # [N, 1], the sum of these
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """[N, V]."""
+        return self.weights / self.total
+
+    @cached_property
+    def logp(self) -> Tensor:
+        """Log-probabilities, bounded below.  [N, V], nats."""
+        return (self.shifted - self.total.log()).clamp_(min=MIN_LOG_PROB)
+
+    def logp_of(self, labels: Tensor) -> Tensor:
+        """The log-probability of one entry of each token.  [N] -> [N], nats."""
+        return (self.shifted.gather(-1, labels[:, None]) - self.total.log()).clamp_(min=MIN_LOG_PROB).squeeze(-1)
+
+
+Divergence = Callable[[Softmax, Softmax], ValueAndSlope]
+
+
+def softmax(logits: Tensor, temperature: float = 1.0) -> Softmax:
+    """The softmax of ``logits / temperature``, in float32 at least.  [N, V].
+
+    Its own lines, not torch.softmax: on the CPU that one's float32 sum over 50,000 entries is off by 1e-5, this one's
+    by 1e-6.
+    """
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    logits = logits if temperature == 1.0 else logits / temperature
-    # Not torch.log_softmax: on the CPU its float32 sum over 50,000 entries is off by 1e-5, this one by 1e-6.
-    return (logits - logits.logsumexp(-1, keepdim=True)).clamp_(min=MIN_LOG_PROB)
+    shifted = logits - logits.detach().amax(-1, keepdim=True)
+    if temperature != 1.0:
+        shifted = shifted / temperature
+    weights = shifted.exp()
+    return Softmax(shifted, weights, weights.sum(-1, keepdim=True))
 
 
-def through_softmax(slope: Tensor, logp: Tensor) -> Tensor:
-    """From the derivative by log-probabilities to the derivative by logits (at T = 1).  [N, V], [N, V] -> [N, V]."""
-    q = logp.exp()
-    # Rounding leaves the sum of q at 1 ± 1e-6; unless divided by, that is large beside a slope that is nearly c q.
-    return torch.addcmul(slope, q, slope.sum(-1, keepdim=True) / q.sum(-1, keepdim=True), value=-1.0)
+def through_softmax(slope: Tensor, q: Softmax) -> Tensor:
+    """From the derivative by log-probabilities to the derivative by logits (at T = 1).  [N, V] -> [N, V]."""
+    # What rounding leaves of the sum would be large beside a slope that is nearly c q, unless divided by.
+    share = slope.sum(-1, keepdim=True) / q.probs.sum(-1, keepdim=True)
+    return torch.addcmul(slope, q.probs, share, value=-1.0)
 
 
 def slope_by_autograd(value: Callable[..., Tensor]) -> Callable[..., ValueAndSlope]:
-    """A divergence of which only the value is written down; autograd finds the slope."""
+    """A divergence of which only the value is written down, in ``logp`` and ``probs``; autograd finds the slope."""
 
     @wraps(value)
-    def divergence(student_logp: Tensor, teacher_logp: Tensor, **own: Any) -> ValueAndSlope:
+    def divergence(q: Softmax, p: Softmax, **own: Any) -> ValueAndSlope:
         with torch.enable_grad():
-            leaf = student_logp.detach().requires_grad_()
-            values = value(leaf, teacher_logp, **own)
+            leaf = q.logp.detach().requires_grad_()
+            values = value(Softmax(leaf, leaf.exp(), torch.ones_like(leaf[:, :1])), p, **own)
             (slope,) = torch.autograd.grad(values.sum(), leaf)
         return values.detach(), slope
 
     return divergence
 
 
-def forward_kl(student_logp: Tensor, teacher_logp: Tensor) -> ValueAndSlope:
-    """KL(p || q).  [N, V], [N, V] -> [N] in nats, slope [N, V].  Source: Hinton et al., arXiv 1503.02531."""
-    p = teacher_logp.exp()
-    return (p * (teacher_logp - student_logp)).sum(-1), -p
+def forward_kl(q: Softmax, p: Softmax) -> ValueAndSlope:
+    """KL(p || q) -> [N] in nats, slope [N, V].  Source: Hinton et al., arXiv 1503.02531."""
+    return (p.probs * (p.logp - q.logp)).sum(-1), -p.probs
 
 
-def reverse_kl(student_logp: Tensor, teacher_logp: Tensor) -> ValueAndSlope:
-    """KL(q || p).  [N, V], [N, V] -> [N] in nats, slope [N, V].  Source: MiniLLM, arXiv 2306.08543.
+def reverse_kl(q: Softmax, p: Softmax) -> ValueAndSlope:
+    """KL(q || p) -> [N] in nats, slope [N, V].  Source: MiniLLM, arXiv 2306.08543.
 
     By q the derivative is log(q / p) + 1; by log q it is q times that.
     """
-    slope = student_logp.exp() * (student_logp - teacher_logp)
+    slope = q.probs * (q.logp - p.logp)
     return slope.sum(-1), slope
 
 
-def jensen_shannon(student_logp: Tensor, teacher_logp: Tensor, *, teacher_weight: float = 0.1) -> ValueAndSlope:
-    """w KL(p || m) + (1 - w) KL(q || m), m = w p + (1 - w) q.  [N, V], [N, V] -> [N] in nats, slope [N, V].
+def jensen_shannon(q: Softmax, p: Softmax, *, teacher_weight: float = 0.1) -> ValueAndSlope:
+    """w KL(p || m) + (1 - w) KL(q || m), m = w p + (1 - w) q -> [N] in nats, slope [N, V].
 
     ``teacher_weight`` is w; 0.1 is the paper's 0.9 for the student, and TRL's ``beta=0.1``. By q the derivative is
     (1 - w) log(q / m): what comes through m is the constant w - 1.  Source: GKD, arXiv 2306.13649.
     """
     w = teacher_weight
-    slope = (1.0 - w) * student_logp.exp() * _log_to_mixture(student_logp, teacher_logp, 1.0 - w)
-    teacher_part = (teacher_logp.exp() * _log_to_mixture(teacher_logp, student_logp, w)).sum(-1)
+    slope = (1.0 - w) * q.probs * _log_to_mixture(q, p, 1.0 - w)
+    teacher_part = (p.probs * _log_to_mixture(p, q, w)).sum(-1)
     return w * teacher_part + slope.sum(-1), slope
 
 
-def total_variation(student_logp: Tensor, teacher_logp: Tensor) -> ValueAndSlope:
-    """Half the L1 distance of the distributions.  [N, V], [N, V] -> [N] in [0, 1], slope [N, V].
-
-    Source: arXiv 2307.15190.
-    """
-    q = student_logp.exp()
-    difference = q - teacher_logp.exp()
-    return 0.5 * difference.abs().sum(-1), 0.5 * q * difference.sign()
+def total_variation(q: Softmax, p: Softmax) -> ValueAndSlope:
+    """Half the L1 distance of the distributions -> [N] in [0, 1], slope [N, V].  Source: arXiv 2307.15190."""
+    difference = q.probs - p.probs
+    return 0.5 * difference.abs().sum(-1), 0.5 * q.probs * difference.sign()
 
 
-def skew_forward_kl(student_logp: Tensor, teacher_logp: Tensor, *, skew: float = 0.1) -> ValueAndSlope:
-    """KL(p || m), m = a p + (1 - a) q, a = ``skew``.  [N, V], [N, V] -> [N] in nats, slope [N, V].
+def skew_forward_kl(q: Softmax, p: Softmax, *, skew: float = 0.1) -> ValueAndSlope:
+    """KL(p || m), m = a p + (1 - a) q, a = ``skew`` -> [N] in nats, slope [N, V].
 
     By q the derivative is -(1 - a) p / m.  Source: DistiLLM, arXiv 2402.03898.
     """
-    log_ratio = _log_to_mixture(teacher_logp, student_logp, skew)  # log(p / m)
-    return (teacher_logp.exp() * log_ratio).sum(-1), (skew - 1.0) * (student_logp + log_ratio).exp()
+    log_ratio = _log_to_mixture(p, q, skew)  # log(p / m)
+    return (p.probs * log_ratio).sum(-1), (skew - 1.0) * (q.logp + log_ratio).exp()
 
 
-def skew_reverse_kl(student_logp: Tensor, teacher_logp: Tensor, *, skew: float = 0.1) -> ValueAndSlope:
-    """KL(q || m), m = a q + (1 - a) p, a = ``skew``.  [N, V], [N, V] -> [N] in nats, slope [N, V].
+def skew_reverse_kl(q: Softmax, p: Softmax, *, skew: float = 0.1) -> ValueAndSlope:
+    """KL(q || m), m = a q + (1 - a) p, a = ``skew`` -> [N] in nats, slope [N, V].
 
     By q the derivative is log(q / m) + 1 - a q / m.  Source: DistiLLM, arXiv 2402.03898.
     """
-    q, log_ratio = student_logp.exp(), _log_to_mixture(student_logp, teacher_logp, skew)  # log(q / m)
-    return (q * log_ratio).sum(-1), q * (log_ratio - skew * log_ratio.exp())
+    log_ratio = _log_to_mixture(q, p, skew)  # log(q / m)
+    return (q.probs * log_ratio).sum(-1), q.probs * (log_ratio - skew * log_ratio.exp())
 
 
-def _log_to_mixture(first_logp: Tensor, second_logp: Tensor, weight: float) -> Tensor:
+def _log_to_mixture(first: Softmax, second: Softmax, weight: float) -> Tensor:
     """log(first / m), m = weight * first + (1 - weight) * second, in log space: probabilities would underflow.
 
     It goes through log(second / first): log first - log m would be two large numbers and mostly their rounding.
     """
-    log_weight = first_logp.new_full((), math.log(weight))
-    return torch.logaddexp(second_logp - first_logp + math.log1p(-weight), log_weight).neg_()
+    log_weight = first.logp.new_full((), math.log(weight))
+    return torch.logaddexp(second.logp - first.logp + math.log1p(-weight), log_weight).neg_()
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,7 @@ class LossType:
         return {"uniform": self.uniform_power, "published": self.published_power}[scaling]
 
     def bind(self, *, skew: float = 0.1, teacher_weight: float = 0.1) -> Divergence:
-        """The divergence as a function of (student_logp, teacher_logp), its own parameter filled in.
+        """The divergence as a function of (student, teacher), its own parameter filled in.
 
         Raises UserError where that parameter is not strictly between 0 and 1.
         """

@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import nll_loss
 from transformers import PreTrainedModel
 
 from pocl import distributed
 from pocl.data import IGNORE, Batch
-from pocl.losses import Divergence, log_probs, through_softmax
+from pocl.losses import Divergence, Softmax, softmax, through_softmax
 from pocl.models import Head, make_head, response_labels, response_states
 
-# At the worst moment so many float32 tensors [chunk, V] are alive (counted: 7 to 10 for the divergences of losses.py).
-TENSORS_PER_CHUNK = 10
-# On the CPU a step takes as long with chunks of 128 to 1024 tokens (measured at V = 50,257), so the smaller ones win.
-_LARGEST_CHUNK = {"cpu": 256, "cuda": 4096}
+# So many numbers of a chunk's logits are worked on at a time. On the CPU that is what its caches hold: at V = 50,257
+# ten rows took two thirds of the time that 256 took. A GPU wants long kernels.
+BLOCK_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 24}
+# At the worst moment so many float32 tensors of a block's size are alive (counted for the divergences of losses.py).
+_TENSORS_PER_BLOCK = 12
+_LARGEST_CHUNK = {"cpu": 256, "cuda": 4096}  # larger ones were not faster
 _SHARE_OF_MEMORY = 1 / 16
 
 
@@ -75,19 +76,15 @@ def distillation_objective(
         """(objective, cross-entropy, divergence) of some tokens, and their gradients by states and parameters."""
         rows = student_states[piece].detach().requires_grad_(learns)
         student_logits = student_head(rows)
+        known = None if kd_ratio is None else kd_ratio[piece]
         with torch.no_grad():
-            *values, gradient = token_objective(
-                student_logits.detach(),
-                None if teacher_states is None or teacher_head is None else teacher_head(teacher_states[piece]),
-                labels[piece],
-                term,
-                None if kd_ratio is None else kd_ratio[piece],
-                learns=learns,
-            )
-        if gradient is None:
-            return tuple(values), ()
-        inputs = (rows, *parameters)
-        return tuple(values), torch.autograd.grad(student_logits, inputs, gradient.to(student_logits.dtype))
+            no_teacher = teacher_states is None or teacher_head is None
+            teacher_logits = None if no_teacher else teacher_head(teacher_states[piece])
+            # In place: the gradient takes the memory of the logits.
+            values = _in_blocks(student_logits.detach(), teacher_logits, labels[piece], term, known, learns=learns)
+        if not learns:
+            return values, ()
+        return values, torch.autograd.grad(student_logits, (rows, *parameters), student_logits.detach())
 
     values, state_gradients, parameter_gradients = [], [], []
     for i in range(num_chunks):
@@ -123,19 +120,51 @@ def _add(totals: list[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _WithGradient(torch.autograd.Function):
-    """A sum whose gradients by its inputs are known already: the backward pass scales them and hands them on."""
+    """A sum whose gradients by its inputs are known already: the backward pass scales them and hands them on, once."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients)
+        ctx.gradients = gradients
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = ((gradient * factor).to(dtype) for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
-        return None, None, *scaled
+        # In place, and let go of: the head's gradient is as large as the head.
+        gradients, ctx.gradients = ctx.gradients, ()
+        return None, None, *(g.mul_(factor).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
+
+
+def _in_blocks(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    term: Term,
+    kd_ratio: Tensor | None,
+    *,
+    learns: bool,
+) -> tuple[Tensor, ...]:
+    """``token_objective`` of some rows at a time -> its three values of all; its gradient goes where the logits were.
+
+    [N, V], [N, V], [N], [N] -> 3 x [N].
+    """
+    num_rows = max(1, BLOCK_NUMBERS[student_logits.device.type] // student_logits.shape[1])
+    blocks = []
+    for start in range(0, max(1, len(labels)), num_rows):
+        block = slice(start, start + num_rows)
+        *values, gradient = token_objective(
+            student_logits[block],
+            None if teacher_logits is None else teacher_logits[block],
+            labels[block],
+            term,
+            None if kd_ratio is None else kd_ratio[block],
+            learns=learns,
+        )
+        if gradient is not None:
+            student_logits[block] = gradient
+        blocks.append(values)
+    return tuple(torch.cat(column) for column in zip(*blocks, strict=True))
 
 
 def token_objective(
@@ -151,36 +180,37 @@ def token_objective(
 
     [N, V], [N, V], [N] -> 3 x [N], [N, V] in float32 at least; no gradient unless it ``learns``.
     """
-    plain_logp = log_probs(student_logits)
-    cross_entropy = nll_loss(plain_logp, labels, reduction="none")
+    tempered = softmax(student_logits, term.temperature)
+    plain = tempered if term.temperature == 1.0 else softmax(student_logits)
+    cross_entropy = -plain.logp_of(labels)
     if term.divergence is None or teacher_logits is None:
-        gradient = _cross_entropy_gradient(plain_logp, labels, torch.ones_like(cross_entropy)) if learns else None
+        gradient = _cross_entropy_gradient(plain, labels, torch.ones_like(cross_entropy)) if learns else None
         return cross_entropy, cross_entropy, torch.zeros_like(cross_entropy), gradient
-    tempered_logp = plain_logp if term.temperature == 1.0 else log_probs(student_logits, term.temperature)
-    divergence, slope = term.divergence(tempered_logp, log_probs(teacher_logits, term.temperature))
+    divergence, slope = term.divergence(tempered, softmax(teacher_logits, term.temperature))
     ratio = torch.full_like(cross_entropy, term.kd_ratio) if kd_ratio is None else kd_ratio  # [N]
     weight = ratio * term.scale
     objective = weight * divergence
     gradient = None
     if learns:
-        gradient = through_softmax(slope, tempered_logp).mul_(weight[:, None] / term.temperature)
+        gradient = through_softmax(slope, tempered).mul_(weight[:, None] / term.temperature)
     # At r = 1 cross-entropy is left out, so that an infinite one cannot turn 0 * inf into NaN.
     if term.cross_entropy and (kd_ratio is not None or term.kd_ratio < 1.0):
         objective = objective + (1.0 - ratio) * cross_entropy
         if gradient is not None:
-            gradient += _cross_entropy_gradient(plain_logp, labels, 1.0 - ratio)
+            gradient += _cross_entropy_gradient(plain, labels, 1.0 - ratio)
     return objective, cross_entropy, divergence, gradient
 
 
-def _cross_entropy_gradient(logp: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """weight * (q - 1 at the label), the gradient by the logits.  [N, V], [N], [N] -> [N, V]."""
-    gradient = logp.exp().mul_(weight[:, None])
+def _cross_entropy_gradient(q: Softmax, labels: Tensor, weight: Tensor) -> Tensor:
+    """weight * (q - 1 at the label), the gradient by the logits.  [N], [N] -> [N, V]."""
+    gradient = q.weights * (weight[:, None] / q.total)
     return gradient.scatter_add_(-1, labels[:, None], -weight[:, None])
 
 
-def chunk_bytes(chunk_tokens: int, vocab_size: int) -> int:
-    """The memory that a chunk takes at its worst moment [bytes]."""
-    return TENSORS_PER_CHUNK * 4 * chunk_tokens * vocab_size
+def chunk_bytes(chunk_tokens: int, vocab_size: int, device_type: str) -> int:
+    """The memory that a chunk takes at its worst moment, student's and teacher's logits and a block [bytes]."""
+    block = min(max(BLOCK_NUMBERS[device_type], vocab_size), chunk_tokens * vocab_size)
+    return 4 * (2 * chunk_tokens * vocab_size + _TENSORS_PER_BLOCK * block)
 
 
 def automatic_chunk_tokens(vocab_size: int, memory: int, device_type: str) -> int:
@@ -188,8 +218,10 @@ def automatic_chunk_tokens(vocab_size: int, memory: int, device_type: str) -> in
 
     A pure function of the machine and the vocabulary, so that a run that goes on computes what it would have.
     """
-    fitting = int(memory * _SHARE_OF_MEMORY) // chunk_bytes(1, vocab_size)
-    return min(1 << max(0, fitting.bit_length() - 1), _LARGEST_CHUNK[device_type])
+    chunk_tokens = _LARGEST_CHUNK[device_type]
+    while chunk_tokens > 1 and chunk_bytes(chunk_tokens, vocab_size, device_type) > memory * _SHARE_OF_MEMORY:
+        chunk_tokens //= 2
+    return chunk_tokens
 
 
 def chunks_needed(num_tokens: int, chunk_tokens: int) -> int:

@@ -89,7 +89,9 @@ def show_plan(
     )
     states = state_bytes(sketches[0], zero, num_ranks=distributed.world_size(), on_gpu=device.type == "cuda")
     costs = Costs(
-        _phases(config, *sketches, states, activations, cached=cache > 0, offloaded=offloaded),
+        _phases(
+            config, *sketches, states, activations, cached=cache > 0, offloaded=offloaded, device_type=device.type
+        ),
         _work(config, run, train, stages, *sketches, amount, cached=cache > 0),
         cache,
     )
@@ -145,6 +147,7 @@ def _phases(
     *,
     cached: bool,
     offloaded: bool,
+    device_type: str,
 ) -> dict[str, dict[str, int]]:
     """Bytes of a rank by phase and component; what is largest decides whether the run fits."""
     whole = {"student's weights": student.parameters * student.itemsize}
@@ -160,7 +163,8 @@ def _phases(
         phases["caching" if cached else "loading"] = whole | read
     if ranks(config):
         phases["ranking"] = whole | kept | answers
-    objective = {"a chunk of logits, head's gradient": objective_bytes(student, config.loss.chunk_tokens)}
+    chunk = objective_bytes(student, config.loss.chunk_tokens, device_type)
+    objective = {"a chunk of logits, head's gradient": chunk}
     phases["training"] = dict(states) | kept | {"activations": activations} | objective
     if config.data.num_dev != 0:
         phases["dev evaluation"] = dict(states) | kept | answers

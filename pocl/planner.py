@@ -243,9 +243,9 @@ def _saved_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
     return sum(storage.nbytes() for storage in saved.values())
 
 
-def objective_bytes(model: Sketch, chunk_tokens: int) -> int:
-    """One chunk of logits at its worst moment, and the head's gradient in fp32, once as it is and once scaled."""
-    return chunk_bytes(chunk_tokens, model.vocab_size) + 8 * model.head * model.trained_head
+def objective_bytes(model: Sketch, chunk_tokens: int, device_type: str) -> int:
+    """One chunk of logits at its worst moment, and the head's gradient in fp32, of all chunks and of one more."""
+    return chunk_bytes(chunk_tokens, model.vocab_size, device_type) + 8 * model.head * model.trained_head
 
 
 def answering_bytes(model: Sketch, num_prompts: int, max_length: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pocl.models import make_head, response_states
+from pocl.models import response_states
 from tests.runs import Result, call
 from tools import benchmark
 from tools.benchmarking import divergences, stepping
@@ -128,8 +128,9 @@ def test_the_counted_work_is_what_torch_counts(pair: str) -> None:
     batch, length = split.batch([0]), int(split.lengths[0])
     with FlopCounterMode(display=False) as counter:
         with torch.no_grad():
-            make_head(teacher)(torch.zeros(int(split.num_labels[0]), teacher.get_output_embeddings().in_features))
-        make_head(student)(response_states(student, batch)).sum().backward()
+            head = teacher.get_output_embeddings()
+            head(torch.zeros(int(split.num_labels[0]), head.in_features))
+        student.get_output_embeddings()(response_states(student, batch)).sum().backward()
     products = ("aten.addmm", "aten.mm", "aten.bmm")
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).startswith(products))
     work = stepping.least_work(bench, np.array([0]))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pocl.errors import UserError
-from pocl.losses import ALIASES, LOSSES, log_probs, loss_type, slope_by_autograd, through_softmax
+from pocl.losses import ALIASES, LOSSES, Softmax, loss_type, slope_by_autograd, softmax, through_softmax
 
 PLAIN = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
 NAMES = (*PLAIN, *(f"t{name}" for name in PLAIN))
@@ -58,16 +58,16 @@ def divergence(
 ) -> Tensor:
     """The divergence of each token under test, differentiable by autograd.  [N, V], [N, V] -> [N]."""
     loss = LOSSES[name].bind(**own)
-    return loss(log_probs(student_logits, temperature), log_probs(teacher_logits, temperature))[0]
+    return loss(softmax(student_logits, temperature), softmax(teacher_logits, temperature))[0]
 
 
 def gradient(
     name: str, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, **own: float
 ) -> Tensor:
     """The gradient of the divergence by the student's logits in closed form.  [N, V], [N, V] -> [N, V]."""
-    student_logp, teacher_logp = log_probs(student_logits, temperature), log_probs(teacher_logits, temperature)
-    _, slope = LOSSES[name].bind(**own)(student_logp, teacher_logp)
-    return through_softmax(slope, student_logp) / temperature
+    q, p = softmax(student_logits, temperature), softmax(teacher_logits, temperature)
+    _, slope = LOSSES[name].bind(**own)(q, p)
+    return through_softmax(slope, q) / temperature
 
 
 def draw(*shape: int, seed: int = 0, size: float = 1.0) -> Tensor:
@@ -142,7 +142,7 @@ def test_cross_entropy_equals_the_golden_value(cases: list[dict[str, Any]]) -> N
     for case in cases:
         student, _, mask = golden_logits(case, torch.float64)
         labels = torch.tensor(case["labels"])[mask]
-        values = -log_probs(student[mask]).gather(-1, labels[:, None])
+        values = -softmax(student[mask]).logp_of(labels)
         assert values.mean().item() == pytest.approx(case["cross_entropy"], rel=1e-6)  # float32 in the file
 
 
@@ -197,13 +197,13 @@ def test_closed_gradient_in_float32_is_that_of_float64_over_a_large_vocabulary(n
 
 def test_a_divergence_without_a_slope_gets_one_by_autograd() -> None:
     @slope_by_autograd
-    def chi_squared(student_logp: Tensor, teacher_logp: Tensor, *, power: float = 1.0) -> Tensor:
-        return (power * (2 * student_logp - teacher_logp).exp()).sum(-1) - 1.0
+    def chi_squared(q: Softmax, p: Softmax, *, power: float = 1.0) -> Tensor:
+        return (power * q.probs**2 / p.probs).sum(-1) - 1.0
 
-    student_logp, teacher_logp = log_probs(draw(4, 9)), log_probs(draw(4, 9, seed=1))
+    q, p = softmax(draw(4, 9)), softmax(draw(4, 9, seed=1))
     with torch.no_grad():
-        value, slope = chi_squared(student_logp, teacher_logp, power=3.0)
-    ratio = (2 * student_logp - teacher_logp).exp()  # q^2 / p
+        value, slope = chi_squared(q, p, power=3.0)
+    ratio = q.probs**2 / p.probs
     torch.testing.assert_close(value, 3.0 * ratio.sum(-1) - 1.0)
     torch.testing.assert_close(slope, 6.0 * ratio)
     assert not value.requires_grad and not slope.requires_grad
@@ -342,8 +342,8 @@ def test_a_vanishing_teacher_weight_gives_the_forward_kl() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_log_probabilities_are_in_float32_at_least(dtype: torch.dtype) -> None:
-    assert log_probs(draw(2, 3).to(dtype)).dtype == torch.float32
-    assert log_probs(draw(2, 3)).dtype == torch.float64
+    assert softmax(draw(2, 3).to(dtype)).logp.dtype == torch.float32
+    assert softmax(draw(2, 3)).logp.dtype == torch.float64
 
 
 def test_the_registry_holds_the_twelve_types() -> None:

@@ -29,6 +29,7 @@ from transformers import (
 from pocl.data import collate
 from pocl.errors import UserError
 from pocl.models import (
+    Head,
     check_head,
     check_same_tokenizer,
     count_parameters,
@@ -114,6 +115,21 @@ def test_an_unknown_change_behind_the_head_is_refused(factor: float, shake: Shak
     model.factor = factor
     with pytest.raises(UserError, match=r"'odd' \(llama\) changes its logits behind the head"):
         check_head(model, "odd", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_a_heads_product_and_its_gradients_are_the_layers_own(rows: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, whole = torch.nn.Linear(24, 600, bias=bias), torch.randn(2 * rows, 3, 24)
+    found, wanted = [], []
+    for product, results in ((Head(layer), found), (layer, wanted)):
+        states = whole[::2, 1].requires_grad_()  # not contiguous, as the last position of a batch is
+        logits = product(states)
+        (logits**2).sum().backward()
+        results += [logits, states.grad, *(parameter.grad for parameter in layer.parameters())]
+        layer.zero_grad()
+    torch.testing.assert_close(found, wanted)
 
 
 def test_the_head_cuts_off_padded_vocabulary(teacher: PreTrainedModel) -> None:

@@ -20,6 +20,7 @@ from pocl.data import Batch, collate
 from pocl.losses import LOSSES, slope_by_autograd
 from pocl.models import Head, make_head, response_labels, response_states
 from pocl.objective import (
+    BLOCK_NUMBERS,
     Objective,
     StudentObjective,
     Term,
@@ -323,8 +324,9 @@ def test_chunks_are_as_few_as_the_limit_allows(tokens: int, limit: int, chunks: 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_automatic_chunks_fit_a_sixteenth_of_memory_in_a_power_of_two(device: str) -> None:
-    # A token of V = 50,257 takes 10 tensors x 4 bytes x V = 2.01 MB; a sixteenth of 8 GB holds 248 of them.
-    assert automatic_chunk_tokens(50_257, 8 * 10**9, device) == 128
+    # Two tensors of logits, 4 x 50,257 bytes a token, and 12 of a block of 2^19 numbers take 0.13 GB at 256 tokens.
+    assert automatic_chunk_tokens(50_257, 8 * 10**9, "cpu") == 256
+    assert automatic_chunk_tokens(50_257, 3 * 10**9, device) == {"cpu": 256, "cuda": 64}[device]
     assert automatic_chunk_tokens(600, 10**15, device) == {"cpu": 256, "cuda": 4096}[device]
     assert automatic_chunk_tokens(10**6, 10**6, device) == 1
 
@@ -398,7 +400,11 @@ def naive_objective(
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("name", ["sft", *LOSSES])
-def test_value_and_gradients_equal_those_of_whole_logits_in_float64(name: str, dtype: torch.dtype, tied: bool) -> None:
+@pytest.mark.parametrize("block_rows", [3, 5000])
+def test_value_and_gradients_equal_those_of_whole_logits_in_float64(
+    name: str, dtype: torch.dtype, tied: bool, block_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BLOCK_NUMBERS, "cpu", block_rows * 101)
     case = Case(dtype, tied)
     inputs = case.inputs()
     divergence = None if name == "sft" else LOSSES[name].bind(skew=SKEW, teacher_weight=SKEW)

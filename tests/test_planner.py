@@ -21,7 +21,7 @@ from pocl import distributed, plan_report
 from pocl.config import parse_train
 from pocl.curriculum import Stage
 from pocl.lora import add_adapters, target_layers
-from pocl.models import load_model, load_skeleton, make_head, train_only_last_layers, trunk
+from pocl.models import load_model, load_skeleton, train_only_last_layers, trunk
 from pocl.plan_report import Costs
 from pocl.planner import (
     Amount,
@@ -99,7 +99,7 @@ def test_work_is_what_torch_counts(family: str) -> None:
     # One more small product makes the rotary angles.
     assert forward_work(numbers, amount, head=False) == pytest.approx(read.get_total_flops(), rel=2e-3)
     with FlopCounterMode(display=False) as learnt:
-        make_head(model)(states.reshape(60, -1)[:7]).sum().backward()
+        model.get_output_embeddings()(states.reshape(60, -1)[:7]).sum().backward()
     wanted = read.get_total_flops() + learnt.get_total_flops()
     assert training_work(numbers, amount, recomputes=False) == pytest.approx(wanted, rel=2e-3)
 
@@ -110,7 +110,7 @@ def test_work_of_a_trained_part_is_what_torch_counts() -> None:
     amount = amount_of(3, 20, 7)
     with FlopCounterMode(display=False) as counted:
         states = trunk(model)(input_ids=torch.ones(3, 20, dtype=torch.long), use_cache=False).last_hidden_state
-        make_head(model)(states.reshape(60, -1)[:7]).sum().backward()
+        model.get_output_embeddings()(states.reshape(60, -1)[:7]).sum().backward()
     # The products of the first trained layer give its input no gradient, which the plan counts.
     assert training_work(sketch(model), amount, recomputes=False) == pytest.approx(counted.get_total_flops(), rel=0.1)
     again = training_work(sketch(model), amount, recomputes=True) - training_work(
@@ -135,7 +135,8 @@ def test_the_numbers_of_a_gpt2_are_those_counted_by_hand() -> None:
         cached_numbers=2 * 2 * 32,
     )
     assert answering_bytes(numbers, 3, 10) == 3 * 10 * 128 * 4
-    assert objective_bytes(numbers, 16) == 10 * 4 * 16 * 600 + 8 * 600 * 32
+    assert objective_bytes(numbers, 16, "cpu") == (2 + 12) * 4 * 16 * 600 + 8 * 600 * 32
+    assert objective_bytes(numbers, 4096, "cpu") == 4 * (2 * 4096 * 600 + 12 * 2**19) + 8 * 600 * 32
 
 
 @pytest.mark.parametrize("family", FAMILIES)
