@@ -33,6 +33,7 @@ from pocl.models import (
     check_head,
     check_same_tokenizer,
     count_parameters,
+    keeps_apart,
     load_model,
     load_tokenizer,
     shared_vocabulary,
@@ -45,7 +46,15 @@ from pocl.offload import place
 from pocl.on_policy import OnPolicy
 from pocl.options import LoraOptions, TrainConfig
 from pocl.plan_report import show_plan
-from pocl.planning import cache_place, make_pools, make_stages, offloads_teacher, ranks, with_chunk_tokens
+from pocl.planning import (
+    cache_place,
+    make_pools,
+    make_stages,
+    offloads_teacher,
+    ranks,
+    wants_packing,
+    with_chunk_tokens,
+)
 from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
 from pocl.sampling import Sampling
@@ -75,10 +84,11 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
     train, dev = load_data(config, tokenizer)
     stages = make_stages(config, len(train))
 
-    student = load_model(config.models.model, config.models.dtype).to(device)
+    student = load_model(config.models.model, config.models.dtype, config.models.attention).to(device)
     check_head(student, config.models.model, device)
     say(f"student {config.models.model}: {numerize(count_parameters(student))} parameters")
     teacher, vocab_size = load_teacher(config, student, tokenizer, train, device)
+    packed = packs(config, student, teacher, device)
     start_run(run, config, stages, student, teacher)
 
     ranker = make_ranker(config, run, tokenizer, teacher, train)
@@ -86,7 +96,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
         ranker.rank("difficulty", lambda: student)
     engine = make_engine(config, student, vocab_size, device)
     trainer = Trainer(
-        make_recipe(config, stages),
+        make_recipe(config, stages, packed=packed),
         run=run,
         engine=engine,
         student=student,
@@ -185,7 +195,7 @@ def load_teacher(
     if config.models.teacher is None:
         return None, None
     check_same_tokenizer(config.models.model, config.models.teacher, tokenizer)
-    model = load_model(config.models.teacher, config.models.dtype)
+    model = load_model(config.models.teacher, config.models.dtype, config.models.attention)
     say(f"teacher {config.models.teacher}: {numerize(count_parameters(model))} parameters")
     vocab_size = shared_vocabulary(student, model, len(tokenizer))
     folder, key = teacher_cache(config, model, train)
@@ -286,7 +296,23 @@ def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int |
     )
 
 
-def make_recipe(config: TrainConfig, stages: Curriculum) -> Recipe:
+def packs(config: TrainConfig, student: PreTrainedModel, teacher: TeacherSource | None, device: torch.device) -> bool:
+    """Whether micro-batches are packed.  Raises UserError where --packing on asks it of models that cannot."""
+    if not wants_packing(config):
+        return False
+    models = {"student": student} | ({"teacher": teacher.model} if isinstance(teacher, OnlineTeacher) else {})
+    mixing = [name for name, model in models.items() if not keeps_apart(model, device)]
+    if not mixing:
+        say("micro-batches are packed, without padding")
+        return True
+    why = f"the {mixing[0]} ({models[mixing[0]].config.model_type}) does not keep packed examples apart"
+    if config.optimiser.packing == "on":
+        raise UserError(f"--packing on: {why} with --attention {config.models.attention}; give --packing off")
+    say(f"micro-batches are padded: {why}")
+    return False
+
+
+def make_recipe(config: TrainConfig, stages: Curriculum, *, packed: bool) -> Recipe:
     """How the stages are trained: one objective per stage, and the optimiser's settings."""
     loss = loss_type(config.loss.type)
     if loss is None:
@@ -301,6 +327,7 @@ def make_recipe(config: TrainConfig, stages: Curriculum) -> Recipe:
         global_batch_size=config.optimiser.global_batch_size,
         max_tokens=config.optimiser.max_tokens,
         batch_size=config.optimiser.batch_size,
+        packed=packed,
         lr=config.optimiser.lr,
         min_lr=config.optimiser.min_lr,
         restart_optimizer=config.curriculum.restart_optimizer,

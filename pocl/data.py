@@ -87,21 +87,39 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. B examples, T positions, padded on the right to the longest."""
+    """One micro-batch of B examples: T positions a row, padded on the right to the longest, or packed into one row."""
 
     example_ids: Tensor  # [B]
-    input_ids: Tensor  # [B, T]
-    attention_mask: Tensor  # [B, T]
-    labels: Tensor  # [B, T], the next token; -100 where it is no response token
+    input_ids: Tensor  # [B, T]; packed [1, T]
+    attention_mask: Tensor  # likewise
+    labels: Tensor  # likewise, the next token; -100 where it is no response token
+    position_ids: Tensor | None = None  # packed: [1, T], 0 where an example begins
 
     @property
     def num_response_tokens(self) -> int:
         """N: how many positions have a label."""
         return int((self.labels != IGNORE).sum())
 
+    @property
+    def num_labels(self) -> Tensor:
+        """How many of them each example has.  -> [B]."""
+        learnt = self.labels != IGNORE
+        if self.position_ids is None:
+            return learnt.sum(-1)
+        example = (self.position_ids == 0).cumsum(-1) - 1
+        return torch.bincount(example[learnt], minlength=len(self.example_ids))
+
+    def packed(self) -> "Batch":
+        """The same examples one behind the other in one row, without padding."""
+        kept = self.attention_mask.bool()
+        positions = self.attention_mask.cumsum(-1) - 1
+        parts = (part[kept][None] for part in (self.input_ids, self.attention_mask, self.labels, positions))
+        return Batch(self.example_ids, *parts)
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        parts = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in parts))
 
 
 class Split:
@@ -223,12 +241,20 @@ def check_shares(global_batch_size: int, world_size: int) -> None:
 
 
 def micro_batches(
-    positions: np.ndarray, lengths: np.ndarray, *, max_tokens: int, batch_size: int | None, rank: int, world_size: int
+    positions: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    max_tokens: int,
+    batch_size: int | None,
+    rank: int,
+    world_size: int,
+    packed: bool = False,
 ) -> list[np.ndarray]:
     """This rank's part of one global batch, in micro-batches of neighbours in length, longest first.
 
     ``positions`` [G] is the global batch; which examples are in it does not depend on lengths or ranks. A micro-batch
-    holds at most ``max_tokens`` padded tokens and ``batch_size`` examples (``cut_rows``).
+    holds at most ``max_tokens`` tokens, padding included unless it is ``packed``, and ``batch_size`` examples
+    (``cut_rows``).
 
     The examples are dealt in rounds from the longest down: of each round every rank gets one, and the rank with the
     fewest tokens so far gets the longest. All ranks cut behind the same rounds, so they have equally many
@@ -241,23 +267,28 @@ def micro_batches(
         ranks = np.argsort(tokens, kind="stable")
         tokens[ranks] += lengths[examples]
         share[number] = examples[ranks == rank][0]
-    return [share[rows] for rows in cut_rows(lengths[rounds[:, 0]], max_tokens=max_tokens, batch_size=batch_size)]
+    cuts = cut_rows(lengths[rounds[:, 0]], max_tokens=max_tokens, batch_size=batch_size, packed=packed)
+    return [share[rows] for rows in cuts]
 
 
-def cut_rows(widths: np.ndarray, *, max_tokens: int, batch_size: int | None = None) -> list[slice]:
+def cut_rows(
+    widths: np.ndarray, *, max_tokens: int, batch_size: int | None = None, packed: bool = False
+) -> list[slice]:
     """Rows of these lengths [R], longest first, as the micro-batches that cost least.  -> slices that cover them all.
 
-    A micro-batch costs its padded tokens (rows times its longest) and as much again as ``max_tokens / 32`` tokens for
-    being one more. It holds at most ``max_tokens`` padded tokens, but for one row alone that is longer, and at most
-    ``batch_size`` rows where that is given.
+    A micro-batch costs its tokens (rows times its longest; ``packed``: the sum of its rows) and as much again as
+    ``max_tokens / 32`` tokens for being one more. It holds at most ``max_tokens`` of them, but for one row alone that
+    is longer, and at most ``batch_size`` rows where that is given.
     """
     num_rows, overhead = len(widths), max_tokens * _OVERHEAD_SHARE
     cost = np.full(num_rows + 1, np.inf)  # of the best cut of the first rows, by their number
     cost[0] = 0.0
     start = np.zeros(num_rows + 1, dtype=np.int64)  # where its last micro-batch begins
     for first, width in enumerate(widths.tolist()):
-        most = min(max(1, max_tokens // width), batch_size or num_rows, num_rows - first)
-        with_this = cost[first] + overhead + width * np.arange(1, most + 1)
+        left = num_rows - first
+        tokens = np.cumsum(widths[first:]) if packed else width * np.arange(1, left + 1)
+        most = min(max(1, int((tokens <= max_tokens).sum())), batch_size or num_rows, left)
+        with_this = cost[first] + overhead + tokens[:most]
         better = first + 1 + np.flatnonzero(with_this < cost[first + 1 : first + 1 + most])
         cost[better], start[better] = with_this[better - first - 1], first
     slices, stop = [], num_rows

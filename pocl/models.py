@@ -1,6 +1,7 @@
 """Student, teacher and tokenizer: loading with checks, trunk and head apart, the vocabulary that both share."""
 
 import hashlib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,21 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from pocl.data import IGNORE, Batch, tokenizer_fingerprint
+from pocl.data import IGNORE, Batch, collate, tokenizer_fingerprint
 from pocl.errors import UserError, first_line
 from pocl.lora import about_base, adapter_chain, merge_adapter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, StrictDataclassError)
+_LOADING_ERRORS = (
+    OSError,
+    ImportError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    StrictDataclassError,
+)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -56,15 +66,15 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(path: str, dtype: str = "fp32") -> PreTrainedModel:
+def load_model(path: str, dtype: str = "fp32", attention: str = "auto") -> PreTrainedModel:
     """A causal language model from safetensors, in evaluation mode on the CPU; an adapter folder's is merged.
 
-    Raises UserError where the folder holds no configuration or no safetensors; pickled weights and remote code are
-    refused, since both run what a stranger wrote.
+    ``attention`` is transformers' name of what computes it.  Raises UserError where the folder holds no configuration
+    or no safetensors; pickled weights and remote code are refused, since both run what a stranger wrote.
     """
     base, adapters = adapter_chain(path)
     with about_base(path, base):
-        model = _load_whole(base, dtype)
+        model = _load_whole(base, dtype, attention)
     for folder in adapters:
         merge_adapter(model, folder)
     return model.eval()
@@ -94,13 +104,14 @@ def _load_config(path: str) -> PretrainedConfig:
         raise UserError(f"cannot load a model from {path!r}: {first_line(error)}") from error
 
 
-def _load_whole(path: str, dtype: str) -> PreTrainedModel:
+def _load_whole(path: str, dtype: str, attention: str) -> PreTrainedModel:
     config = _load_config(path)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=DTYPES[dtype],
+            attn_implementation=None if attention == "auto" else attention,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -137,9 +148,11 @@ def trunk(model: PreTrainedModel) -> nn.Module:
 def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The trunk's hidden states at the positions that have a label.  -> [N, H].
 
-    No attention mask goes in: padding stands to the right of every response, where a causal trunk never looks.
+    No attention mask goes in: padding stands to the right of every response, where a causal trunk never looks, and the
+    examples of a packed batch are told apart by their positions (``keeps_apart``).
     """
-    states = trunk(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, T, H]
+    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+    states = trunk(model)(input_ids=batch.input_ids, use_cache=False, **positions).last_hidden_state  # [B, T, H]
     return states[batch.labels != IGNORE]
 
 
@@ -226,6 +239,18 @@ def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
             f"{name!r} ({model.config.model_type}) changes its logits behind the head in a way that is not known "
             f"here; add it to make_head in pocl/models.py"
         )
+
+
+@torch.no_grad()
+def keeps_apart(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether the model reads two examples of a packed batch as it reads each alone (tried on short ones)."""
+    if "position_ids" not in inspect.signature(trunk(model).forward).parameters:
+        return False
+    batch = collate([0, 1], [[1, 2, 3], [4, 5]], [[6, 7, 8, 9], [2, 3, 1]], max_length=16).to(device)
+    wanted = response_states(model, batch).float()
+    found = response_states(model, batch.packed()).float()
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 3e-2
+    return torch.allclose(found, wanted, atol=tolerance * float(wanted.abs().max()), rtol=0)
 
 
 def shared_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, num_tokens: int) -> int | None:

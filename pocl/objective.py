@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from pocl import distributed
-from pocl.data import IGNORE, Batch
+from pocl.data import Batch
 from pocl.losses import Divergence, Softmax, softmax, through_softmax
 from pocl.models import Head, make_head, response_labels, response_states
 
@@ -260,7 +260,7 @@ class StudentObjective(nn.Module):
         num_chunks = chunks_needed(len(labels), self.chunk_tokens)
         if self.sharded:
             num_chunks = distributed.max_over_ranks(num_chunks, labels.device)
-        token_ratio = None if kd_ratio is None else kd_ratio.repeat_interleave((batch.labels != IGNORE).sum(-1))
+        token_ratio = None if kd_ratio is None else kd_ratio.repeat_interleave(batch.num_labels)
         result = distillation_objective(
             response_states(self.student, batch),
             self.head,
@@ -283,5 +283,5 @@ def example_cross_entropy(
     num_chunks = chunks_needed(len(labels), chunk_tokens)
     states = response_states(model, batch)
     result = distillation_objective(states, head, None, None, labels, term=Term(), num_chunks=num_chunks)
-    counts = (batch.labels != IGNORE).sum(-1).tolist()
+    counts = batch.num_labels.tolist()
     return [(float(part.double().sum()), len(part)) for part in result.cross_entropy.split(counts)]

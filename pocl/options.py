@@ -31,6 +31,11 @@ class ModelOptions:
         "auto",
     )
     dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of student and teacher; master weights stay fp32", "fp32")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = flag(
+        "what computes attention, by its name in transformers; auto: what that takes by itself; flash_attention_2 "
+        "wants a GPU, --dtype bf16 and the package flash-attn",
+        "auto",
+    )
     train_last_layers: int | None = flag(
         "train the last N layers and the final norm only [layers; default: all]", None
     )
@@ -149,6 +154,11 @@ class OptimiserOptions:
         "largest micro-batch of one rank, padding included; one example may be longer [tokens]", 4096
     )
     batch_size: int | None = flag("largest micro-batch of one rank [examples; default: as --max-tokens allows]", None)
+    packing: Literal["auto", "on", "off"] = flag(
+        "lay the examples of a micro-batch one behind the other, without padding. auto: where --attention is "
+        "flash_attention_2 or flex_attention and keeps them apart (sdpa and eager do it by a mask, which is slower)",
+        "auto",
+    )
     seed: int = flag("seed of shuffling, dropout and sampling", 10)
     deepspeed_config: str = flag("DeepSpeed JSON; says the ZeRO stage", "scripts/deepspeed/zero1.json")
 

@@ -39,7 +39,7 @@ from pocl.planner import (
     training_work,
     with_adapters,
 )
-from pocl.planning import cache_place, make_pools, make_stages, offloads_teacher, ranks
+from pocl.planning import cache_place, make_pools, make_stages, offloads_teacher, ranks, wants_packing
 from pocl.ranking import columns_of
 from pocl.rundir import RunDir
 from pocl.teacher import cache_bytes
@@ -117,6 +117,7 @@ def _amount(config: TrainConfig, run: RunDir, train: Split, stages: Curriculum) 
         batch_size=config.optimiser.batch_size,
         rank=0,
         world_size=distributed.world_size(),
+        packed=wants_packing(config),
     )
     amounts = [
         count_stage(
@@ -126,6 +127,7 @@ def _amount(config: TrainConfig, run: RunDir, train: Split, stages: Curriculum) 
             global_batch_size=config.optimiser.global_batch_size,
             cut=cut,
             num_ranks=distributed.world_size(),
+            packed=wants_packing(config),
         )
         for stage in stages
     ]

@@ -45,11 +45,13 @@ def count_stage(
     global_batch_size: int,
     cut: Callable[[np.ndarray], Iterable[np.ndarray]],
     num_ranks: int,
+    packed: bool = False,
 ) -> Amount:
     """The amount of one stage.
 
     ``examples(epoch)`` gives the shuffled positions of the pool, ``cut`` the first rank's micro-batches of a global
-    batch; the ranks get about the same. Padding is counted in steps spread over the first epoch.
+    batch; the ranks get about the same. Padding is counted in steps spread over the first epoch;
+    ``packed`` micro-batches have none.
     """
     steps = stage.steps_per_epoch(global_batch_size)
     tokens = response_tokens = 0
@@ -60,6 +62,10 @@ def count_stage(
     batches = examples(0)[: steps * global_batch_size].reshape(steps, global_batch_size)
     chosen = np.unique(np.linspace(0, steps - 1, min(steps, _CUT_STEPS)).astype(int))
     shapes = [(len(rows), int(split.lengths[rows].max())) for batch in batches[chosen] for rows in cut(batch)]
+    pairs = sum(rows * length**2 for rows, length in shapes)
+    if packed:
+        pairs = sum(int((split.lengths[rows] ** 2).sum()) for batch in batches[chosen] for rows in cut(batch))
+        shapes = [(1, int(split.lengths[rows].sum())) for batch in batches[chosen] for rows in cut(batch)]
     scale = num_ranks * stage.epochs * steps / len(chosen)
     return Amount(
         steps=stage.steps(global_batch_size),
@@ -67,7 +73,7 @@ def count_stage(
         tokens=tokens,
         response_tokens=response_tokens,
         padded_tokens=scale * sum(rows * length for rows, length in shapes),
-        pairs=scale * sum(rows * length**2 for rows, length in shapes),
+        pairs=scale * pairs,
         largest=_largest(shapes),
     )
 

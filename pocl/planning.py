@@ -71,6 +71,12 @@ def ranks(config: TrainConfig) -> bool:
     return CURRICULA[config.curriculum.curriculum].order == "ranked" or config.loss.selective_reliance != "off"
 
 
+def wants_packing(config: TrainConfig) -> bool:
+    """Whether micro-batches are to be packed, where the models can."""
+    given = config.optimiser.packing
+    return given == "on" or (given == "auto" and config.models.attention in ("flash_attention_2", "flex_attention"))
+
+
 def offloads_teacher(config: TrainConfig, student_bytes: int, teacher_bytes: int, device: torch.device) -> bool:
     """Whether the teacher's weights stay in the CPU's memory and go to the device layer by layer."""
     if config.models.teacher_offload != "auto":

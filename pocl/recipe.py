@@ -16,6 +16,7 @@ class Recipe:
     global_batch_size: int
     max_tokens: int
     batch_size: int | None
+    packed: bool  # the examples of a micro-batch in one row, without padding
     lr: float
     min_lr: float
     restart_optimizer: bool

@@ -38,13 +38,14 @@ class TextSource:
         student: Callable[[], PreTrainedModel],
         max_tokens: int,
         batch_size: int | None,
+        packed: bool,
         max_new_tokens: int,
         total_steps: int,
         device: torch.device,
     ) -> None:
         self.train, self.tokenizer, self.device = train, tokenizer, device
         self.on_policy, self.state = on_policy, OnPolicyState()
-        self.student, self.max_tokens, self.batch_size = student, max_tokens, batch_size
+        self.student, self.max_tokens, self.batch_size, self.packed = student, max_tokens, batch_size, packed
         self.max_new_tokens, self.total_steps = max_new_tokens, total_steps
 
     @property
@@ -61,6 +62,7 @@ class TextSource:
             batch_size=self.batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            packed=self.packed,
         )
         return [text for number, positions in enumerate(shares) for text in self._texts(positions, step, number)]
 
@@ -88,7 +90,7 @@ class TextSource:
                 buffer_full=len(self.state.buffer) >= self.on_policy.buffer_size,
             )
         if self.on_policy is None or source == "gold":
-            return [Text(positions, self.train.batch(positions), of_student=False)]
+            return [Text(positions, self._laid_out(self.train.batch(positions)), of_student=False)]
         responses = self._sample(positions, step) if source == "sample" else []
         if self.on_policy.buffer_size:
             self.state = self.state.add(responses, self.on_policy.buffer_size)
@@ -97,7 +99,11 @@ class TextSource:
 
     def _of_student(self, responses: Sequence[Response]) -> Text:
         drawn = np.array([position for position, _ in responses])
-        return Text(drawn, self.train.batch_of(drawn, [tokens for _, tokens in responses]), of_student=True)
+        batch = self.train.batch_of(drawn, [tokens for _, tokens in responses])
+        return Text(drawn, self._laid_out(batch), of_student=True)
+
+    def _laid_out(self, batch: Batch) -> Batch:
+        return batch.packed() if self.packed else batch
 
     def _cut(self, responses: Sequence[Response]) -> list[list[Response]]:
         """The responses in micro-batches by their own lengths, which nobody knew before: as many on every rank."""
@@ -106,7 +112,7 @@ class TextSource:
         order = np.argsort(-lengths, kind="stable")
         widths = distributed.gather_by_id({distributed.rank(): lengths[order]})
         longest = np.max(list(widths.values()), axis=0)  # of each place in the order, over all ranks
-        cuts = cut_rows(longest, max_tokens=self.max_tokens, batch_size=self.batch_size)
+        cuts = cut_rows(longest, max_tokens=self.max_tokens, batch_size=self.batch_size, packed=self.packed)
         return [[responses[i] for i in order[rows]] for rows in cuts]
 
     def _sample(self, positions: np.ndarray, step: int) -> list[Response]:

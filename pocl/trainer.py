@@ -15,7 +15,7 @@ from pocl.buckets import BucketProbe
 from pocl.checkpoints import Checkpoints, Position
 from pocl.console import Progressing, say
 from pocl.curriculum import Stage
-from pocl.data import IGNORE, Batch, Split
+from pocl.data import Batch, Split
 from pocl.difficulty import Ranker
 from pocl.engine import Engine
 from pocl.errors import Interrupted, RunStopped
@@ -68,6 +68,7 @@ class Trainer:
             student=self._whole_student,
             max_tokens=recipe.max_tokens,
             batch_size=recipe.batch_size,
+            packed=recipe.packed,
             max_new_tokens=recipe.max_new_tokens,
             total_steps=recipe.total_steps,
             device=device,
@@ -212,7 +213,7 @@ class Trainer:
         # NaN everywhere where anything is not finite: the step is left out then, on every rank.
         self.engine.backward(loss * (1.0 + 0.0 * sums.sum()).to(loss.dtype), num_tokens)
         if not text.of_student:  # the loss of the reference is what ranks
-            self.snapshot.note(text.positions, cross_entropy, (batch.labels != IGNORE).sum(-1))
+            self.snapshot.note(text.positions, cross_entropy, batch.num_labels)
         return sums
 
     def _kd_ratio(self, positions: np.ndarray, term: Term) -> torch.Tensor | None:
