@@ -19,7 +19,7 @@ from tools import make_tables
 from tools.reproduce import ReproduceOptions, Reproduction, Step
 from tools.rows import main_rows
 
-LAUNCHED = ["teacher", "SFT", "SeqKD", "KLD", "KLD + POCL", "GKD", "GKD + POCL"]
+LAUNCHED = ["teacher", "SFT", "SeqKD", "KLD", "KLD + POCL", "GKD"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("DATA", "TEACHER", "STUDENT")}
 ENVIRONMENT |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 

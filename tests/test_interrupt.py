@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import train
+from pocl.errors import UserError, run_main
 from pocl.interrupt import Interrupt
 from pocl.rundir import RunDir
 from pocl.texts import TextSource
@@ -126,39 +127,45 @@ BREAK_RANK_1 = """
 import os
 
 if os.environ.get("RANK") == "1":
-    from pocl.errors import UserError
     from pocl.trainer import Trainer
 
     whole = Trainer.step
 
     def step(self, examples, stage, lr):
         if self.position.step == 2:
-            raise {error}
+            raise ZeroDivisionError('a bug')
         return whole(self, examples, stage, lr)
 
     Trainer.step = step
 """
 
 
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        ("UserError('no such file on this node')", "error on rank 1: no such file on this node"),
-        ("ZeroDivisionError('a bug')", "[rank1]: ZeroDivisionError: a bug"),
-    ],
-)
-def test_the_error_of_one_rank_is_told_first_and_ends_the_others(
-    error: str, told: str, folders: Folders, tmp_path: Path
-) -> None:
+def test_the_error_of_one_rank_is_told_first_and_ends_the_others(folders: Folders, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(BREAK_RANK_1.format(error=error))
+    (tmp_path / "site" / "sitecustomize.py").write_text(BREAK_RANK_1)
     arguments = train_arguments(folders, tmp_path, "--difficulty", "length", "--num-dev", 0)
     started = time.monotonic()
     result = launch("train.py", arguments, num_ranks=2, path=[tmp_path / "site"])
     assert time.monotonic() - started < 90  # the start and the minute
     assert result.status != 0
     errors = [line for line in result.output.splitlines() if re.match(r"(\[rank\d\]: \w+Error|error\b.*): ", line)]
-    assert errors[:1] == [told], result.output[-3000:]
+    assert errors[:1] == ["[rank1]: ZeroDivisionError: a bug"], result.output[-3000:]
+
+
+@pytest.mark.parametrize(("rank", "waits", "told"), [("0", [], "error: "), ("1", [3], "error on rank 1: ")])
+def test_a_mistake_that_one_rank_meets_is_told_where_rank_0_has_not_ended_it(
+    rank: str, waits: list[int], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise UserError("no such file on this node")
+
+    slept: list[int] = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("pocl.errors.time.sleep", slept.append)
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert (ended.value.code, slept) == (2, waits)
+    assert capsys.readouterr().err == f"{told}no such file on this node\n"
 
 
 def test_a_folder_that_is_trained_in_is_refused(folders: Folders, tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ def test_student_text_is_cut_by_its_own_length_and_alike_on_every_rank(
         student=lambda: None,  # type: ignore[arg-type, return-value]
         max_tokens=600,
         batch_size=None,
+        packed=False,
         max_new_tokens=LONGEST,
         total_steps=1,
         device=torch.device("cpu"),

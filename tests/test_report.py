@@ -470,13 +470,13 @@ def table_page(rows: list[str], folders: Folders, tmp_path_factory: pytest.TempP
 
 
 def test_a_table_has_every_row_with_its_run_and_its_answers(table_page: Path, run: Path) -> None:
-    from pocl.tables import make_table, text_rows
+    from pocl.tables import make_tables, text_rows
 
     page = Tree(table_page.read_text(encoding="utf-8"))
     made = page.table("ROUGE-L")
     names = [row[0].removesuffix(" †") for row in made[1:]]
     assert names == ["KLD", "KLD + POCL", "teacher"]
-    _, wanted = text_rows(make_table({"KLD + POCL": run}))
+    _, wanted = text_rows(make_tables({"KLD + POCL": run}, ["rouge_l"])[0])
     assert made[2][1].startswith(wanted[0][1].replace("\n", ""))
     assert [a["id"] for a, _ in page.all("details", class_="run")] == ["row-kld", "row-kld-pocl", "row-teacher"]
     assert set(lines_of(page, "KLD")) == {"KLD", "KLD + POCL"}

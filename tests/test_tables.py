@@ -9,9 +9,10 @@ import pytest
 from scipy.stats import norm, permutation_test
 
 import evaluate
+from pocl import tables
 from pocl.files import write_json, write_jsonl
-from pocl.intervals import bootstrap_interval, holm, mean_of_sets, paired_p_value
-from pocl.tables import make_table, published_figures
+from pocl.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
+from pocl.tables import published_figures
 from tests.runs import call
 from tools import make_tables
 from tools.rows import main_rows
@@ -37,7 +38,7 @@ def test_cells_hold_means_over_seeds_and_prompts_and_their_average(tmp_path: Pat
     a = save_evaluation(tmp_path / "a", "dolly", {"10": [10.0, 20.0], "20": [30.0, 40.0]})
     save_evaluation(a, "vicuna", {"10": [5.0, 7.0, 9.0]})
     b = save_evaluation(tmp_path / "b", "dolly", {"10": [1.0, 3.0]})
-    table = make_table({"A": a, "B": b})
+    (table,) = tables.make_tables({"A": a, "B": b}, ["rouge_l"])
     assert list(table.columns) == ["dolly", "vicuna", "average"]
     first, second = table.rows
     assert {name: cell.mean for name, cell in first.cells.items()} == {"dolly": 25.0, "vicuna": 7.0, "average": 16.0}
@@ -77,7 +78,7 @@ def test_equal_updates_are_not_marked(tmp_path: Path) -> None:
         save_evaluation(
             tmp_path / name, "dolly", {"1": [1.0, 2.0]}, {"optimizer_steps": steps, "global_batch_size": 64}
         )
-    table = make_table({name: tmp_path / name for name in ("KLD", "KLD + POCL")})
+    (table,) = tables.make_tables({name: tmp_path / name for name in ("KLD", "KLD + POCL")}, ["rouge_l"])
     assert [row.unlike for row in table.rows] == [None, None]
 
 
@@ -124,7 +125,7 @@ def test_published_figures_are_of_the_papers_rows_and_average_as_printed() -> No
 
 def test_the_interval_of_one_seed_is_the_normal_one_of_a_mean() -> None:
     values = np.random.default_rng(1).gamma(2.0, 10.0, size=(1, 400))
-    low, high = bootstrap_interval([values], resamples=20_000)
+    ((low, high),) = bootstrap_intervals([[values]], resamples=20_000)
     half = norm.ppf(0.975) * values.std() / 20
     assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
@@ -134,7 +135,7 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     dice = np.random.default_rng(2)
     alike = np.repeat(dice.normal(20, 5, size=(1, 100)), 5, axis=0)
     apart = alike + np.array([[-8.0], [-4.0], [0.0], [4.0], [8.0]])
-    narrow, wide = bootstrap_interval([alike]), bootstrap_interval([apart])
+    narrow, wide = bootstrap_intervals([[alike], [apart]])
     assert mean_of_sets([apart]) == pytest.approx(mean_of_sets([alike]))
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
@@ -147,8 +148,8 @@ def test_the_interval_is_a_naive_bootstrap_and_the_same_every_time() -> None:
         drawn = [s[dice.integers(0, 3, 3)][:, dice.integers(0, s.shape[1], s.shape[1])].mean() for s in sets]
         means.append(np.mean(drawn))
     naive = np.quantile(means, [0.025, 0.975])
-    assert bootstrap_interval(sets) == bootstrap_interval(sets)
-    assert bootstrap_interval(sets, resamples=4000) == pytest.approx(naive, abs=0.15)
+    assert bootstrap_intervals([sets]) == bootstrap_intervals([sets])
+    assert bootstrap_intervals([sets], resamples=4000)[0] == pytest.approx(naive, abs=0.15)
 
 
 def test_p_is_that_of_scipys_permutation_test() -> None:
@@ -157,15 +158,39 @@ def test_p_is_that_of_scipys_permutation_test() -> None:
     exact = permutation_test(
         (one[0] - other[0],), lambda d, axis: d.mean(axis=axis), permutation_type="samples", vectorized=True
     ).pvalue
-    assert paired_p_value([one], [other], flips=50_000) == pytest.approx(exact, abs=0.01)
+    assert paired_p_values([([one], [other])], flips=50_000) == pytest.approx([exact], abs=0.01)
 
 
 def test_no_difference_has_p_1_and_a_large_one_the_smallest_p() -> None:
     values = np.random.default_rng(5).normal(size=(2, 50))
-    assert paired_p_value([values], [values]) == 1.0
-    assert paired_p_value([values + 3], [values], flips=999) == pytest.approx(0.001)
+    assert paired_p_values([([values], [values])]) == [1.0]
+    assert paired_p_values([([values + 3], [values])], flips=999) == pytest.approx([0.001])
     with pytest.raises(ValueError, match="50 prompts against 49"):
-        paired_p_value([values], [values[:, 1:]])
+        paired_p_values([([values], [values[:, 1:]])])
+
+
+def test_among_others_a_row_has_the_interval_and_the_p_that_it_has_alone() -> None:
+    dice = np.random.default_rng(6)
+    shapes = [((3, 300), (3, 25)), ((3, 300), (3, 25)), ((1, 300), (2, 25)), ((3, 40),), ((3, 300), (3, 25))]
+    rows = [[dice.normal(20, 6, size=shape) for shape in row] for row in shapes]
+    pairs = [(row, [values + dice.normal(0, 1, size=values.shape) for values in row]) for row in rows]
+    intervals, p_values = bootstrap_intervals(rows, resamples=300), paired_p_values(pairs, flips=300)
+    assert intervals == [bootstrap_intervals([row], resamples=300)[0] for row in rows]
+    assert p_values == [paired_p_values([pair], flips=300)[0] for pair in pairs]
+    assert len(set(intervals)) == 5 and bootstrap_intervals([]) == paired_p_values([]) == []
+
+
+def test_tables_of_several_metrics_are_those_of_each(tmp_path: Path) -> None:
+    for name, score in (("KLD", 20.0), ("KLD + POCL", 24.0), ("SFT", 8.0)):
+        scores = {seed: [score, score + 2, score - int(seed)] for seed in ("1", "2")}
+        save_evaluation(tmp_path / name, "vicuna", scores)
+        if name != "SFT":
+            save_evaluation(tmp_path / name, "dolly", {"1": [score, 2 * score]})
+    rows = {path.name: path for path in sorted(tmp_path.iterdir())}
+    both = tables.make_tables(rows, ["rouge_l", "exact_match"], published="gpt2")
+    assert both == [tables.make_tables(rows, [metric], published="gpt2")[0] for metric in ("rouge_l", "exact_match")]
+    assert [row.p is None for row in both[0].rows] == [row.p is None for row in both[1].rows] == [True, False, True]
+    assert both[0].rows[1].cells["average"].published and both[1].rows[1].cells["average"].published is None
 
 
 def test_holm_corrects_as_its_steps_say() -> None:

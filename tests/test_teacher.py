@@ -110,7 +110,8 @@ def test_two_ranks_build_the_same_file_as_one(folders: Folders, tmp_path: Path) 
     for num_ranks in (1, 2):
         extra = ["--teacher-cache", tmp_path / f"cache{num_ranks}", "--num-dev", 0, "--num-stages", 1, "--epochs", 1]
         extra += ["--kd-ratio", 1, "--temperature", 1, "--curriculum", "whole-pool"]
-        result = launch("train.py", train_arguments(folders, tmp_path / str(num_ranks), *extra), num_ranks=num_ranks)
+        arguments = train_arguments(folders, tmp_path / str(num_ranks), *extra)
+        result = call(train, arguments) if num_ranks == 1 else launch("train.py", arguments, num_ranks=num_ranks)
         assert result.status == 0, result.output
     assert (tmp_path / "cache1" / "states.bin").read_bytes() == (tmp_path / "cache2" / "states.bin").read_bytes()
 

@@ -3,8 +3,9 @@
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import datasets
@@ -19,7 +20,7 @@ import train
 from pocl.curriculum import Stage
 from pocl.losses import LOSSES
 from pocl.parts import Parts
-from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
+from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 
 
 @pytest.fixture(scope="module")
@@ -259,13 +260,18 @@ def test_frozen_layers_stay_as_they_were(gpt2: Folders, tmp_path: Path) -> None:
     assert all(name.startswith(("transformer.h.1.", "transformer.ln_f.")) for name in changed)
 
 
-@pytest.mark.parametrize(("family", "num_ranks"), [("opt", 1), ("llama", 2), ("qwen2", 1)])
-def test_every_family_runs_under_the_launcher_from_ranking_to_scores(
-    family: str, num_ranks: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("family", "num_ranks"), [("opt", None), ("llama", 2), ("qwen2", None)])
+def test_every_family_runs_from_ranking_to_scores(family: str, num_ranks: int | None, tmp_path: Path) -> None:
+    """On two ranks under the launcher, or in this process; test_all_rows launches GPT-2."""
+
+    def run_program(module: ModuleType, arguments: Sequence[object]) -> Result:
+        if num_ranks is None:
+            return call(module, arguments)
+        return launch(Path(str(module.__file__)).name, arguments, num_ranks=num_ranks)
+
     folders = make_folders(tmp_path, family)
     arguments = train_arguments(folders, tmp_path / "results", "--type", "tsrkl")
-    result = launch("train.py", arguments, num_ranks=num_ranks)
+    result = run_program(train, arguments)
     assert result.status == 0, result.output
     run = tmp_path / "results" / "tsrkl" / "seed10"
     assert len(losses(run)) == 14
@@ -273,7 +279,7 @@ def test_every_family_runs_under_the_launcher_from_ranking_to_scores(
     assert best.keys() == student.keys()
     arguments = ["--model", run / "best", "--sets", "short", "--data-root", folders.data_root, "--seeds", 1]
     arguments += ["--max-length", 192, "--max-prompt-length", 160]
-    result = launch("evaluate.py", arguments, num_ranks=num_ranks)
+    result = run_program(evaluate, arguments)
     assert result.status == 0, result.output
     # The sampled answers do not depend on the ranks: this process alone gives the same.
     assert call(evaluate, [*arguments, "--output-dir", tmp_path / "alone"]).status == 0

@@ -30,7 +30,6 @@ from pocl.errors import RunStopped, UserError, closest, run_main
 from pocl.flags import flag, parse
 from pocl.journal import STATUS, peak_memory_gb
 from pocl.objective import automatic_chunk_tokens
-from pocl.options import OptimiserOptions
 from pocl.teacher import CachedTeacher, cached_teacher
 from tools.benchmarking import divergences, printing, stepping
 from tools.benchmarking.meters import Stopwatch, keep_freed_memory, measured_rates
@@ -53,7 +52,10 @@ class BenchmarkOptions:
     batch: int = flag("examples of one optimiser step [examples]", 16)
     rounds: int = flag("timed steps of each variant, each round on other examples [steps]", 2)
     batch_size: int = flag("micro-batch of the variants without a token budget [examples]", 4)
-    max_tokens: int = flag("token budget of a micro-batch [tokens]", OptimiserOptions.max_tokens)
+    max_tokens: int | None = flag(
+        "token budget of a micro-batch [tokens; default: what the reference's micro-batch holds, padding included]",
+        None,
+    )
     chunk_tokens: int | None = flag(
         "response tokens whose logits are held at a time [tokens; default: train.py's]", None
     )
@@ -74,6 +76,8 @@ def main() -> None:
         vocab_size = max(shape.vocab_size for shape in PAIRS[what.pair]())
         chunk_tokens = automatic_chunk_tokens(vocab_size, distributed.device_memory(device), device.type)
         what = replace(what, chunk_tokens=chunk_tokens)
+    if what.max_tokens is None:
+        what = replace(what, max_tokens=what.batch_size * what.max_length)
     if what.memory_of is not None:
         print_memory(what, device)
         return
