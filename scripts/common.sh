@@ -137,10 +137,17 @@ launch() {
         --log_level error "$program" "$@"
 }
 
+# check_installed: the packages are there, or it is said what installs them.
+check_installed() {
+    "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "datasets"))))' ||
+        die "$PYTHON lacks the packages of this project; run: bash install.sh"
+}
+
 # run_python PROGRAM ARGUMENTS...: a program of the project's root, in one process.
 run_python() {
     local program="$ROOT/$1"
     shift
+    [[ "${DRY_RUN:-0}" == 1 ]] || check_installed
     run "$PYTHON" "$program" "$@"
 }
 

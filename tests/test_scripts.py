@@ -471,6 +471,20 @@ def test_a_missing_launcher_is_one_line(tmp_path: Path) -> None:
     assert result.stderr.splitlines() == ["error: no deepspeed in this environment; run: bash install.sh"]
 
 
+@pytest.mark.parametrize("script", ["gpt2/reproduce.sh", "gpt2/tools/process_data.sh"])
+def test_packages_that_are_not_installed_are_told(tmp_path: Path, script: str) -> None:
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    # -S: without what is installed beside it.
+    (bare / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    (bare / "python3").chmod(0o755)
+    result = run(script, cwd=tmp_path, VIRTUAL_ENV=str(tmp_path), PATH=f"{bare}:/usr/bin:/bin")
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        f"error: {bare}/python3 lacks the packages of this project; run: bash install.sh"
+    ]
+
+
 # install.sh: refusals and the quick second run; a whole installation takes minutes and is no test's business.
 
 

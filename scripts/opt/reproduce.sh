@@ -8,5 +8,6 @@
 set -euo pipefail
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../common.sh"
 
+check_installed
 exec "$PYTHON" "$ROOT/tools/reproduce.py" --family "$FAMILY" --base-path "$BASE_PATH" --data "$DATA" \
     --teacher "$TEACHER" "${FLAGS[@]}"
