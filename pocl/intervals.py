@@ -1,6 +1,7 @@
 """How sure a mean over prompts and seeds is: bootstrap, a paired test, a correction for many (pure, numpy)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,50 +15,70 @@ def mean_of_sets(scores: Sequence[np.ndarray]) -> float:
     return float(np.mean([values.mean() for values in scores]))
 
 
-def bootstrap_interval(
-    scores: Sequence[np.ndarray], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """The percentile interval of ``mean_of_sets`` when prompts and seeds are drawn again with replacement.
+def bootstrap_intervals(
+    rows: Sequence[Sequence[np.ndarray]], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> list[tuple[float, float]]:
+    """The percentile interval of each row's ``mean_of_sets`` when prompts and seeds are drawn again with replacement.
 
-    One [S, P] array a set: S seeds, P prompts. With one seed prompts alone are drawn.
+    A row is one [S, P] array a set: S seeds, P prompts. With one seed prompts alone are drawn. Rows of the same shapes
+    share their draws, which take nearly all of the time; a row has the interval that it has by itself.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
     """
-    dice = np.random.default_rng(seed)
-    means = np.zeros(resamples)
-    for values in scores:
-        num_seeds, num_prompts = values.shape
-        for start in range(0, resamples, _CHUNK):
-            count = min(_CHUNK, resamples - start)
-            prompts = dice.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=count)  # [R, P]
-            seeds = dice.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=count)  # [R, S]
-            drawn = (seeds * (prompts @ values.T)).sum(1) / (num_seeds * num_prompts)
-            means[start : start + count] += drawn / len(scores)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    means = np.zeros((len(rows), resamples))
+    for shapes, members in _alike([tuple(values.shape for values in row) for row in rows]).items():
+        dice = np.random.default_rng(seed)
+        for i, (num_seeds, num_prompts) in enumerate(shapes):
+            for start in range(0, resamples, _CHUNK):
+                count = min(_CHUNK, resamples - start)
+                prompts = dice.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=count)  # [R, P]
+                seeds = dice.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=count)  # [R, S]
+                prompts = prompts.astype(np.float64)  # here: else every row's product converts them
+                for row in members:
+                    drawn = (seeds * (prompts @ rows[row][i].T)).sum(1) / (num_seeds * num_prompts)
+                    means[row, start : start + count] += drawn / len(shapes)
+    ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return [(float(low), float(high)) for low, high in ends.T]
 
 
-def paired_p_value(
-    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], *, flips: int = FLIPS, seed: int = 0
-) -> float:
+def paired_p_values(
+    pairs: Sequence[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]], *, flips: int = FLIPS, seed: int = 0
+) -> list[float]:
     """Two-sided p of the difference of two rows on the same prompts, by flipping signs of prompts at random.
 
-    One [S, P] array a set and row; prompts in the same order. A prompt's difference is that of its means over seeds.
+    A pair is two rows, each one [S, P] array a set; prompts in the same order. A prompt's difference is that of its
+    means over seeds. Pairs of as many prompts share their flips; a pair has the p that it has by itself.
     Raises ValueError where the prompts differ in number.
     Source: Dror et al., The Hitchhiker's Guide to Testing Statistical Significance in NLP, ACL 2018.
     """
+    weights = [_differences(ours, theirs) for ours, theirs in pairs]
+    observed = [abs(differences.sum()) for differences in weights]
+    as_far = [0] * len(pairs)
+    for num_prompts, members in _alike([len(differences) for differences in weights]).items():
+        dice = np.random.default_rng(seed)
+        for start in range(0, flips, _CHUNK):
+            signs = dice.integers(0, 2, size=(min(_CHUNK, flips - start), num_prompts), dtype=np.int8) * 2 - 1
+            signs = signs.astype(np.float64)  # here, for the same reason
+            for pair in members:
+                as_far[pair] += int((np.abs(signs @ weights[pair]) >= observed[pair] - 1e-12).sum())
+    return [(1 + count) / (1 + flips) for count in as_far]
+
+
+def _differences(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> np.ndarray:
+    """What each prompt adds to the difference of the two rows' means, [prompts of all sets]."""
     differences = []
     for one, other in zip(ours, theirs, strict=True):
         if one.shape[1] != other.shape[1]:
             raise ValueError(f"{one.shape[1]} prompts against {other.shape[1]}")
         differences.append((one.mean(0) - other.mean(0)) / (one.shape[1] * len(ours)))
-    weights = np.concatenate(differences)
-    observed = abs(weights.sum())
-    dice = np.random.default_rng(seed)
-    as_far = 0
-    for start in range(0, flips, _CHUNK):
-        signs = dice.integers(0, 2, size=(min(_CHUNK, flips - start), len(weights)), dtype=np.int8) * 2 - 1
-        as_far += int((np.abs(signs @ weights) >= observed - 1e-12).sum())
-    return (1 + as_far) / (1 + flips)
+    return np.concatenate(differences)
+
+
+def _alike(keys: Iterable[Any]) -> dict[Any, list[int]]:
+    """Key -> the places at which it stands."""
+    places: dict[Any, list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    return places
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pocl.errors import UserError
 from pocl.files import read_json, read_jsonl
-from pocl.intervals import bootstrap_interval, holm, mean_of_sets, paired_p_value
+from pocl.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
 from pocl.metrics import METRICS
 
 AVERAGE = "average"
@@ -50,31 +50,39 @@ class Table:
     rows: Sequence[TableRow]
 
 
-def make_table(rows: Mapping[str, Path], metric: str = "rouge_l", *, published: str | None = None) -> Table:
-    """The table of evaluated runs, or of folders that evaluate.py wrote, in the order of ``rows``.
+def make_tables(rows: Mapping[str, Path], metrics: Sequence[str], *, published: str | None = None) -> list[Table]:
+    """One table a metric of evaluated runs, or of folders that evaluate.py wrote, in the order of ``rows``.
 
     ``published`` names a table of published.json. A row has no cell for a set that it was not evaluated on, and then
     no average.  Raises UserError where a folder holds no evaluation, or rows answered other prompts of a set.
     """
-    scores = {name: read_scores(folder, metric) for name, folder in rows.items()}
-    sets = list(dict.fromkeys(name for row in scores.values() for name in row))
-    _check_prompts(scores, sets)
-    figures = published_figures(published) if published and metric == "rouge_l" else {}
+    figures = published_figures(published) if published and "rouge_l" in metrics else {}
+    read = {name: read_scores(folder, metrics) for name, folder in rows.items()}
+    scores = [{name: row[metric] for name, row in read.items()} for metric in metrics]  # [metric][row][set]
+    sets = list(dict.fromkeys(key for row in scores[0].values() for key in row))
+    _check_prompts(scores[0], sets)
     pairs = [name for name in rows if name.endswith(POCL) and name.removesuffix(POCL) in rows]
-    pairs = [name for name in pairs if set(scores[name]) & set(scores[name.removesuffix(POCL)])]
-    p_values = dict(zip(pairs, holm([_p_value(scores, name) for name in pairs]), strict=True))
-    made = []
-    for name, row in scores.items():
-        cells = {key: _cell([values], figures.get(name, {}).get(key)) for key, values in row.items()}
-        if len(sets) > 1 and set(row) == set(sets):
-            cells[AVERAGE] = _cell(list(row.values()), _mean_figure(figures.get(name, {}), sets))
-        unlike = _other_updates(rows[name], rows[name.removesuffix(POCL)]) if name in pairs else None
-        made.append(TableRow(name, cells, p_values.get(name), unlike))
-    return Table(metric, [*sets, *([AVERAGE] if len(sets) > 1 else [])], made)
+    pairs = [name for name in pairs if set(scores[0][name]) & set(scores[0][name.removesuffix(POCL)])]
+    unlike = {name: _other_updates(rows[name], rows[name.removesuffix(POCL)]) for name in pairs}
+    # All metrics together, so that what is drawn for one serves the others.
+    p_values = paired_p_values([_pair(of_metric, name) for of_metric in scores for name in pairs])
+    samples = [_samples(row, sets) for of_metric in scores for row in of_metric.values()]
+    intervals = iter(bootstrap_intervals([arrays for columns in samples for arrays in columns.values()]))
+    tables = []
+    for i, metric in enumerate(metrics):
+        corrected = dict(zip(pairs, holm(p_values[i * len(pairs) : (i + 1) * len(pairs)]), strict=True))
+        made = []
+        for name, columns in zip(rows, samples[i * len(rows) : (i + 1) * len(rows)], strict=True):
+            given = figures.get(name, {}) if metric == "rouge_l" else {}
+            given = given | {AVERAGE: _mean_figure(given, sets)}
+            cells = {key: _cell(arrays, next(intervals), given.get(key)) for key, arrays in columns.items()}
+            made.append(TableRow(name, cells, corrected.get(name), unlike.get(name)))
+        tables.append(Table(metric, [*sets, *([AVERAGE] if len(sets) > 1 else [])], made))
+    return tables
 
 
-def read_scores(folder: Path, metric: str) -> dict[str, np.ndarray]:
-    """Set -> scores [seeds, prompts] of an eval folder, or of a run folder's eval/.
+def read_scores(folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Metric -> set -> scores [seeds, prompts] of an eval folder, or of a run folder's eval/.
 
     Raises UserError where there is none, or a seed lacks prompts of another.
     """
@@ -83,16 +91,18 @@ def read_scores(folder: Path, metric: str) -> dict[str, np.ndarray]:
             break
     else:
         raise UserError(f"{folder} holds no evaluation (summary.json); run evaluate.py first")
-    found = {}
+    found: dict[str, dict[str, np.ndarray]] = {metric: {} for metric in metrics}
     for name, summary in read_json(place / "summary.json").items():
         paths = [place / name / f"{seed}.jsonl" for seed in summary["rouge_l"]["seeds"]]
         paths = [path if path.is_file() else path.with_name("answers.jsonl") for path in paths]
         seeds = [{record["id"]: record for record in read_jsonl(path)} for path in paths]
         if any(set(seed) != set(seeds[0]) for seed in seeds):
             raise UserError(f"{place / name} holds seeds of different prompts; evaluate again")
-        if metric not in seeds[0][min(seeds[0])]:
-            raise UserError(f"{place / name} was evaluated without {metric}; evaluate again")
-        found[name] = np.array([[seed[i][metric] for i in sorted(seed)] for seed in seeds], dtype=np.float64)
+        ids = sorted(seeds[0])
+        for metric in metrics:
+            if metric not in seeds[0][ids[0]]:
+                raise UserError(f"{place / name} was evaluated without {metric}; evaluate again")
+            found[metric][name] = np.array([[seed[i][metric] for i in ids] for seed in seeds], dtype=np.float64)
     return found
 
 
@@ -123,20 +133,26 @@ def _check_prompts(scores: Mapping[str, Mapping[str, np.ndarray]], sets: Sequenc
             raise UserError(f"the rows answered different numbers of prompts of {key} ({said}); evaluate them alike")
 
 
-def _cell(scores: Sequence[np.ndarray], published: float | None) -> Cell:
-    low, high = bootstrap_interval(scores)
+def _samples(row: Mapping[str, np.ndarray], sets: Sequence[str]) -> dict[str, list[np.ndarray]]:
+    """Column -> what its cell is the mean of: a set's scores, or those of all sets where the row has all."""
+    columns = {key: [values] for key, values in row.items()}
+    return columns | ({AVERAGE: list(row.values())} if len(sets) > 1 and set(row) == set(sets) else {})
+
+
+def _cell(scores: Sequence[np.ndarray], interval: tuple[float, float], published: float | None) -> Cell:
     prompts = sum(values.shape[1] for values in scores)
-    return Cell(mean_of_sets(scores), low, high, prompts, max(values.shape[0] for values in scores), published)
+    return Cell(mean_of_sets(scores), *interval, prompts, max(values.shape[0] for values in scores), published)
 
 
 def _mean_figure(figures: Mapping[str, float], sets: Sequence[str]) -> float | None:
     return sum(figures[key] for key in sets) / len(sets) if figures and set(sets) <= set(figures) else None
 
 
-def _p_value(scores: Mapping[str, Mapping[str, np.ndarray]], name: str) -> float:
+def _pair(scores: Mapping[str, Mapping[str, np.ndarray]], name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The scores of a row and of its baseline on the sets that both have."""
     ours, theirs = scores[name], scores[name.removesuffix(POCL)]
     shared = [key for key in ours if key in theirs]
-    return paired_p_value([ours[key] for key in shared], [theirs[key] for key in shared])
+    return [ours[key] for key in shared], [theirs[key] for key in shared]
 
 
 def _other_updates(ours: Path, theirs: Path) -> str | None:

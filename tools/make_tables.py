@@ -17,7 +17,7 @@ from pocl.errors import UserError, closest, run_main
 from pocl.files import write_text
 from pocl.flags import flag, parse
 from pocl.metrics import METRICS, SHOWN
-from pocl.tables import comma_separated, latex, make_table, markdown, notes, text_rows
+from pocl.tables import comma_separated, latex, make_tables, markdown, notes, text_rows
 from tools.rows import TABLES, TEACHER, table_rows
 
 WRITERS = (".md", ".csv", ".tex")
@@ -99,7 +99,7 @@ def write_tables(
     published: str | None = None,
 ) -> None:
     """Print one table a metric, and write them to files by their endings."""
-    tables = [make_table(rows, metric, published=published) for metric in metrics]
+    tables = make_tables(rows, metrics, published=published)
     for table in tables:
         columns, body = text_rows(table)
         show_table(f"{METRICS[table.metric].name}: {title}", columns, body)

@@ -7,6 +7,7 @@ are written as ``M x y L x y``: the page's script reads values back from them fo
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class Curve:
     shape: str = "line"
     raw: Points = ()
 
+    @cached_property
     def points(self) -> list[tuple[float, float]]:
         """All points that can be drawn."""
         return [p for piece in self.pieces for p in finite(piece)]
@@ -87,9 +89,10 @@ def thin(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
     if len(points) <= most:
         return list(points)
     kept = {0, len(points) - 1}
-    for stretch in np.array_split(np.arange(len(points)), max(1, most // 2)):
-        values = [points[i][1] for i in stretch]
-        kept |= {int(stretch[int(np.argmin(values))]), int(stretch[int(np.argmax(values))])}
+    start = 0
+    for stretch in np.array_split(np.array([y for _, y in points]), max(1, most // 2)):
+        kept |= {start + int(stretch.argmin()), start + int(stretch.argmax())}
+        start += len(stretch)
     return [points[i] for i in sorted(kept)]
 
 
@@ -119,7 +122,7 @@ def scale_of(values: Iterable[float], start: float, stop: float, wide: tuple[flo
 
 def line_chart(panel: Panel, curves: Sequence[Curve], *, marked: tuple[float, float, str] | None = None) -> Html:
     """Curves over steps with the stages as bands; ``marked`` is a point with words."""
-    points = [p for curve in curves for p in (*curve.points(), *finite(curve.raw))]
+    points = [p for curve in curves for p in (*curve.points, *finite(curve.raw))]
     x = x_scale(panel, [p[0] for p in points])
     room = [1.15 * marked[1]] if marked else []  # for its words
     y = scale_of([*(p[1] for p in points), *room], BOTTOM, TOP, panel.y_range)
@@ -136,7 +139,7 @@ def line_chart(panel: Panel, curves: Sequence[Curve], *, marked: tuple[float, fl
 
 
 def _said(curve: Curve) -> str:
-    values = [p[1] for p in curve.points()]
+    values = [p[1] for p in curve.points]
     if not values:
         return f"{curve.name}: no value"
     first, last, low, high = (number(v) for v in (values[0], values[-1], min(values), max(values)))
@@ -157,7 +160,7 @@ def _curve(curve: Curve, x: Scale, y: Scale) -> Html:
         shown.append(
             tag("path", d=path_of(thin(finite(curve.raw), 2 * MOST_POINTS), x, y), class_=f"raw {curve.look}")
         )
-    share = MOST_POINTS / max(1, len(curve.points()))
+    share = MOST_POINTS / max(1, len(curve.points))
     pieces = [
         corners(finite(piece)) if curve.shape == "steps" else thin(finite(piece), max(8, int(share * len(piece))))
         for piece in curve.pieces
@@ -166,7 +169,7 @@ def _curve(curve: Curve, x: Scale, y: Scale) -> Html:
     shape = curve.shape if curve.shape == "steps" else None  # it has a value between its points
     shown.append(tag("path", d=d, class_=f"line {curve.look}", data_name=curve.name, data_shape=shape))
     alone = [p for piece in pieces if len(piece) == 1 for p in piece]  # no line leads to them
-    shown.append(dots(thin(curve.points()) if curve.shape == "dots" else alone, x, y, curve.look, titles=True))
+    shown.append(dots(thin(curve.points) if curve.shape == "dots" else alone, x, y, curve.look, titles=True))
     return join(*shown)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pocl.metrics import METRICS, SHOWN
-from pocl.tables import POCL, Table, make_table, notes, text_rows
+from pocl.tables import POCL, Table, make_tables, notes, text_rows
 from tools.reporting.answers import answers
 from tools.reporting.charts import Curve, Panel, line_chart
 from tools.reporting.commands import again
@@ -72,7 +72,7 @@ def result_tables(entries: Sequence[Entry], published: str | None) -> list[Table
             # The run's own folder, where it can be, so that the ledgers are compared too.
             inside = entry.run and entry.evaluation == entry.run.path / "eval"
             rows[entry.name] = entry.run.path if entry.run and inside else entry.evaluation
-    return [make_table(rows, metric, published=published) for metric in SHOWN] if rows else []
+    return make_tables(rows, SHOWN, published=published) if rows else []
 
 
 def headline(tables: Sequence[Table]) -> tuple[str, float] | None:

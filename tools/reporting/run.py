@@ -145,10 +145,9 @@ def step_chart(entry: Entry, panel: StepPanel) -> Html | None:
 
 
 def _step_curve(steps: Sequence[Record], column: str, name: str, *, shape: str, look: str) -> Curve:
-    known = [(r["step"], float(r[column]), r["stage"]) for r in steps if r.get(column) is not None]
-    records = [{"stage": stage} for _, _, stage in known]
-    points = [(step, value) for step, value, _ in known]
-    pieces = [points[start:stop] for start, stop in stage_slices(records).values()]
+    known = [record for record in steps if record.get(column) is not None]
+    points = [(record["step"], float(record[column])) for record in known]
+    pieces = [points[start:stop] for start, stop in stage_slices(known).values()]
     if shape == "steps":
         return Curve(name, [points], look, "steps")
     if shape == "line":
