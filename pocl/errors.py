@@ -65,7 +65,7 @@ def run_main(main: Callable[[], None]) -> None:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or isinstance(error, RankStopped):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
+        elif not isinstance(error, Interrupted):  # all ranks are asked to stop together
             # Mostly every rank meets a mistake at the same place, and rank 0 tells it: the launcher then ends the
             # others. A rank that is still there has met it alone, as where its machine lacks a file.
             time.sleep(3)

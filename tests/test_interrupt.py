@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import train
-from pocl.errors import UserError, run_main
+from pocl.errors import Interrupted, UserError, run_main
 from pocl.interrupt import Interrupt
 from pocl.rundir import RunDir
 from pocl.texts import TextSource
@@ -159,6 +159,9 @@ def test_a_mistake_that_one_rank_meets_is_told_where_rank_0_has_not_ended_it(
     def main() -> None:
         raise UserError("no such file on this node")
 
+    def stopped() -> None:
+        raise Interrupted("asked to stop", signal.SIGTERM)
+
     slept: list[int] = []
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr("pocl.errors.time.sleep", slept.append)
@@ -166,6 +169,10 @@ def test_a_mistake_that_one_rank_meets_is_told_where_rank_0_has_not_ended_it(
         run_main(main)
     assert (ended.value.code, slept) == (2, waits)
     assert capsys.readouterr().err == f"{told}no such file on this node\n"
+    with pytest.raises(SystemExit) as ended:
+        run_main(stopped)
+    assert (ended.value.code, slept) == (143, waits)
+    assert capsys.readouterr().err == ("error: asked to stop\n" if rank == "0" else "")
 
 
 def test_a_folder_that_is_trained_in_is_refused(folders: Folders, tmp_path: Path) -> None:
