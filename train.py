@@ -10,56 +10,39 @@ SFT, plain distillation and POCL are this one program: distillation is POCL with
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from numerize.numerize import numerize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
+from pocl.assembly import (
+    data_fingerprint,
+    deepspeed_config,
+    load_data,
+    load_teacher,
+    make_engine,
+    make_ranker,
+    make_recipe,
+    on_policy,
+    packs,
+    prepare_student,
+)
 from pocl.checkpoints import Position
 from pocl.config import parse_train
 from pocl.console import quiet_libraries, say
 from pocl.curriculum import Curriculum
-from pocl.data import Split, check_shares, check_tokenizer, load_split, read_manifest
-from pocl.difficulty import Ranker, adopt_ranking, write_diagnostics
-from pocl.engine import Engine, check_precision, read_deepspeed_config
-from pocl.errors import UserError, run_main
-from pocl.evaluation import DevSet, Example
-from pocl.files import value_sha256, write_json
-from pocl.lora import add_adapters
-from pocl.losses import loss_type
-from pocl.models import (
-    check_head,
-    check_same_tokenizer,
-    count_parameters,
-    keeps_apart,
-    load_model,
-    load_tokenizer,
-    shared_vocabulary,
-    train_only_last_layers,
-    weights_bytes,
-    weights_fingerprint,
-)
-from pocl.objective import StudentObjective, Term
-from pocl.offload import place
-from pocl.on_policy import OnPolicy
+from pocl.data import check_shares
+from pocl.difficulty import write_diagnostics
+from pocl.engine import check_precision, read_deepspeed_config
+from pocl.errors import run_main
+from pocl.files import write_json
+from pocl.models import check_head, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import LoraOptions, TrainConfig
 from pocl.plan_report import show_plan
-from pocl.planning import (
-    cache_place,
-    make_pools,
-    make_stages,
-    offloads_teacher,
-    ranks,
-    wants_packing,
-    with_chunk_tokens,
-)
-from pocl.recipe import Recipe
-from pocl.rundir import ROOT, RunDir
-from pocl.sampling import Sampling
-from pocl.scoring import Limits
-from pocl.teacher import OnlineTeacher, TeacherSource, cached_teacher
+from pocl.planning import make_pools, make_stages, with_chunk_tokens
+from pocl.rundir import RunDir
+from pocl.teacher import TeacherSource
 from pocl.trainer import Trainer
 
 
@@ -143,95 +126,6 @@ def run_options(config: TrainConfig) -> dict[str, dict[str, object]]:
     return values
 
 
-def deepspeed_config(config: TrainConfig) -> Path:
-    """The DeepSpeed JSON, from here or from the project's root."""
-    path = Path(config.optimiser.deepspeed_config)
-    return path if path.is_file() else ROOT / path
-
-
-def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Split, DevSet | None]:
-    """The training split, and the dev split as prompts and references (None with --num-dev 0)."""
-    data_dir = Path(config.data.data_dir)
-    check_tokenizer(data_dir, tokenizer, config.models.model)
-    train = load_split(data_dir, "train", max_length=config.data.max_length, num_examples=config.data.num_train)
-    if len(train) == 0:
-        raise UserError(f"{data_dir} holds no training example; run tools/process_data.py with a smaller --num-dev")
-    dev = load_split(data_dir, "dev", max_length=config.data.max_length, num_examples=config.data.num_dev)
-    if len(dev) == 0:
-        return train, None
-    generation = config.generation
-    sampling = Sampling(
-        answer_length(config),
-        temperature=generation.sampling_temperature,
-        top_p=generation.top_p,
-        top_k=generation.top_k,
-        no_repeat_ngram=generation.no_repeat_ngram,
-        seed=config.optimiser.seed,
-    )
-    rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
-    examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
-    return train, DevSet(examples, dev.column("prompt_ids"), sampling, generation.eval_batch_size, dev)
-
-
-def answer_length(config: TrainConfig) -> int:
-    """The longest answer in tokens: what --max-length leaves behind the longest prompt that was kept."""
-    longest_prompt = read_manifest(Path(config.data.data_dir))["max_prompt_length"]
-    if longest_prompt >= config.data.max_length:
-        raise UserError(
-            f"--max-length {config.data.max_length} leaves no room for an answer behind prompts of up to "
-            f"{longest_prompt} tokens; raise it, or run tools/process_data.py with a lower --max-prompt-length"
-        )
-    return config.data.max_length - longest_prompt
-
-
-def load_teacher(
-    config: TrainConfig,
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Split,
-    device: torch.device,
-) -> tuple[TeacherSource | None, int | None]:
-    """(the teacher, how many logits student and teacher keep), or (None, None) for SFT."""
-    if config.models.teacher is None:
-        return None, None
-    check_same_tokenizer(config.models.model, config.models.teacher, tokenizer)
-    model = load_model(config.models.teacher, config.models.dtype, config.models.attention)
-    say(f"teacher {config.models.teacher}: {numerize(count_parameters(model))} parameters")
-    vocab_size = shared_vocabulary(student, model, len(tokenizer))
-    folder, key = teacher_cache(config, model, train)
-    layerwise = offloads_teacher(config, weights_bytes(student), weights_bytes(model), device)
-    if layerwise:
-        say("the teacher stays in the CPU's memory, and its layers go to the device one by one")
-    place(model, device, layerwise=layerwise)
-    check_head(model, config.models.teacher, device)
-    if folder is None:
-        return OnlineTeacher(model, device, fingerprint=key["teacher"], vocab_size=vocab_size), vocab_size
-    batch_size = config.generation.eval_batch_size
-    cached = cached_teacher(model, train, folder, device, key=key, batch_size=batch_size, vocab_size=vocab_size)
-    return cached, vocab_size
-
-
-def teacher_cache(config: TrainConfig, teacher: PreTrainedModel, train: Split) -> tuple[Path | None, dict[str, Any]]:
-    """(where the teacher's states are kept, or None for an online teacher; what they depend on)."""
-    data_dir, chosen = Path(config.data.data_dir), cache_place(config, train, teacher)
-    key: dict[str, Any] = {
-        "teacher": weights_fingerprint(teacher),
-        "data": data_fingerprint(config),
-        "max_length": config.data.max_length,
-        "examples": len(train),
-    }
-    if chosen == "off":
-        return None, key
-    if chosen == "auto":
-        return data_dir / "teacher-cache" / value_sha256([key, config.models.dtype])[:16], key
-    return Path(chosen), key
-
-
-def data_fingerprint(config: TrainConfig) -> str:
-    """What the processed data was made of and how."""
-    return read_manifest(Path(config.data.data_dir))["fingerprint"]
-
-
 def start_run(
     run: RunDir, config: TrainConfig, stages: Curriculum, student: PreTrainedModel, teacher: TeacherSource | None
 ) -> None:
@@ -247,110 +141,6 @@ def start_run(
         write_json(run.path / "stages.json", records)
     distributed.barrier()
     say(f"run folder {run.path}")
-
-
-def make_ranker(
-    config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, teacher: TeacherSource | None, train: Split
-) -> Ranker | None:
-    """What orders the examples from easy to hard; None where nothing asks for it."""
-    given = config.curriculum
-    if not ranks(config) and not given.difficulty_file:
-        return None
-    if given.difficulty_file:
-        adopt_ranking(Path(given.difficulty_file), run, train)
-    limits = Limits(
-        max_new_tokens=answer_length(config),
-        no_repeat_ngram=config.generation.no_repeat_ngram,
-        batch_size=config.generation.eval_batch_size,
-        chunk_tokens=config.loss.chunk_tokens,
-        backend=config.generation.generation_backend,
-        model_path=config.models.model,
-    )
-    key = {"data": data_fingerprint(config), "max_length": config.data.max_length, "dtype": config.models.dtype}
-    return Ranker(given.difficulty, given.rerank, run, train, tokenizer, teacher, limits, key)
-
-
-def prepare_student(config: TrainConfig, student: PreTrainedModel) -> None:
-    """Freeze what is not trained, put adapters in, keep fewer activations: as the options say."""
-    if config.models.train_last_layers:
-        train_only_last_layers(student, config.models.train_last_layers)
-    if config.lora.lora_rank:
-        add_adapters(student, config.models.model, seed=config.optimiser.seed, **asdict(config.lora))
-    if config.models.gradient_checkpointing:
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int | None, device: torch.device) -> Engine:
-    """Student and objective under DeepSpeed."""
-    prepare_student(config, student)
-    return Engine(
-        StudentObjective(student, chunk_tokens=config.loss.chunk_tokens, vocab_size=vocab_size),
-        lr=config.optimiser.lr,
-        weight_decay=config.optimiser.weight_decay,
-        clip_grad=config.optimiser.clip_grad,
-        dtype=config.models.dtype,
-        config_path=deepspeed_config(config),
-        global_batch_size=config.optimiser.global_batch_size,
-        world_size=distributed.world_size(),
-        device=device,
-    )
-
-
-def packs(config: TrainConfig, student: PreTrainedModel, teacher: TeacherSource | None, device: torch.device) -> bool:
-    """Whether micro-batches are packed.  Raises UserError where --packing on asks it of models that cannot."""
-    if not wants_packing(config):
-        return False
-    models = {"student": student} | ({"teacher": teacher.model} if isinstance(teacher, OnlineTeacher) else {})
-    mixing = [name for name, model in models.items() if not keeps_apart(model, device)]
-    if not mixing:
-        say("micro-batches are packed, without padding")
-        return True
-    why = f"the {mixing[0]} ({models[mixing[0]].config.model_type}) does not keep packed examples apart"
-    if config.optimiser.packing == "on":
-        raise UserError(f"--packing on: {why} with --attention {config.models.attention}; give --packing off")
-    say(f"micro-batches are padded: {why}")
-    return False
-
-
-def make_recipe(config: TrainConfig, stages: Curriculum, *, packed: bool) -> Recipe:
-    """How the stages are trained: one objective per stage, and the optimiser's settings."""
-    loss = loss_type(config.loss.type)
-    if loss is None:
-        terms = (Term(),) * len(stages)
-    else:
-        divergence = loss.bind(skew=config.loss.skew, teacher_weight=config.loss.teacher_weight)
-        power = loss.power(config.loss.loss_scaling)
-        terms = tuple(Term(divergence, s.temperature, s.temperature**power, s.kd_ratio) for s in stages)
-    return Recipe(
-        stages=stages,
-        terms=terms,
-        global_batch_size=config.optimiser.global_batch_size,
-        max_tokens=config.optimiser.max_tokens,
-        batch_size=config.optimiser.batch_size,
-        packed=packed,
-        lr=config.optimiser.lr,
-        min_lr=config.optimiser.min_lr,
-        restart_optimizer=config.curriculum.restart_optimizer,
-        patience=config.curriculum.patience if config.curriculum.advance == "converged" else None,
-        seed=config.optimiser.seed,
-        eval_every=config.run.eval_every,
-        log_every=config.run.log_every,
-        chunk_tokens=config.loss.chunk_tokens,
-        max_new_tokens=answer_length(config),
-        bucket_examples=config.run.bucket_examples,
-        keep_stages=config.run.keep_stages,
-        max_skipped_steps=config.optimiser.max_skipped_steps,
-    )
-
-
-def on_policy(config: TrainConfig) -> OnPolicy | None:
-    """When the student's own text is trained on; None for never."""
-    given = config.on_policy
-    if given.on_policy == "off":
-        return None
-    return OnPolicy(
-        given.on_policy, given.mixed_alpha, given.replay_buffer, given.on_policy_cross_entropy, config.optimiser.seed
-    )
 
 
 def report(run: RunDir, position: Position) -> None:
