@@ -22,7 +22,7 @@ from tests.runs import Folders, Result, call, make_folders, train_arguments
 from tools import report
 from tools.reporting.charts import Curve, Panel, corners, histogram, line_chart, scatter, thin, ticks
 from tools.reporting.commands import evaluate_commands, train_command
-from tools.reporting.data import Answers, open_entry
+from tools.reporting.data import open_entry
 from tools.reporting.html import cut, join, number, tag
 
 EVIL = "<script>window.bad = 1</script>\"'><img src=x onerror=window.bad=1>&amp;"
@@ -273,13 +273,6 @@ def test_answers_stand_with_prompt_reference_and_score(page: Tree, run: Path, fo
     for (attributes, words), example, record in zip(questions, examples, answered, strict=True):
         assert example["instruction"] in words and example["output"] in words and record["answer"].strip() in words
         assert float(str(attributes["data-scores"])) == pytest.approx(record["rouge_l"], rel=1e-4)
-
-
-def test_answers_are_found_by_id_wherever_it_stands_in_the_line(tmp_path: Path) -> None:
-    records = [{"id": 7, "answer": '{"id": 1, '}, {"answer": "\u2028", "id": 3}]
-    write_jsonl(tmp_path / "10.jsonl", records)
-    found = Answers(tmp_path / "10.jsonl")
-    assert dict(found) == {7: records[0], 3: records[1]} and found.get(1) is None and len(found) == 2
 
 
 def test_the_commands_give_the_same_options_again(run: Path, folders: Folders) -> None:

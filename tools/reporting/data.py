@@ -1,8 +1,6 @@
 """What a report reads of one row: its run, its evaluation, the texts behind its examples. Any may be missing."""
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -60,27 +58,6 @@ class Texts:
 
     by_id: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     problem: str | None = None
-
-
-class Answers(Mapping[int, Record]):
-    """The records of a per-example file by id, each parsed when it is asked for: of thousands, few are shown."""
-
-    def __init__(self, path: Path) -> None:
-        self._lines = {_example_id(line): line for line in path.read_bytes().splitlines()}
-
-    def __getitem__(self, key: int) -> Record:
-        return json.loads(self._lines[key])
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._lines)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-
-def _example_id(line: bytes) -> int:
-    begins = re.match(rb'{"id": (\d+), ', line)  # as evaluate.py writes it
-    return int(begins[1]) if begins else json.loads(line)["id"]
 
 
 @dataclass(frozen=True)
@@ -197,13 +174,13 @@ class Entry:
         """A resolved option of the run; None where it is not known."""
         return self.config.get("options", {}).get(group, {}).get(name)
 
-    def answers(self, name: str, seed: str) -> Mapping[int, Record]:
+    def answers(self, name: str, seed: str) -> dict[int, Record]:
         """The answers to a set under a seed, by id; empty where there are none."""
         if self.evaluation is None:
             return {}
         paths = [self.evaluation / name / f"{stem}.jsonl" for stem in (seed, "answers")]
         found = next((path for path in paths if path.is_file()), None)
-        return Answers(found) if found else {}
+        return {record["id"]: record for record in read_jsonl(found)} if found else {}
 
     def _json(self, name: str) -> Any:
         path = self.folder / name
