@@ -49,7 +49,7 @@ class OnlineTeacher:
     online = True
 
     def __init__(
-        self, model: PreTrainedModel, device: torch.device, *, fingerprint: str = "", vocab_size: int | None = None
+        self, model: PreTrainedModel, device: torch.device, *, fingerprint: str, vocab_size: int | None = None
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.head: Head = make_head(model, vocab_size)
@@ -73,7 +73,7 @@ class CachedTeacher:
         model: PreTrainedModel,
         device: torch.device,
         *,
-        fingerprint: str = "",
+        fingerprint: str,
         vocab_size: int | None = None,
     ) -> None:
         place_head(model, device)

@@ -35,7 +35,7 @@ def build(folders: Folders, folder: Path, dtype: str = "fp32", **key: object) ->
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
 def test_cached_logits_are_the_online_ones(folders: Folders, tmp_path: Path, dtype: str, tolerance: float) -> None:
     split = load_split(folders.data, "train", max_length=MAX_LENGTH)
-    online = OnlineTeacher(load_model(str(folders.teacher), dtype), CPU)
+    online = OnlineTeacher(load_model(str(folders.teacher), dtype), CPU, fingerprint="t")
     cached = build(folders, tmp_path / "cache", dtype)
     for positions in ([0, 5, 47], [46], [3, 2, 1, 0]):
         batch = split.batch(positions)
@@ -78,10 +78,10 @@ def watch_weights(model: PreTrainedModel) -> list[int]:
 def test_an_offloaded_teacher_has_one_layer_on_the_device(folders: Folders, tmp_path: Path) -> None:
     split, model = load_split(folders.data, "train", max_length=MAX_LENGTH), load_model(str(folders.teacher))
     whole, largest = count_parameters(model), max(parameter.numel() for parameter in model.parameters())
-    wanted = OnlineTeacher(load_model(str(folders.teacher)), CPU)
+    wanted = OnlineTeacher(load_model(str(folders.teacher)), CPU, fingerprint="t")
     place(model, CPU, layerwise=True)
     seen = watch_weights(model)
-    online, batch = OnlineTeacher(model, CPU), split.batch([0, 5, 47])
+    online, batch = OnlineTeacher(model, CPU, fingerprint="t"), split.batch([0, 5, 47])
     assert torch.equal(online.states(batch), wanted.states(batch))
     assert torch.equal(online.head(online.states(batch)), wanted.head(wanted.states(batch)))
     assert max(seen) == largest < whole * 0.6 and len(seen) > 10

@@ -37,6 +37,7 @@ from tools.benchmarking.stepping import PAIRS, VARIANTS, Bench, Variant, build_m
 
 # Largest differences from the reference, as shares: of the loss, and of the whole gradient's norm.
 TOLERANCE = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 1e-1)}
+DRAWN = "random weights"  # the teacher's fingerprint: every process draws the same
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,10 @@ def make_bench(what: BenchmarkOptions, device: torch.device, work_dir: Path, *, 
         split.table.save_to_disk(str(work_dir / "examples"))
         states = work_dir / "states"
         limits = {"batch_size": what.batch_size, "vocab_size": None}
-        source = cached_teacher(teacher, split, states, device, key={"teacher": "random weights"}, **limits)
+        source = cached_teacher(teacher, split, states, device, key={"teacher": DRAWN}, **limits)
     else:
         split = Split(datasets.load_from_disk(str(work_dir / "examples")), what.max_length)
-        source = CachedTeacher(work_dir / "states", split, teacher, device) if only.cached else None
+        source = CachedTeacher(work_dir / "states", split, teacher, device, fingerprint=DRAWN) if only.cached else None
     limits = {"batch_size": what.batch_size, "max_tokens": what.max_tokens, "chunk_tokens": what.chunk_tokens}
     return Bench(student, teacher, source, split, device=device, **limits)
 
