@@ -20,11 +20,11 @@ from pocl.losses import Divergence, Softmax, softmax, through_softmax
 from pocl.models import Head, make_head, response_labels, response_states
 
 # So many numbers of a chunk's logits are worked on at a time. On the CPU that is what its caches hold: at V = 50,257
-# ten rows took two thirds of the time that 256 took. A GPU wants long kernels.
+# ten rows took two thirds to three quarters of the time that 256 took. A GPU wants long kernels (not measured yet).
 BLOCK_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 24}
-# At the worst moment so many float32 tensors of a block's size are alive (counted for the divergences of losses.py).
-_TENSORS_PER_BLOCK = 12
-_LARGEST_CHUNK = {"cpu": 256, "cuda": 4096}  # larger ones were not faster
+# At the worst moment so many float32 tensors of a block's size are alive (counted: 11 to 15, by divergence).
+_TENSORS_PER_BLOCK = 15
+_LARGEST_CHUNK = {"cpu": 256, "cuda": 4096}  # on the CPU larger ones were not faster
 _SHARE_OF_MEMORY = 1 / 16
 
 

@@ -61,11 +61,10 @@ def count_stage(
         response_tokens += int(split.num_labels[seen].sum())
     batches = examples(0)[: steps * global_batch_size].reshape(steps, global_batch_size)
     chosen = np.unique(np.linspace(0, steps - 1, min(steps, _CUT_STEPS)).astype(int))
-    shapes = [(len(rows), int(split.lengths[rows].max())) for batch in batches[chosen] for rows in cut(batch)]
-    pairs = sum(rows * length**2 for rows, length in shapes)
-    if packed:
-        pairs = sum(int((split.lengths[rows] ** 2).sum()) for batch in batches[chosen] for rows in cut(batch))
-        shapes = [(1, int(split.lengths[rows].sum())) for batch in batches[chosen] for rows in cut(batch)]
+    cuts = [split.lengths[rows] for batch in batches[chosen] for rows in cut(batch)]
+    shapes = [(1, int(lengths.sum())) if packed else (len(lengths), int(lengths.max())) for lengths in cuts]
+    # A packed example pays attention to itself alone, a padded one to its padding as well.
+    pairs = sum(int((lengths**2).sum()) if packed else len(lengths) * int(lengths.max()) ** 2 for lengths in cuts)
     scale = num_ranks * stage.epochs * steps / len(chosen)
     return Amount(
         steps=stage.steps(global_batch_size),
