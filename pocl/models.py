@@ -190,6 +190,7 @@ def _product(module: nn.Module, states: Tensor) -> Tensor:
     """
     # ZeRO-3 and an offloaded teacher have their weights elsewhere until the module is called.
     plain = type(module) is nn.Linear and module.weight.numel() * states.numel() > 0
+    plain = plain and torch.backends.mkldnn.is_available()
     if not plain or states.dtype != torch.float32 or {states.device.type, module.weight.device.type} != {"cpu"}:
         return module(states)
     return _OneDnnLinear.apply(states, module.weight, module.bias)
