@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from pocl.assembly import answer_length, data_fingerprint
 from pocl.checkpoints import Checkpoints, Position
 from pocl.config import parse_train
 from pocl.curriculum import baby_step_pools
@@ -31,7 +32,7 @@ from tests.runs import Folders, call, make_folders, train_arguments
 from tests.tiny import ROOT, tiny_tokenizer
 from tools import plot_difficulty, process_data
 from tools.reporting.data import Entry
-from train import answer_length, data_fingerprint, run_options
+from train import run_options
 
 NUM_MUTANTS = 600  # of each file
 
