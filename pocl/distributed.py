@@ -12,11 +12,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from pocl import products
+
 T = TypeVar("T")
 
 
 def start() -> torch.device:
-    """Join the process group that the launcher describes (a group of one without a launcher) -> this rank's device."""
+    """Join the process group that the launcher describes (a group of one without a launcher) -> this rank's device.
+
+    On a CPU, matrix products are from then on whose they are fastest (pocl/products.py).
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if use_cuda:
@@ -29,7 +34,10 @@ def start() -> torch.device:
         else:
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        return torch.device("cuda", local_rank)
+    products.use_fastest()
+    return torch.device("cpu")
 
 
 def stop() -> None:

@@ -46,7 +46,7 @@ class Engine:
         module.sharded = self.zero_stage == 3
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.scales_loss = dtype == "fp16"
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=device.type == "cuda")
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         config |= {
             "train_batch_size": global_batch_size,
             "train_micro_batch_size_per_gpu": global_batch_size // world_size,

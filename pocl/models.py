@@ -4,13 +4,11 @@ import hashlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -171,7 +169,7 @@ class Head:
     vocab_size: int | None = None  # cuts off padded vocabulary entries
 
     def __call__(self, states: Tensor) -> Tensor:
-        logits = _product(self.module, states)
+        logits = self.module(states)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.cap is not None:
@@ -181,38 +179,6 @@ class Head:
     def trained_parameters(self) -> list[nn.Parameter]:
         """Those of its parameters that learn."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-
-
-def _product(module: nn.Module, states: Tensor) -> Tensor:
-    """``module(states)``, for a plain layer in float32 on the CPU by oneDNN.  [N, H] -> [N, V].
-
-    torch would take MKL, which reaches half of oneDNN's rate there where V is large (measured on an AMD processor).
-    """
-    # ZeRO-3 and an offloaded teacher have their weights elsewhere until the module is called.
-    plain = type(module) is nn.Linear and module.weight.numel() * states.numel() > 0
-    plain = plain and torch.backends.mkldnn.is_available()
-    if not plain or states.dtype != torch.float32 or {states.device.type, module.weight.device.type} != {"cpu"}:
-        return module(states)
-    return _OneDnnLinear.apply(states, module.weight, module.bias)
-
-
-class _OneDnnLinear(torch.autograd.Function):
-    """states @ weight.T + bias.  [N, H], [V, H], [V] or None -> [N, V]."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(states, weight)
-        return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (states, weight), wanted = ctx.saved_tensors, ctx.needs_input_grad
-        return (
-            gradient @ weight if wanted[0] else None,
-            gradient.T @ states if wanted[1] else None,
-            gradient.sum(0) if wanted[2] else None,
-        )
 
 
 def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:

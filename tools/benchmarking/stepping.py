@@ -31,6 +31,7 @@ from pocl.errors import UserError
 from pocl.losses import LOSSES
 from pocl.models import DTYPES, make_head, response_labels, response_states, trunk
 from pocl.objective import Term, chunks_needed, distillation_objective
+from pocl.products import onednn_is_better, use_onednn, use_torchs_own
 from pocl.rundir import ROOT
 from pocl.teacher import CachedTeacher
 from tools.process_data import tokenised
@@ -127,6 +128,11 @@ class Variant:
     loss: Callable[[Bench, Batch, bool], Tensor]  # the objective of one, summed over its response tokens
     padded_to_max: bool = False
     cached: bool = False  # whether the teacher's states come from the cache
+    onednn: bool = False  # whether the products are oneDNN's, as train.py has them on this processor
+
+    def choose_products(self) -> None:
+        """Have this process multiply as the variant does."""
+        (use_onednn if self.onednn else use_torchs_own)()
 
 
 def in_order(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
@@ -201,13 +207,18 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("+ chunks, gradient forward", by_length, chunked_loss),
     Variant("+ cached teacher", by_length, chunked_loss, cached=True),
     Variant("+ token budget", by_tokens, chunked_loss, cached=True),
+    *(
+        [Variant("+ products by oneDNN", by_tokens, chunked_loss, cached=True, onednn=True)]
+        if onednn_is_better()
+        else []
+    ),
 )
 
 
 def fresh_optimizer(student: PreTrainedModel) -> torch.optim.Optimizer:
     """AdamW with its moments made. Its learning rate is 0: it does all of its work, and every variant finds the same
     weights."""
-    optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, fused=student.device.type == "cuda")
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, fused=True)
     for parameter in student.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -1,0 +1,97 @@
+"""Matrix products in float32 on the CPU, by oneDNN where MKL leaves half of the processor idle.
+
+torch multiplies float32 matrices on the CPU with MKL, which has its AVX-512 kernels run on Intel's processors alone.
+On an AMD EPYC (Zen 5, two cores) it reached 225 GFLOP/s where oneDNN, which torch brings along, reached 500, and
+also held to AVX2 oneDNN was not slower. So ``use_fastest`` gives torch's own operators another kernel there: trunks,
+heads, backward passes, answers and optimisers of any library come to it without knowing.
+"""
+
+import os
+import platform
+import warnings
+from pathlib import Path
+
+import torch
+from torch import DispatchKeySet, Tensor
+
+CPUINFO = Path("/proc/cpuinfo")  # Linux: whose processor this is
+# oneDNN compiles a kernel for every shape and keeps 1,024 of them, at about a megabyte each. Micro-batches hardly ever
+# have the shapes of earlier ones; within one, all layers share about twenty.
+_KERNELS_KEPT = "128"
+_BLOCK = 1 << 19  # numbers that are copied at a time: what the caches hold
+
+_library: torch.library.Library | None = None  # the kernels are in force while it lives
+
+
+def onednn_is_better() -> bool:
+    """Whether torch's products go through MKL on a processor that is not Intel's; a property of the machine alone."""
+    if platform.machine() not in ("x86_64", "AMD64") or not CPUINFO.is_file():
+        return False
+    vendors = {line.split(":")[1].strip() for line in CPUINFO.read_text().splitlines() if line.startswith("vendor_id")}
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and "GenuineIntel" not in vendors
+
+
+def use_fastest() -> None:
+    """From now on, in this process, products are oneDNN's where that is better, and torch's own elsewhere."""
+    (use_onednn if onednn_is_better() else use_torchs_own)()
+
+
+def use_onednn() -> None:
+    """From now on, in this process, products of float32 matrices on the CPU are oneDNN's."""
+    global _library
+    if _library is not None:
+        return
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS_KEPT)  # read at its first product
+    mm, addmm = torch.library.get_kernel("aten::mm", "CPU"), torch.library.get_kernel("aten::addmm", "CPU")
+
+    def product(keys: DispatchKeySet, left: Tensor, right: Tensor) -> Tensor:
+        """left @ right.  [M, K], [K, N] -> [M, N]."""
+        return _multiply(left, right, None) if _fits(left, right) else mm.call_boxed(keys, left, right)
+
+    def sum_with_product(
+        keys: DispatchKeySet, bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1
+    ) -> Tensor:
+        """beta * bias + alpha * left @ right.  [N] or another shape that spreads to [M, N], [M, K], [K, N]."""
+        plain = bias.shape == right.shape[1:] and bias.dtype == torch.float32 and beta == alpha == 1
+        if plain and _fits(left, right):
+            return _multiply(left, right, bias)
+        return addmm.call_boxed(keys, bias, left, right, beta=beta, alpha=alpha)
+
+    _library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():  # that a kernel is replaced, which is what is wanted
+        warnings.simplefilter("ignore")
+        _library.impl("mm", product, "CPU", with_keyset=True)
+        _library.impl("addmm", sum_with_product, "CPU", with_keyset=True)
+
+
+def use_torchs_own() -> None:
+    """Take ``use_onednn`` back."""
+    global _library
+    if _library is not None:
+        _library._destroy()
+        _library = None
+
+
+def _fits(left: Tensor, right: Tensor) -> bool:
+    """Whether oneDNN multiplies these.  Other layouts of the right factor go to its slow reference kernel."""
+    return (
+        left.dtype == right.dtype == torch.float32
+        and left.numel() * right.numel() > 0
+        and left.shape[1] == right.shape[0]  # else torch says what is wrong
+        and (right.is_contiguous() or right.t().is_contiguous())
+    )
+
+
+def _multiply(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    if left.is_contiguous() or left.numel() <= _BLOCK:
+        return _linear(left, right, bias)
+    # oneDNN copies a left factor that lies otherwise, as in the gradient of a head: some rows of it at a time.
+    product = left.new_empty(left.shape[0], right.shape[1])
+    rows = max(1, _BLOCK // left.shape[1])
+    for start in range(0, len(left), rows):
+        product[start : start + rows] = _linear(left[start : start + rows], right, bias)
+    return product
+
+
+def _linear(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")

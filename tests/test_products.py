@@ -1,0 +1,125 @@
+"""Products by oneDNN on the CPU: the same numbers as torch's own, gone when they are taken back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pocl import products
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN here")
+
+SHAPES = [(1, 1, 1), (1, 64, 300), (7, 33, 65), (130, 257, 70)]
+
+
+@pytest.fixture(autouse=True)
+def onednn() -> Iterator[None]:
+    products.use_onednn()
+    yield
+    products.use_torchs_own()
+
+
+def matrix(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * rows + columns)
+    return torch.randn(rows, columns, generator=generator).to(dtype)
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_are_those_of_float64_however_their_factors_lie_in_memory(shape: tuple[int, int, int]) -> None:
+    rows, inner, columns = shape
+    left, right = matrix(rows, inner), matrix(inner, columns)
+    wanted = left.double() @ right.double()
+    for a in (left, left.t().contiguous().t(), torch.cat([left, left], 1)[:, :inner]):
+        for b in (right, right.t().contiguous().t(), torch.cat([right, right], 1)[:, :columns]):
+            close(a @ b, wanted)
+    close(left[:, :1].expand(rows, inner) @ right, left[:, :1].double().expand(rows, inner) @ right.double())
+    close(left @ right[:, :1].expand(inner, columns), left.double() @ right[:, :1].double().expand(inner, columns))
+
+
+@pytest.mark.parametrize("bias", [(), (5,), (1,), (4, 1), (4, 5)])
+def test_a_bias_of_any_shape_and_factor_is_added(bias: tuple[int, ...]) -> None:
+    left, right, added = matrix(4, 3), matrix(3, 5), torch.full(bias, 0.7)
+    product = left.double() @ right.double()
+    close(torch.addmm(added, left, right), added.double() + product)
+    close(torch.addmm(added, left, right, beta=0.5, alpha=2.0), 0.5 * added.double() + 2 * product)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
+def test_other_numbers_are_multiplied_as_torch_does(dtype: torch.dtype) -> None:
+    left, right = (10 * matrix(6, 8)).to(dtype), (10 * matrix(8, 5)).to(dtype)
+    found = left @ right, torch.addmm(torch.ones(5).to(dtype), left, right)
+    products.use_torchs_own()
+    assert torch.equal(found[0], left @ right)
+    assert torch.equal(found[1], torch.addmm(torch.ones(5).to(dtype), left, right))
+
+
+def test_empty_factors_give_zeros_and_wrong_shapes_torchs_own_error() -> None:
+    assert torch.equal(torch.zeros(2, 0) @ torch.zeros(0, 3), torch.zeros(2, 3))
+    assert (torch.zeros(0, 4) @ torch.zeros(4, 3)).shape == (0, 3)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        torch.zeros(2, 4) @ torch.zeros(3, 2)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        torch.zeros(2, 4) @ torch.zeros(4, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gradients_of_a_layer_are_those_of_float64(bias: bool) -> None:
+    layer, inputs = nn.Linear(33, 70, bias=bias), matrix(24, 33).view(4, 6, 33).requires_grad_()
+    layer(inputs).square().sum().backward()
+    found = [inputs.grad, *(parameter.grad for parameter in layer.parameters())]
+    wide, wide_inputs = nn.Linear(33, 70, bias=bias).double(), inputs.detach().double().requires_grad_()
+    wide.load_state_dict(layer.state_dict())
+    wide(wide_inputs).square().sum().backward()
+    for gradient, wanted in zip(found, [wide_inputs.grad, *(p.grad for p in wide.parameters())], strict=True):
+        torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [1, 20, 21, 1000])
+def test_a_transposed_factor_is_copied_a_few_rows_at_a_time(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_BLOCK", block)
+    left, right, bias = matrix(7, 31), matrix(7, 2), matrix(1, 2)[0]
+    wanted = left.t().double() @ right.double()
+    close(left.t() @ right, wanted)
+    close(torch.addmm(bias, left.t(), right), wanted + bias.double())
+
+
+def test_a_right_factor_that_onednn_has_no_fast_kernel_for_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_multiply", lambda *_: pytest.fail("a cut-out of a matrix went to oneDNN"))
+    left, whole = matrix(5, 8), matrix(9, 20)
+    for right in (whole[:8, 3:9], whole[1:7, :8].t()):
+        close(left[:, : len(right)] @ right, left[:, : len(right)].double() @ right.double())
+
+
+def test_taken_back_torch_multiplies_with_its_own_kernel_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    true = products._multiply
+    monkeypatch.setattr(products, "_multiply", lambda *given: calls.append(1) or true(*given))
+    products.use_onednn()  # a second time is the same as once
+    matrix(4, 4) @ matrix(4, 4)
+    products.use_torchs_own()
+    matrix(4, 4) @ matrix(4, 4)
+    assert len(calls) == 1
+    products.use_onednn()
+    matrix(4, 4) @ matrix(4, 4)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("vendor", "machine", "wanted"),
+    [("AuthenticAMD", "x86_64", True), ("GenuineIntel", "x86_64", False), ("", "aarch64", False)],
+)
+def test_it_is_for_processors_on_which_mkl_does_not_do_its_best(
+    vendor: str, machine: str, wanted: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: 26\n")
+    monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(products.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert products.onednn_is_better() is wanted
