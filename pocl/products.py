@@ -4,9 +4,11 @@ torch multiplies float32 matrices on the CPU with MKL, which has its AVX-512 ker
 On an AMD EPYC (Zen 5, two cores) it reached 225 GFLOP/s where oneDNN, which torch brings along, reached 500, and
 also held to AVX2 oneDNN was not slower. So ``use_fastest`` gives torch's own operators another kernel there: trunks,
 heads, backward passes, answers and optimisers of any library come to it without knowing.
+
+oneDNN compiles a kernel for every shape, and a third to two thirds of a megabyte of each are never given back
+(measured). Hardly two micro-batches have the same number of tokens, so that number is filled up to one of a few.
 """
 
-import os
 import platform
 import warnings
 from pathlib import Path
@@ -15,9 +17,6 @@ import torch
 from torch import DispatchKeySet, Tensor
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux: whose processor this is
-# oneDNN compiles a kernel for every shape and keeps 1,024 of them, at about a megabyte each. Micro-batches hardly ever
-# have the shapes of earlier ones; within one, all layers share about twenty.
-_KERNELS_KEPT = "128"
 _BLOCK = 1 << 19  # numbers that are copied at a time: what the caches hold
 
 _library: torch.library.Library | None = None  # the kernels are in force while it lives
@@ -41,7 +40,6 @@ def use_onednn() -> None:
     global _library
     if _library is not None:
         return
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _KERNELS_KEPT)  # read at its first product
     mm, addmm = torch.library.get_kernel("aten::mm", "CPU"), torch.library.get_kernel("aten::addmm", "CPU")
 
     def product(keys: DispatchKeySet, left: Tensor, right: Tensor) -> Tensor:
@@ -83,14 +81,34 @@ def _fits(left: Tensor, right: Tensor) -> bool:
 
 
 def _multiply(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    if left.is_contiguous() or left.numel() <= _BLOCK:
-        return _linear(left, right, bias)
-    # oneDNN copies a left factor that lies otherwise, as in the gradient of a head: some rows of it at a time.
-    product = left.new_empty(left.shape[0], right.shape[1])
-    rows = max(1, _BLOCK // left.shape[1])
-    for start in range(0, len(left), rows):
-        product[start : start + rows] = _linear(left[start : start + rows], right, bias)
+    """left @ right + bias in shapes of which there are few (``_few``).  [M, K], [K, N], [N] -> [M, N]."""
+    if left.is_contiguous() or not left.t().is_contiguous():  # its rows are tokens
+        return _linear(_with_rows(left, _few(len(left))), right, bias)[: len(left)]
+    # In a weight's gradient its columns are tokens. oneDNN would copy the whole of it: some rows at a time.
+    (num_rows, inner), whole = left.shape, _few(left.shape[1])
+    product, right = left.new_empty(num_rows, right.shape[1]), _with_rows(right, whole)
+    rows = max(1, _BLOCK // whole)
+    for start in range(0, num_rows, rows):
+        piece = left[start : start + rows]
+        filled = piece.new_zeros(len(piece), whole)
+        filled[:, :inner] = piece
+        product[start : start + rows] = _linear(filled, right, bias)
     return product
+
+
+def _few(count: int) -> int:
+    """The next of the few numbers of tokens that products are made for."""
+    step = 8 if count <= 64 else 16 if count <= 256 else 64
+    return -(-count // step) * step
+
+
+def _with_rows(matrix: Tensor, num_rows: int) -> Tensor:
+    """The matrix with zeros below.  [n, C] -> [num_rows, C]."""
+    if len(matrix) == num_rows:
+        return matrix
+    longer = matrix.new_zeros(num_rows, matrix.shape[1])
+    longer[: len(matrix)] = matrix
+    return longer
 
 
 def _linear(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:

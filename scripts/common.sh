@@ -38,8 +38,10 @@ find_gpus() {
     fi
 }
 
-# glibc would give every large tensor back to the system and fault its pages in again: a tenth of the time.
+# glibc would give every large tensor back to the system and fault its pages in again: a tenth of the time. With pages
+# of 2 MB, where the kernel has them, there are fewer to fault in at all: some hundredths.
 CPU_ENV=(DS_ACCELERATOR=cpu MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592)
+CPU_ENV+=("GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}")
 
 # LAUNCHER_FLAGS: where the ranks run, for the launcher; LAUNCHER_ENV: what goes into their environment.
 place_ranks() {

@@ -81,13 +81,29 @@ def test_the_gradients_of_a_layer_are_those_of_float64(bias: bool) -> None:
         torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("block", [1, 20, 21, 1000])
-def test_a_transposed_factor_is_copied_a_few_rows_at_a_time(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [1, 100, 10_000])
+@pytest.mark.parametrize("tokens", [7, 64, 65])
+def test_a_transposed_factor_is_copied_some_rows_at_a_time(
+    block: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(products, "_BLOCK", block)
-    left, right, bias = matrix(7, 31), matrix(7, 2), matrix(1, 2)[0]
+    left, right, bias = matrix(tokens, 31), matrix(tokens, 2), matrix(1, 2)[0]
     wanted = left.t().double() @ right.double()
     close(left.t() @ right, wanted)
     close(torch.addmm(bias, left.t(), right), wanted + bias.double())
+
+
+def test_numbers_of_tokens_come_to_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, true = set(), products._linear
+    monkeypatch.setattr(products, "_linear", lambda a, b, c: shapes.add((a.shape, b.shape)) or true(a, b, c))
+    layer = nn.Linear(12, 20)
+    for tokens in range(2, 513):  # one row lies both ways
+        inputs = matrix(tokens, 12).requires_grad_()
+        assert layer(inputs).shape == (tokens, 20)
+        layer(inputs).square().sum().backward()
+        assert inputs.grad.shape == (tokens, 12)
+    sizes = 8 + 12 + 4  # by 8 to 64, by 16 to 256, by 64 to 512
+    assert len(shapes) == 3 * sizes  # forward, and two products backward
 
 
 def test_a_right_factor_that_onednn_has_no_fast_kernel_for_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
