@@ -370,7 +370,8 @@ def test_one_rank_on_the_cpu(tmp_path: Path) -> None:
     launcher = printed("gpt2/pocl/train.sh", cwd=tmp_path).launcher
     assert launcher[:2] == ["env", "DS_ACCELERATOR=cpu"]
     settings = [word for word in launcher[1:] if "=" in word]
-    assert [setting.split("=")[0] for setting in settings[1:]] == ["MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"]
+    names = [setting.split("=")[0] for setting in settings[1:]]
+    assert names == ["MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"]
     command = launcher[1 + len(settings) :]
     assert Path(command[0]).name == "deepspeed"
     assert command[1:3] == ["--num_accelerators", "1"]
