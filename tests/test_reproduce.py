@@ -136,8 +136,11 @@ def test_bad_input_is_one_line(arguments: list[object], words: list[str], tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dry_run_prints_every_command_and_does_nothing(tmp_path: Path) -> None:
-    result = run("gpt2/reproduce.sh", tmp_path, "--rows", "SeqKD", cwd=tmp_path, DRY_RUN="1")
+@pytest.mark.parametrize(("flags", "environment"), [([], {"DRY_RUN": "1"}), (["--plan"], {})], ids=["dry", "plan"])
+def test_a_plan_prints_every_command_and_does_nothing(
+    flags: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    result = run("gpt2/reproduce.sh", tmp_path, "--rows", "SeqKD", *flags, cwd=tmp_path, **environment)
     assert result.returncode == 0, result.stderr
     scripts = [
         word.split("/scripts/gpt2/")[1]
@@ -152,6 +155,7 @@ def test_dry_run_prints_every_command_and_does_nothing(tmp_path: Path) -> None:
         "seqkd/train.sh",
         "eval/run_eval.sh",
     ]
+    assert "# 5 step(s) of a kind that has not run here" in result.stdout.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 

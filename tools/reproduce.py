@@ -52,6 +52,7 @@ class ReproduceOptions:
     seeds: list[int] | None = flag("one sampled answer per prompt and seed [default: 10 20 30 40 50]", None)
     train_seed: int = flag("seed of every training run", 10)
     matched: bool = flag("the KD series with POCL's batch, learning rate and number of updates", False)
+    plan: bool = flag("print every command with the time that it is likely to take, and run none", False)
     jobs: int = flag("rows at a time, each on a GPU of its own; 1: one after the other on all GPUs [rows]", 1)
 
 
@@ -182,7 +183,8 @@ class Reproduction:
                 say(f"#   about {clock(seconds)}, as {self.kind(step)} took here")
         if unknown:
             say(f"# {unknown} step(s) of a kind that has not run here: time unknown (train.py --plan estimates one)")
-        say(f"# about {clock(expected)} for the others, one after the other")
+        if expected:
+            say(f"# about {clock(expected)} for the others, one after the other")
 
     def kind(self, step: Step) -> str:
         """What steps that take about as long have in common: script and size."""
@@ -250,7 +252,7 @@ def main() -> None:
     preparation = work.preparation(rows)
     if os.environ.get("NNODES", "1") != "1":
         raise UserError("NNODES would do every step on every node; start a table on one node, with HOSTFILE for more")
-    if os.environ.get("DRY_RUN") == "1":
+    if what.plan or os.environ.get("DRY_RUN") == "1":
         work.show_steps([*preparation, *(step for row in rows for step in work.steps_of(row))])
         return
     error = work.run("preparation", preparation)

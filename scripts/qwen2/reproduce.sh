@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A whole table: data, teacher, every row trained and evaluated, the table printed. Started again, it goes on.
-# DRY_RUN=1 prints the commands; TEACHER=FOLDER takes a teacher that is there already.
+# --plan prints the commands; TEACHER=FOLDER takes a teacher that is there already.
 #
 #     bash scripts/qwen2/reproduce.sh [BASE_PATH] [--table main|selective|ablation] [--rows "KLD" "KLD + POCL" ...]
-#         [--sets dolly ...] [--seeds 10 ...] [--matched] [--jobs N] [--scale tiny]
+#         [--sets dolly ...] [--seeds 10 ...] [--matched] [--jobs N] [--scale tiny] [--plan]
 #         [-- flags of train.py] [-- flags of evaluate.py]
 set -euo pipefail
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../common.sh"
