@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 import evaluate
@@ -101,3 +102,25 @@ def test_an_empty_summary_is_left_out(tmp_path: Path) -> None:
         file.write('{"dialogue": "a", "summary": "  ", "id": 9}\n')
     assert call(fetch_summaries, ["--set", "samsum", "--source", files, "--data-root", tmp_path]).status == 0
     assert len(read_jsonl(tmp_path / "samsum" / "raw.jsonl")) == 3
+
+
+def test_a_set_whose_main_branch_is_a_script_comes_from_the_hubs_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branch holds default/<split>/0000.parquet; the hub itself is not asked here."""
+    asked, load = [], datasets.load_dataset
+    for split in ("train", "validation", "test"):
+        rows = datasets.Dataset.from_dict({"document": [f"{split} text"], "summary": [f"{split} summary"]})
+        (tmp_path / "branch" / "default" / split).mkdir(parents=True)
+        rows.to_parquet(tmp_path / "branch" / "default" / split / "0000.parquet")
+
+    def hub(repo: str, name: str | None, revision: str | None) -> datasets.DatasetDict:
+        asked.append((repo, name, revision))
+        return load(str(tmp_path / "branch"))
+
+    monkeypatch.setattr(fetch_summaries.datasets, "load_dataset", hub)
+    result = call(fetch_summaries, ["--set", "xsum", "--data-root", tmp_path / "data"])
+    assert result.status == 0, result.output
+    assert asked == [("EdinburghNLP/xsum", None, "refs/convert/parquet")]
+    outputs = [record["output"] for record in read_instructions(tmp_path / "data" / "xsum" / "raw.jsonl")]
+    assert outputs == ["validation summary", "train summary"]
