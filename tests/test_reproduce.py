@@ -1,6 +1,7 @@
 """The rows of the tables against their scripts, and how a table's steps are run; tests/test_all_rows.py runs them."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,29 @@ def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: P
     # Eight subsets are more stages; a ranking by losses takes one look at all examples first.
     usual = {name: count for name, count in steps.items() if name not in ("2 subsets", "8 subsets")}
     assert set(usual.values()) <= {40, 48}
+
+
+def test_smollm2_makes_the_whole_table_on_less_data_where_nothing_is_said(tmp_path: Path) -> None:
+    for flags, less in (([], True), (["--scale", "full"], False)):
+        result = run("smollm2/reproduce.sh", tmp_path, "--plan", *flags, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        trained = [line for line in result.stdout.splitlines() if re.search(r"/smollm2/(sft/|\w+/train\.sh)", line)]
+        trained = [line for line in trained if "run_eval.sh" not in line]
+        assert len(trained) == len(table_rows("main"))  # the teacher's own among them
+        assert all(("--num-train 1500" in line) == less for line in trained)
+        (text,) = [line for line in result.stdout.splitlines() if "generate.sh" in line]
+        assert "--num-train" not in text  # the full scale would find it and take it
+
+
+@pytest.mark.parametrize("scale", [name for name, scale in SCALES.items() if scale.train])
+@pytest.mark.parametrize("row", table_rows("main"), ids=lambda row: row.name)
+def test_the_flags_of_a_scale_are_flags_of_the_programs(scale: str, row: Row, tmp_path: Path) -> None:
+    flags = [*SCALES[scale].train, *(SCALES[scale].staged if row.staged else SCALES[scale].unstaged)]
+    if row.script:
+        command = printed(f"smollm2/{row.script}", *row.flags, *flags, cwd=tmp_path, **dict(row.environment))
+        assert configuration.parse_train(command.arguments).data.num_train == int(
+            flags[flags.index("--num-train") + 1]
+        )
 
 
 def test_the_tiny_scale_asks_for_the_quickstarts_pair(tmp_path: Path) -> None:

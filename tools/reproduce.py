@@ -45,7 +45,7 @@ class ReproduceOptions:
     data: str = flag("name of the data: a folder of BASE_PATH/data with a raw.jsonl", "dolly")
     table: str = flag(f"which table: {', '.join(TABLES)}", "main")
     scale: str = flag(
-        "full, or tiny: a few rows on the quickstart's pair of models and data/sample, for a CPU", "full"
+        "full; hour: all rows on less data, for one GPU; tiny: a few rows on the quickstart's pair, for a CPU", "full"
     )
     rows: list[str] | None = flag("these rows only [default: all of the table, or of the scale]", None)
     sets: list[str] | None = flag("evaluation sets [default: the paper's five]", None)
@@ -143,7 +143,7 @@ class Reproduction:
             steps.append(self.training(TEACHER))
         if any(row.teacher_text for row in rows):
             done = processed / f"{self.data}-seqkd" / "manifest.json"
-            steps.append(self.step("teacher text", "seqkd/generate.sh", (), done, marks=False))
+            steps.append(self.step("teacher text", "seqkd/generate.sh", self.scale.teacher_text, done, marks=False))
         return steps
 
     def training(self, row: Row) -> Step:

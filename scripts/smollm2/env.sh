@@ -15,4 +15,5 @@ SFT_TEACHER=(--global-batch-size 32 --lr 5e-5 --epochs 5)
 KD=(--global-batch-size 32 --lr 1e-4 --epochs 20)
 KD_MATCHED=(--epochs 20)
 POCL=()
+SCALE="${SCALE:-hour}" # of reproduce.sh, for one GPU; --scale full takes all data and seeds
 MEMORY=() # flags that change memory and speed, not the result

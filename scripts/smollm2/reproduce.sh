@@ -3,11 +3,11 @@
 # --plan prints the commands; TEACHER=FOLDER takes a teacher that is there already.
 #
 #     bash scripts/smollm2/reproduce.sh [BASE_PATH] [--table main|selective|ablation] [--rows "KLD" "KLD + POCL" ...]
-#         [--sets dolly ...] [--seeds 10 ...] [--matched] [--jobs N] [--scale tiny] [--plan]
+#         [--sets dolly ...] [--seeds 10 ...] [--matched] [--jobs N] [--scale full|hour|tiny] [--plan]
 #         [-- flags of train.py] [-- flags of evaluate.py]
 set -euo pipefail
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../common.sh"
 
 check_installed
 exec "$PYTHON" "$ROOT/tools/reproduce.py" --family "$FAMILY" --base-path "$BASE_PATH" --data "$DATA" \
-    --teacher "$TEACHER" "${FLAGS[@]}"
+    --teacher "$TEACHER" --scale "${SCALE:-full}" "${FLAGS[@]}"
