@@ -202,6 +202,7 @@ def test_an_adapters_own_tokenizer_goes_before_its_bases(gpt2_dir: Path, tmp_pat
 def test_a_base_is_looked_for_as_it_stands_then_from_the_adapters_folder(
     gpt2_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # a folder named base beside the project would be found
     model = adapt(load_model(str(gpt2_dir)), "../base")
     save_adapter(model, model.state_dict(), tmp_path / "run" / "adapter")
     assert adapter_chain(str(tmp_path / "run" / "adapter")) == ("../base", [tmp_path / "run" / "adapter"])
