@@ -205,7 +205,7 @@ def test_smollm2_makes_the_whole_table_on_less_data_where_nothing_is_said(tmp_pa
         trained = [line for line in result.stdout.splitlines() if re.search(r"/smollm2/(sft/|\w+/train\.sh)", line)]
         trained = [line for line in trained if "run_eval.sh" not in line]
         assert len(trained) == len(table_rows("main"))  # the teacher's own among them
-        assert all(("--num-train 1500" in line) == less for line in trained)
+        assert all(("--num-train 1000" in line) == less for line in trained)
         (text,) = [line for line in result.stdout.splitlines() if "generate.sh" in line]
         assert "--num-train" not in text  # the full scale would find it and take it
 
