@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl.data import IGNORE, Batch, collate, tokenizer_fingerprint
@@ -85,7 +86,9 @@ def load_skeleton(path: str, dtype: str = "fp32") -> PreTrainedModel:
     """
     base, _ = adapter_chain(path)
     with about_base(path, base):
-        return AutoModelForCausalLM.from_config(_load_config(base), dtype=DTYPES[dtype])
+        model = AutoModelForCausalLM.from_config(_load_config(base), dtype=DTYPES[dtype])
+    fuse_activations(model)
+    return model
 
 
 def _load_config(path: str) -> PretrainedConfig:
@@ -122,7 +125,19 @@ def _load_whole(path: str, dtype: str, attention: str) -> PreTrainedModel:
     if missing:  # transformers fills them with random numbers, and only warns
         raise UserError(f"the weights in {path!r} lack {len(missing)} tensor(s), such as {missing[0]}")
     model.config.use_cache = False
+    fuse_activations(model)
     return model
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Give GPT-2's GELU, which transformers writes as eight operations, torch's single kernel of the same function.
+
+    The backward pass then keeps one tensor of it instead of five.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def _check_folder(folder: Path) -> None:
@@ -163,13 +178,17 @@ def response_labels(batch: Batch) -> Tensor:
 class Head:
     """The head of a model as a function [N, H] -> [N, V], with the scales and caps that some models put behind it."""
 
-    module: nn.Module  # called, and not its weight used: ZeRO-3 gathers that only for the call
+    module: nn.Linear  # called, and not its weight used: ZeRO-3 gathers that only for the call
     scale: float = 1.0
     cap: float | None = None
     vocab_size: int | None = None  # cuts off padded vocabulary entries
 
     def __call__(self, states: Tensor) -> Tensor:
-        logits = self.module(states)
+        return self.logits(self.module(states))
+
+    def logits(self, product: Tensor) -> Tensor:
+        """From what the module gives to the logits; the very same tensor where nothing stands between.  [N, V]."""
+        logits = product
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.cap is not None:
@@ -182,12 +201,17 @@ class Head:
 
 
 def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
-    """The head of a model; ``vocab_size`` cuts off padded vocabulary entries."""
-    config = model.config
+    """The head of a model; ``vocab_size`` cuts off padded vocabulary entries.
+
+    Raises UserError where the head is no linear layer.
+    """
+    config, module = model.config, model.get_output_embeddings()
+    if not isinstance(module, nn.Linear):
+        raise UserError(f"the head of {config.model_type} is {type(module).__name__}; a linear layer was wanted")
     # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma 2 caps with a tanh.
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
-    return Head(model.get_output_embeddings(), scale, cap, vocab_size)
+    return Head(module, scale, cap, vocab_size)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def use_onednn() -> None:
     global _library
     if _library is not None:
         return
-    mm, addmm = torch.library.get_kernel("aten::mm", "CPU"), torch.library.get_kernel("aten::addmm", "CPU")
+    mm, addmm, addmm_ = (torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("mm", "addmm", "addmm_"))
 
     def product(keys: DispatchKeySet, left: Tensor, right: Tensor) -> Tensor:
         """left @ right.  [M, K], [K, N] -> [M, N]."""
@@ -55,11 +55,21 @@ def use_onednn() -> None:
             return _multiply(left, right, bias)
         return addmm.call_boxed(keys, bias, left, right, beta=beta, alpha=alpha)
 
+    def add_product(
+        keys: DispatchKeySet, total: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1
+    ) -> Tensor:
+        """beta * total + alpha * left @ right, in place.  [M, N], [M, K], [K, N]."""
+        plain = total.dtype == torch.float32 and total.shape == (len(left), right.shape[1]) and alpha == 1
+        if plain and beta in (0, 1) and _fits(left, right):
+            return _multiply(left, right, None, total, keep=beta == 1)
+        return addmm_.call_boxed(keys, total, left, right, beta=beta, alpha=alpha)
+
     _library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():  # that a kernel is replaced, which is what is wanted
         warnings.simplefilter("ignore")
         _library.impl("mm", product, "CPU", with_keyset=True)
         _library.impl("addmm", sum_with_product, "CPU", with_keyset=True)
+        _library.impl("addmm_", add_product, "CPU", with_keyset=True)
 
 
 def use_torchs_own() -> None:
@@ -80,26 +90,51 @@ def _fits(left: Tensor, right: Tensor) -> bool:
     )
 
 
-def _multiply(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """left @ right + bias in shapes of which there are few (``_few``).  [M, K], [K, N], [N] -> [M, N]."""
+def _multiply(
+    left: Tensor, right: Tensor, bias: Tensor | None, total: Tensor | None = None, *, keep: bool = False
+) -> Tensor:
+    """left @ right + bias in shapes of which there are few (``_few``), written to ``total`` where there is one.
+
+    ``keep`` adds it to what that holds.  [M, K], [K, N], [N], [M, N] -> [M, N].
+    """
     if left.is_contiguous() or not left.t().is_contiguous():  # its rows are tokens
-        return _linear(_with_rows(left, _few(len(left))), right, bias)[: len(left)]
+        product = _of_tokens(left, right, bias)
+        return product if total is None else _put(total, product, keep=keep)
     # In a weight's gradient its columns are tokens. oneDNN would copy the whole of it: some rows at a time.
     (num_rows, inner), whole = left.shape, _few(left.shape[1])
-    product, right = left.new_empty(num_rows, right.shape[1]), _with_rows(right, whole)
+    right = _with_rows(right, whole)
+    total = left.new_empty(num_rows, right.shape[1]) if total is None else total
     rows = max(1, _BLOCK // whole)
     for start in range(0, num_rows, rows):
         piece = left[start : start + rows]
         filled = piece.new_zeros(len(piece), whole)
         filled[:, :inner] = piece
-        product[start : start + rows] = _linear(filled, right, bias)
-    return product
+        _put(total[start : start + rows], _linear(filled, right, bias), keep=keep)
+    return total
+
+
+def _put(total: Tensor, part: Tensor, *, keep: bool) -> Tensor:
+    """Add ``part`` to ``total``, or overwrite it."""
+    return total.add_(part) if keep else total.copy_(part)
+
+
+def _of_tokens(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """left @ right + bias, filled up below or, where that would copy much, in two parts.  [M, K], [K, N] -> [M, N]."""
+    whole = len(left) // _step(len(left)) * _step(len(left))
+    if whole in (0, len(left)) or left.shape[1] <= right.shape[1]:
+        return _linear(_with_rows(left, _few(len(left))), right, bias)[: len(left)]
+    rest = left[whole:]
+    return torch.cat([_linear(left[:whole], right, bias), _of_tokens(rest, right, bias)])
 
 
 def _few(count: int) -> int:
     """The next of the few numbers of tokens that products are made for."""
-    step = 8 if count <= 64 else 16 if count <= 256 else 64
-    return -(-count // step) * step
+    return -(-count // _step(count)) * _step(count)
+
+
+def _step(count: int) -> int:
+    """How far these numbers lie apart."""
+    return 8 if count <= 64 else 16 if count <= 256 else 64
 
 
 def _with_rows(matrix: Tensor, num_rows: int) -> Tensor:

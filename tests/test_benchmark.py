@@ -50,6 +50,13 @@ def test_the_variants_stand_in_their_order_with_equal_losses_and_gradients(measu
     assert told["machine"]["flops_per_second"] > 1e9 and told["machine"]["bytes_per_second"] > 1e8
 
 
+def test_a_pair_without_gelu_has_no_row_for_it() -> None:
+    names = {pair: [variant.name for variant in stepping.variants_of(pair)] for pair in stepping.PAIRS}
+    assert names["micro"] == [variant.name for variant in VARIANTS]
+    assert set(names["micro"]) - set(names["opt"]) == {stepping.FUSED.name}
+    assert names["smollm2"] == names["opt"]
+
+
 def test_padding_falls_with_the_ideas(measured: tuple[Path, Result]) -> None:
     steps = json.loads((measured[0] / "benchmark.json").read_text())["steps"]
     ratios = [record["processed_ratio"] for record in steps]
@@ -82,7 +89,7 @@ def test_a_variant_that_computes_something_else_is_not_printed(
         return factor * VARIANTS[3].loss(bench, batch, cached)
 
     variants: Sequence[Variant] = [*VARIANTS[:3], dataclasses.replace(VARIANTS[3], loss=wrong), *VARIANTS[4:]]
-    monkeypatch.setattr(benchmark, "VARIANTS", variants)
+    monkeypatch.setattr(stepping, "VARIANTS", variants)
     result = run(tmp_path)
     assert result.status == 1
     assert f"{VARIANTS[3].name!r} differs from the reference: loss error {error}" in result.last_line

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.activations import NewGELUActivation
 
 from pocl.data import collate
 from pocl.errors import UserError
@@ -130,6 +132,22 @@ def test_a_heads_product_and_its_gradients_are_the_layers_own(rows: int, bias: b
         results += [logits, states.grad, *(parameter.grad for parameter in layer.parameters())]
         layer.zero_grad()
     torch.testing.assert_close(found, wanted)
+
+
+def test_gpt2s_activation_is_one_kernel_of_the_same_function(gpt2_dir: Path) -> None:
+    model = load_model(str(gpt2_dir))
+    activations = [layer.mlp.act for layer in model.transformer.h]
+    assert activations and all(isinstance(act, nn.GELU) for act in activations)
+    x = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    torch.testing.assert_close(activations[0](x), NewGELUActivation()(x), rtol=1e-12, atol=1e-12)
+    assert model.config.activation_function == "gelu_new"  # what is saved names the function as before
+
+
+def test_a_head_that_is_no_linear_layer_is_refused(models: dict[str, PreTrainedModel]) -> None:
+    model = copy.deepcopy(models["gpt2"])
+    model.set_output_embeddings(nn.Sequential(model.get_output_embeddings()))
+    with pytest.raises(UserError, match="the head of gpt2 is Sequential; a linear layer was wanted"):
+        make_head(model)
 
 
 def test_the_head_cuts_off_padded_vocabulary(teacher: PreTrainedModel) -> None:

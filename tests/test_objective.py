@@ -323,11 +323,12 @@ def test_chunks_are_as_few_as_the_limit_allows(tokens: int, limit: int, chunks: 
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_automatic_chunks_fit_a_sixteenth_of_memory_in_a_power_of_two(device: str) -> None:
-    # Two tensors of logits, 4 x 50,257 bytes a token, and 15 of a block of 2^19 numbers take 0.13 GB at 256 tokens.
-    assert automatic_chunk_tokens(50_257, 8 * 10**9, "cpu") == 256
-    assert automatic_chunk_tokens(50_257, 3 * 10**9, device) == {"cpu": 256, "cuda": 32}[device]
-    assert automatic_chunk_tokens(600, 10**15, device) == {"cpu": 256, "cuda": 4096}[device]
+def test_automatic_chunks_are_halved_until_they_fit_a_sixteenth_of_memory(device: str) -> None:
+    # Two tensors of logits, 4 x 50,257 bytes a token, and 15 of a block of 2^19 numbers take 0.11 GB at 192 tokens.
+    assert automatic_chunk_tokens(50_257, 8 * 10**9, "cpu") == 192
+    assert automatic_chunk_tokens(50_257, 15 * 10**8, "cpu") == 96
+    assert automatic_chunk_tokens(50_257, 3 * 10**9, device) == {"cpu": 192, "cuda": 32}[device]
+    assert automatic_chunk_tokens(600, 10**15, device) == {"cpu": 192, "cuda": 4096}[device]
     assert automatic_chunk_tokens(10**6, 10**6, device) == 1
 
 

@@ -51,13 +51,31 @@ def test_a_bias_of_any_shape_and_factor_is_added(bias: tuple[int, ...]) -> None:
     close(torch.addmm(added, left, right, beta=0.5, alpha=2.0), 0.5 * added.double() + 2 * product)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_product_is_added_in_place(shape: tuple[int, int, int], transposed: bool) -> None:
+    rows, inner, columns = shape
+    left, right = matrix(rows, inner), matrix(inner, columns)
+    left = left.t().contiguous().t() if transposed else left
+    total, wide = matrix(rows, columns + 1)[:, 1:], torch.ones(rows, columns)
+    wanted = total.double() + left.double() @ right.double()
+    assert total.addmm_(left, right) is total
+    close(total, wanted)
+    close(wide.addmm_(left, right, beta=0.5, alpha=2.0), 0.5 + 2 * left.double() @ right.double())
+    close(torch.full((rows, columns), torch.nan).addmm_(left, right, beta=0), left.double() @ right.double())
+    with pytest.raises(RuntimeError):
+        torch.ones(columns).addmm_(left, right)  # a sum that would have to spread
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
 def test_other_numbers_are_multiplied_as_torch_does(dtype: torch.dtype) -> None:
     left, right = (10 * matrix(6, 8)).to(dtype), (10 * matrix(8, 5)).to(dtype)
     found = left @ right, torch.addmm(torch.ones(5).to(dtype), left, right)
+    added = torch.ones(6, 5).to(dtype).addmm_(left, right)
     products.use_torchs_own()
     assert torch.equal(found[0], left @ right)
     assert torch.equal(found[1], torch.addmm(torch.ones(5).to(dtype), left, right))
+    assert torch.equal(added, torch.ones(6, 5).to(dtype).addmm_(left, right))
 
 
 def test_empty_factors_give_zeros_and_wrong_shapes_torchs_own_error() -> None:

@@ -33,7 +33,7 @@ from pocl.objective import automatic_chunk_tokens
 from pocl.teacher import CachedTeacher, cached_teacher
 from tools.benchmarking import divergences, printing, stepping
 from tools.benchmarking.meters import Stopwatch, keep_freed_memory, measured_rates
-from tools.benchmarking.stepping import PAIRS, VARIANTS, Bench, Variant, build_model, forward_backward, least_work
+from tools.benchmarking.stepping import PAIRS, Bench, Variant, build_model, forward_backward, least_work, variants_of
 
 # Largest differences from the reference, as shares: of the loss, and of the whole gradient's norm.
 TOLERANCE = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 1e-1)}
@@ -84,7 +84,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="pocl-benchmark-") as folder:
         bench = make_bench(what, device, Path(folder))
-        names = [variant.name for variant in VARIANTS]
+        names = [variant.name for variant in variants_of(what.pair)]
         names += divergences.contenders() if what.loss_tokens else []
         # Before this process grows: on a small machine there is room for one of them.
         peaks = measure_memory(what, names, Path(folder)) if what.memory else {}
@@ -159,10 +159,10 @@ def measure_steps(what: BenchmarkOptions, bench: Bench) -> list[dict[str, Any]]:
     optimizer = stepping.fresh_optimizer(bench.student)
     records: list[dict[str, Any]] = [
         {"name": variant.name, "losses": [], "loss_error": 0.0, "gradient_error": 0.0, "processed": 0, "seconds": []}
-        for variant in VARIANTS
+        for variant in variants_of(what.pair)
     ]
-    for variant in VARIANTS:  # what is only slow at first
-        variant.choose_products()
+    for variant in variants_of(what.pair):  # what is only slow at first
+        variant.set_up(bench)
         forward_backward(bench, variant, global_batch(what, 0)[:1])
         optimizer.zero_grad()
     with Progressing("timing", what.rounds) as progress:
@@ -186,9 +186,9 @@ def measure_round(
 ) -> None:
     """One step of each variant on the same global batch [G], added to the records; the comparison is not timed."""
     wanted = None
-    for variant, record in zip(VARIANTS, records, strict=True):
+    for variant, record in zip(variants_of(what.pair), records, strict=True):
         taken = Stopwatch(bench.device)
-        variant.choose_products()
+        variant.set_up(bench)
         with taken:
             loss, processed = forward_backward(bench, variant, examples)
         found = [parameter.grad for parameter in bench.student.parameters()]
@@ -275,14 +275,14 @@ def memory_of(what: BenchmarkOptions, name: str, work_dir: Path) -> float:
 
 def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
     """The most that one step needs beyond the bare program, models, gradients and AdamW included.  -> GB, as JSON."""
-    variants, losses = {variant.name: variant for variant in VARIANTS}, divergences.contenders()
+    variants, losses = {variant.name: variant for variant in variants_of(what.pair)}, divergences.contenders()
     if what.memory_of not in (*variants, *losses) or not what.work_dir:
         raise UserError(f"--memory-of {what.memory_of!r} wants --work-dir and one of {[*variants, *losses]}")
     if what.memory_of in variants:
         before = peak_memory_gb(device)
         variant = variants[what.memory_of]
-        variant.choose_products()
         bench = make_bench(what, device, Path(what.work_dir), only=variant)
+        variant.set_up(bench)
         optimizer = stepping.fresh_optimizer(bench.student)
         forward_backward(bench, variant, global_batch(what, 0))
         optimizer.step()

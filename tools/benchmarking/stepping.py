@@ -5,7 +5,7 @@ gradients are equal up to rounding.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.activations import NewGELUActivation
 
 from pocl.data import IGNORE, Batch, Split, blocks_by_length, load_split, micro_batches, read_instructions
 from pocl.errors import UserError
 from pocl.losses import LOSSES
-from pocl.models import DTYPES, make_head, response_labels, response_states, trunk
+from pocl.models import DTYPES, fuse_activations, make_head, response_labels, response_states, trunk
 from pocl.objective import Term, chunks_needed, distillation_objective
 from pocl.products import onednn_is_better, use_onednn, use_torchs_own
 from pocl.rundir import ROOT
@@ -128,11 +129,22 @@ class Variant:
     loss: Callable[[Bench, Batch, bool], Tensor]  # the objective of one, summed over its response tokens
     padded_to_max: bool = False
     cached: bool = False  # whether the teacher's states come from the cache
+    fused: bool = False  # whether the activations are single kernels, as load_model has them
     onednn: bool = False  # whether the products are oneDNN's, as train.py has them on this processor
 
-    def choose_products(self) -> None:
-        """Have this process multiply as the variant does."""
+    def set_up(self, bench: Bench) -> None:
+        """Have this process multiply, and the models compute their activations, as the variant does."""
         (use_onednn if self.onednn else use_torchs_own)()
+        for model in (bench.student, bench.teacher):
+            fuse_activations(model) if self.fused else _as_transformers_has_them(model)
+
+
+def _as_transformers_has_them(model: nn.Module) -> None:
+    """Take ``fuse_activations`` back."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GELU):
+                setattr(module, name, NewGELUActivation())
 
 
 def in_order(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
@@ -199,6 +211,7 @@ def chunked_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
     ).loss
 
 
+FUSED = Variant("+ GELU in one kernel", by_tokens, chunked_loss, cached=True, fused=True)
 VARIANTS: tuple[Variant, ...] = (
     Variant("reference", in_order, whole_loss, padded_to_max=True),
     Variant("+ pad to the longest", in_order, whole_loss),
@@ -207,12 +220,15 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("+ chunks, gradient forward", by_length, chunked_loss),
     Variant("+ cached teacher", by_length, chunked_loss, cached=True),
     Variant("+ token budget", by_tokens, chunked_loss, cached=True),
-    *(
-        [Variant("+ products by oneDNN", by_tokens, chunked_loss, cached=True, onednn=True)]
-        if onednn_is_better()
-        else []
-    ),
+    FUSED,
+    *([replace(FUSED, name="+ products by oneDNN", onednn=True)] if onednn_is_better() else []),
 )
+
+
+def variants_of(pair: str) -> list[Variant]:
+    """The variants that differ on this pair: only GPT-2's activation is in need of fusing."""
+    has_gelu = any(getattr(shape, "activation_function", None) == "gelu_new" for shape in PAIRS[pair]())
+    return [variant for variant in VARIANTS if has_gelu or variant is not FUSED]
 
 
 def fresh_optimizer(student: PreTrainedModel) -> torch.optim.Optimizer:
