@@ -197,24 +197,32 @@ def write_summary(output_dir: Path, name: str, scores: Mapping[str, Any]) -> Non
 
 def show(summary: Mapping[str, Any], title: str | None) -> None:
     """Print the table: mean and spread over seeds; beside them the clean protocol, and without known prompts."""
-    columns = ["set", "seeds", "ROUGE-L", "exact match"]
+    columns, notes = ["set", "seeds", "ROUGE-L", "exact match"], []
     clean = any("clean" in scores for scores in summary.values())
     contaminated = any(scores.get("contaminated", {}).get("ids") for scores in summary.values())
-    columns += ["ROUGE-L, greedy without ban"] * clean + [
-        "ROUGE-L without prompts of the training data"
-    ] * contaminated
+    if clean:
+        columns.append("clean")
+        notes.append("clean: ROUGE-L of greedy answers without the ban of repeated n-grams")
+    if contaminated:
+        columns.append("unseen")
+        counts = {name: len(scores.get("contaminated", {}).get("ids", ())) for name, scores in summary.items()}
+        known = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        notes.append(f"unseen: ROUGE-L less the prompts that stand in the training data ({known})")
     rows = []
     for name, scores in summary.items():
         mean = scores["rouge_l"]["mean"]
         row = [name, len(scores["rouge_l"]["seeds"])]
-        row += [f"{scores[m]['mean']:.4f}" + spread(scores[m]) for m in ("rouge_l", "exact_match")]
+        row += [f"{mean:.4f}" + spread(scores["rouge_l"])]
+        row += [f"{scores['exact_match']['mean']:.2f}" + spread(scores["exact_match"])]
         if clean:
             row.append(beside(scores.get("clean", {}).get("rouge_l", {}).get("mean"), mean))
         if contaminated:
-            without = (scores["contaminated"]["without"] or {}).get("rouge_l")
-            row.append(f"{beside(without, mean)}, less {len(scores['contaminated']['ids'])}")
+            without = (scores.get("contaminated", {}).get("without") or {}).get("rouge_l")
+            row.append(beside(without, mean) if counts[name] else "the same")
         rows.append(row)
     show_table(str(title), columns, rows)
+    for note in notes:
+        say(note)
 
 
 def beside(value: float | None, mean: float) -> str:
@@ -224,7 +232,7 @@ def beside(value: float | None, mean: float) -> str:
 
 def spread(scores: Mapping[str, Any]) -> str:
     """The standard deviation over seeds, where there is more than one."""
-    return f" ± {scores['std']:.2f}" if len(scores["seeds"]) > 1 else ""
+    return f" ±{scores['std']:.2f}" if len(scores["seeds"]) > 1 else ""
 
 
 if __name__ == "__main__":

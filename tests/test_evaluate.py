@@ -89,6 +89,8 @@ def test_prompts_of_the_training_data_are_listed_and_left_out(folders: Folders, 
         if record["id"] not in (1, 3)
     ]
     assert found["without"]["rouge_l"] == pytest.approx(sum(rest) / 6)  # type: ignore[index]
-    assert "less 2" in result.output.replace("\n", " ")
+    assert "unseen: ROUGE-L less the prompts that stand in the training data (short 2)" in result.output.replace(
+        "\n", " "
+    )
     evaluated(folders, tmp_path / "fresh", "--seeds", 1, "--train-data", folders.data)
     assert summary(tmp_path / "fresh")["contaminated"]["ids"] == []  # type: ignore[index]
