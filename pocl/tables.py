@@ -157,7 +157,7 @@ def _pair(scores: Mapping[str, Mapping[str, np.ndarray]], name: str) -> tuple[li
 
 def _other_updates(ours: Path, theirs: Path) -> str | None:
     """How the updates of two runs differ, by their ledgers; None where they do not, or where one has no ledger."""
-    ledgers = [read_json(folder / "ledger.json") for folder in (ours, theirs) if (folder / "ledger.json").is_file()]
+    ledgers = [ledger for ledger in map(_ledger, (ours, theirs)) if ledger]
     if len(ledgers) < 2:
         return None
     names = {"optimizer_steps": "steps", "global_batch_size": "batch"}
@@ -166,6 +166,14 @@ def _other_updates(ours: Path, theirs: Path) -> str | None:
         return None
     said = [", ".join(f"{label} {value}" for label, value in row.items()) for row in (other, one)]
     return " against ".join(said)
+
+
+def _ledger(folder: Path) -> dict[str, Any] | None:
+    """The ledger of a run, by its folder or its eval/."""
+    for place in (folder, folder.parent) if folder.name == "eval" else (folder,):
+        if (place / "ledger.json").is_file():
+            return read_json(place / "ledger.json")
+    return None
 
 
 def text_rows(table: Table, *, line: str = "\n") -> tuple[list[str], list[list[str]]]:

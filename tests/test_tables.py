@@ -73,6 +73,15 @@ def test_files_of_every_format(tmp_path: Path) -> None:
     assert tex.count(r"\begin{tabular}{lrr}") == 2 and r"$^\dagger$" in tex and "†" not in tex.split("%")[0]
 
 
+def test_unequal_updates_are_marked_by_a_runs_eval_folder_too(tmp_path: Path) -> None:
+    for name, steps in (("KLD", 10), ("KLD + POCL", 20)):
+        ledger = {"optimizer_steps": steps, "global_batch_size": 8}
+        save_evaluation(tmp_path / name, "dolly", {"1": [1.0, 2.0]}, ledger)
+    rows = {name: tmp_path / name / "eval" for name in ("KLD", "KLD + POCL")}
+    (table,) = tables.make_tables(rows, ["rouge_l"])
+    assert table.rows[1].unlike == "steps 10, batch 8 against steps 20, batch 8"
+
+
 def test_equal_updates_are_not_marked(tmp_path: Path) -> None:
     for name, steps in (("KLD", 3560), ("KLD + POCL", 3552)):
         save_evaluation(
