@@ -32,15 +32,38 @@ def say(text: str) -> None:
         _CONSOLE.print(text, markup=False)
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table, on rank 0 only; the first column is left-aligned, the others right-aligned."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    if distributed.is_main():
-        _CONSOLE.print(table)
+def show_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, in_blocks: bool = False
+) -> None:
+    """Print a table, on rank 0 only; the first column is left-aligned, the others right-aligned.
+
+    ``in_blocks``: where it is wider than the screen, its columns go below each other, beside the first one each time.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    blocks = _blocks(columns, cells, _CONSOLE.width) if in_blocks else [range(1, len(columns))]
+    for number, block in enumerate(blocks):
+        shown = [0, *block]
+        table = Table(title=title if number == 0 else None, title_justify="left", title_style="bold")
+        for i in shown:
+            table.add_column(columns[i], justify="left" if i == 0 else "right", overflow="fold")
+        for row in cells:
+            table.add_row(*(row[i] for i in shown))
+        if distributed.is_main():
+            _CONSOLE.print(table)
+
+
+def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[range]:
+    """The columns behind the first, in as many runs as are needed for each to fit ``width`` beside it."""
+    widths = [
+        max(len(line) for cell in column for line in cell.split("\n")) for column in zip(columns, *rows, strict=True)
+    ]
+    start, blocks = 1, []
+    for i in range(1, len(columns)):
+        # A cell has a space on both sides and a line; the table has one line more.
+        if i > start and 1 + sum(widths[j] + 3 for j in (0, *range(start, i + 1))) > width:
+            blocks.append(range(start, i))
+            start = i
+    return [*blocks, range(start, len(columns))]
 
 
 class Progressing:

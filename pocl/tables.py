@@ -191,9 +191,9 @@ def text_rows(table: Table, *, line: str = "\n") -> tuple[list[str], list[list[s
 def _cell_lines(cell: Cell | None) -> list[str]:
     if cell is None:
         return ["–"]
-    lines = [f"{cell.mean:.2f}", f"{cell.low:.2f} to {cell.high:.2f}"]
+    lines = [f"{cell.mean:.2f}", f"{cell.low:.2f}–{cell.high:.2f}"]
     if cell.published is not None:
-        lines.append(f"paper {cell.published:.2f} ({cell.mean - cell.published:+.2f})")
+        lines += [f"paper {cell.published:.2f}", f"({cell.mean - cell.published:+.2f})"]
     return lines
 
 

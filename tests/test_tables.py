@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm, permutation_test
 
 import evaluate
-from pocl import tables
+from pocl import console, tables
 from pocl.files import write_json, write_jsonl
 from pocl.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
 from pocl.tables import published_figures
@@ -58,8 +58,8 @@ def test_files_of_every_format(tmp_path: Path) -> None:
     assert result.status == 0, result.output
     lines = names[0].read_text().splitlines()
     assert lines[0] == "| ROUGE-L | dolly | p |"
-    assert lines[2].startswith("| KLD | 21.00<br>20.00 to 23.00<br>paper 23.49 (-2.49) |")
-    assert lines[3].startswith("| KLD + POCL † | 25.00<br>24.00 to 27.00<br>paper 24.87 (+0.13) | 0.2")
+    assert lines[2].startswith("| KLD | 21.00<br>20.00–23.00<br>paper 23.49<br>(-2.49) |")
+    assert lines[3].startswith("| KLD + POCL † | 25.00<br>24.00–27.00<br>paper 24.87<br>(+0.13) | 0.2")
     assert (
         "KLD and KLD + POCL did not see the same updates: steps 200, batch 8 against steps 400, batch 8."
         in "\n".join(lines)
@@ -224,3 +224,17 @@ def test_published_answers_give_the_published_scores_with_intervals(shared_data:
     for record, mean in zip(records, wanted.values(), strict=True):
         assert float(record["mean"]) == pytest.approx(mean, abs=1e-4)
         assert mean - 2.5 < float(record["low"]) < mean - 1 < mean + 1 < float(record["high"]) < mean + 2.5
+
+
+def test_a_table_wider_than_the_screen_is_printed_in_blocks_of_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns, rows = ["row", "first", "second", "third"], [["a", "1.00\n0.50–1.50", "2.00", "3.00"]]
+    for width, blocks in ((36, [[1, 2, 3]]), (35, [[1, 2], [3]]), (10, [[1], [2], [3]])):
+        assert [list(block) for block in console._blocks(columns, rows, width)] == blocks
+    monkeypatch.setattr(console._CONSOLE, "width", 30)
+    console.show_table("title", columns, rows, in_blocks=True)
+    said = capsys.readouterr().out
+    assert said.count("title") == 1 and said.count("row") == 2
+    assert all(said.count(word) == 1 for word in ("first", "second", "third", "0.50–1.50", "3.00"))
+    assert max(map(len, said.splitlines())) <= 30

@@ -102,7 +102,7 @@ def write_tables(
     tables = make_tables(rows, metrics, published=published)
     for table in tables:
         columns, body = text_rows(table)
-        show_table(f"{METRICS[table.metric].name}: {title}", columns, body)
+        show_table(f"{METRICS[table.metric].name}: {title}", columns, body, in_blocks=True)
     for line in notes(tables[0]):
         say(line)
     texts = {
