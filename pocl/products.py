@@ -107,8 +107,8 @@ def _multiply(
     rows = max(1, _BLOCK // whole)
     for start in range(0, num_rows, rows):
         piece = left[start : start + rows]
-        filled = piece.new_zeros(len(piece), whole)
-        filled[:, :inner] = piece
+        filled = piece.new_empty(len(piece), whole)
+        filled[:, :inner], filled[:, inner:] = piece, 0.0
         _put(total[start : start + rows], _linear(filled, right, bias), keep=keep)
     return total
 
@@ -141,8 +141,8 @@ def _with_rows(matrix: Tensor, num_rows: int) -> Tensor:
     """The matrix with zeros below.  [n, C] -> [num_rows, C]."""
     if len(matrix) == num_rows:
         return matrix
-    longer = matrix.new_zeros(num_rows, matrix.shape[1])
-    longer[: len(matrix)] = matrix
+    longer = matrix.new_empty(num_rows, matrix.shape[1])
+    longer[: len(matrix)], longer[len(matrix) :] = matrix, 0.0
     return longer
 
 
