@@ -132,7 +132,7 @@ def _load_whole(path: str, dtype: str, attention: str) -> PreTrainedModel:
 def fuse_activations(model: nn.Module) -> None:
     """Give GPT-2's GELU, which transformers writes as eight operations, torch's single kernel of the same function.
 
-    The backward pass then keeps one tensor of it instead of five.
+    The backward pass then keeps one tensor of it instead of four.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():

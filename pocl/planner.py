@@ -249,7 +249,10 @@ def _saved_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
 
 
 def objective_bytes(model: Sketch, chunk_tokens: int, device_type: str) -> int:
-    """One chunk of logits at its worst moment, and the head's gradient in fp32, of all chunks and of one more."""
+    """One chunk of logits at its worst moment, the head's gradient in fp32, and as much again.
+
+    The latter is the gradient of one more chunk in a lower precision, or that of embeddings tied to the head.
+    """
     return chunk_bytes(chunk_tokens, model.vocab_size, device_type) + 8 * model.head * model.trained_head
 
 
