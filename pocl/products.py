@@ -5,10 +5,12 @@ On an AMD EPYC (Zen 5, two cores) it reached 225 GFLOP/s where oneDNN, which tor
 AVX2, oneDNN reached 254, and with 16 rows 121 to MKL's 125. So ``use_fastest`` gives torch's own operators another
 kernel there, and trunks, heads, backward passes and answers come to it without knowing.
 
-oneDNN compiles a kernel for every shape, and a third to two thirds of a megabyte of each are never given back
-(measured). Hardly two micro-batches have the same number of tokens, so that number is filled up to one of a few.
+oneDNN compiles a kernel for every shape and keeps those of the last 1,024, about half a megabyte each between whatever
+else the heap holds, and hardly two micro-batches have the same number of tokens: 400 of them took 1.3 GB for ever.
+A new kernel takes a quarter of a millisecond, so few are kept; 400 micro-batches then took less than 0.1 GB.
 """
 
+import os
 import platform
 import warnings
 from pathlib import Path
@@ -18,6 +20,9 @@ from torch import DispatchKeySet, Tensor
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux: whose processor this is
 _BLOCK = 1 << 19  # numbers that are copied at a time: what the caches hold
+# oneDNN's kernels, and what torch keeps of them in a cache of its own. 24 are more than a layer has, and were 1 to 4 %
+# slower than 64 in training, not slower in answering, with less left between other things in the heap.
+_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "24", "LRU_CACHE_CAPACITY": "1"}
 
 _library: torch.library.Library | None = None  # the kernels are in force while it lives
 
@@ -40,6 +45,8 @@ def use_onednn() -> None:
     global _library
     if _library is not None:
         return
+    for name, value in _CACHES.items():  # read at the first product
+        os.environ.setdefault(name, value)
     mm, addmm, addmm_ = (torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("mm", "addmm", "addmm_"))
 
     def product(keys: DispatchKeySet, left: Tensor, right: Tensor) -> Tensor:
@@ -93,57 +100,25 @@ def _fits(left: Tensor, right: Tensor) -> bool:
 def _multiply(
     left: Tensor, right: Tensor, bias: Tensor | None, total: Tensor | None = None, *, keep: bool = False
 ) -> Tensor:
-    """left @ right + bias in shapes of which there are few (``_few``), written to ``total`` where there is one.
+    """left @ right + bias, written to ``total`` where there is one; ``keep`` adds it to what that holds.
 
-    ``keep`` adds it to what that holds.  [M, K], [K, N], [N], [M, N] -> [M, N].
+    [M, K], [K, N], [N], [M, N] -> [M, N].
     """
-    if left.is_contiguous() or not left.t().is_contiguous():  # its rows are tokens
-        product = _of_tokens(left, right, bias)
+    if left.is_contiguous() or not left.t().is_contiguous():
+        product = _linear(left, right, bias)
         return product if total is None else _put(total, product, keep=keep)
-    # In a weight's gradient its columns are tokens. oneDNN would copy the whole of it: some rows at a time.
-    (num_rows, inner), whole = left.shape, _few(left.shape[1])
-    right = _with_rows(right, whole)
-    total = left.new_empty(num_rows, right.shape[1]) if total is None else total
-    rows = max(1, _BLOCK // whole)
-    for start in range(0, num_rows, rows):
-        piece = left[start : start + rows]
-        filled = piece.new_empty(len(piece), whole)
-        filled[:, :inner], filled[:, inner:] = piece, 0.0
-        _put(total[start : start + rows], _linear(filled, right, bias), keep=keep)
+    # In a weight's gradient the left factor is transposed. oneDNN would copy the whole of it: some rows at a time.
+    total = left.new_empty(len(left), right.shape[1]) if total is None else total
+    rows = max(1, _BLOCK // left.shape[1])
+    for start in range(0, len(left), rows):
+        block = slice(start, start + rows)
+        _put(total[block], _linear(left[block].contiguous(), right, bias), keep=keep)
     return total
 
 
 def _put(total: Tensor, part: Tensor, *, keep: bool) -> Tensor:
     """Add ``part`` to ``total``, or overwrite it."""
     return total.add_(part) if keep else total.copy_(part)
-
-
-def _of_tokens(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """left @ right + bias, filled up below or, where that would copy much, in two parts.  [M, K], [K, N] -> [M, N]."""
-    whole = len(left) // _step(len(left)) * _step(len(left))
-    if whole in (0, len(left)) or left.shape[1] <= right.shape[1]:
-        return _linear(_with_rows(left, _few(len(left))), right, bias)[: len(left)]
-    rest = left[whole:]
-    return torch.cat([_linear(left[:whole], right, bias), _of_tokens(rest, right, bias)])
-
-
-def _few(count: int) -> int:
-    """The next of the few numbers of tokens that products are made for."""
-    return -(-count // _step(count)) * _step(count)
-
-
-def _step(count: int) -> int:
-    """How far these numbers lie apart."""
-    return 8 if count <= 64 else 16 if count <= 256 else 64
-
-
-def _with_rows(matrix: Tensor, num_rows: int) -> Tensor:
-    """The matrix with zeros below.  [n, C] -> [num_rows, C]."""
-    if len(matrix) == num_rows:
-        return matrix
-    longer = matrix.new_empty(num_rows, matrix.shape[1])
-    longer[: len(matrix)], longer[len(matrix) :] = matrix, 0.0
-    return longer
 
 
 def _linear(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
