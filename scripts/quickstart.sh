@@ -89,7 +89,7 @@ if ((FRESH)); then
     rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
 fi
 if [[ -f data/dolly/raw.jsonl ]]; then
-    SET=dolly NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 MINUTES="about 20" NUM_TRAIN="${NUM_TRAIN:-300}"
+    SET=dolly NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 MINUTES="8 to 15" NUM_TRAIN="${NUM_TRAIN:-300}"
 else
     SET=sample NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144 MINUTES="8 to 15" NUM_TRAIN="${NUM_TRAIN:-600}"
 fi
