@@ -7,7 +7,7 @@ kernel there, and trunks, heads, backward passes and answers come to it without 
 
 oneDNN compiles a kernel for every shape and keeps those of the last 1,024, about half a megabyte each between whatever
 else the heap holds, and hardly two micro-batches have the same number of tokens: 400 of them took 1.3 GB for ever.
-A new kernel takes a quarter of a millisecond, so few are kept; 400 micro-batches then took less than 0.1 GB.
+A new kernel takes a quarter of a millisecond, so few are kept; 400 micro-batches then took about 0.1 GB.
 """
 
 import os
