@@ -12,11 +12,12 @@ from typing import ClassVar, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
 from pocl.console import Progressing
 from pocl.data import blocks_by_length
+from pocl.kv_cache import roomy_cache
 from pocl.models import end_ids, make_head, trunk
 from pocl.sampling import NgramBan, Sampling, example_uniforms, next_tokens
 
@@ -134,7 +135,7 @@ class _Decoder:
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
         self.input_ids, self.mask = ids.to(self.device), mask.to(self.device)
-        self.cache = DynamicCache()
+        self.cache = roomy_cache()
         self.bans = [NgramBan(prompt, sampling.no_repeat_ngram) for prompt in prompts]
         uniforms = np.stack([example_uniforms(int(example_id), sampling) for example_id in example_ids])
         self.uniforms = torch.from_numpy(uniforms).to(self.device)  # [B, max_new_tokens]

@@ -22,8 +22,9 @@ from pocl.errors import UserError, closest
 
 ValueAndSlope = tuple[Tensor, Tensor]  # [N], [N, V]
 
-# exp(-1e4) is exactly 0 in float64. Without the bound a vocabulary entry that both models mask gives 0 * (inf - inf).
-MIN_LOG_PROB = -1e4
+# Bounds logits below, less their maximum. exp(-1e4) is exactly 0 in float64; without the bound a vocabulary entry that
+# both models mask gives 0 * (inf - inf).
+MIN_SHIFTED = -1e4
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,20 @@ class Softmax:
 
     @cached_property
     def logp(self) -> Tensor:
-        """Log-probabilities, bounded below.  [N, V], nats."""
-        return (self.shifted - self.total.log()).clamp_(min=MIN_LOG_PROB)
+        """Log-probabilities.  [N, V], nats."""
+        return self.shifted - self.total.log()
 
     def logp_of(self, labels: Tensor) -> Tensor:
         """The log-probability of one entry of each token.  [N] -> [N], nats."""
-        return (self.shifted.gather(-1, labels[:, None]) - self.total.log()).clamp_(min=MIN_LOG_PROB).squeeze(-1)
+        return (self.shifted.gather(-1, labels[:, None]) - self.total.log()).squeeze(-1)
+
+    def log_ratio(self, other: "Softmax") -> Tensor:
+        """log(self / other), in one pass less than from both ``logp``.  [N, V], nats."""
+        return (self.shifted - other.shifted).sub_(self.total.log() - other.total.log())
+
+    def tempered(self, temperature: float) -> "Softmax":
+        """The softmax of the same logits divided by ``temperature``."""
+        return self if temperature == 1.0 else _from_shifted(self.shifted / temperature)
 
 
 Divergence = Callable[[Softmax, Softmax], ValueAndSlope]
@@ -61,16 +70,23 @@ def softmax(logits: Tensor, temperature: float = 1.0) -> Softmax:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     shifted = logits - logits.detach().amax(-1, keepdim=True)
     if temperature != 1.0:
-        shifted = shifted / temperature
+        shifted.div_(temperature)
+    return _from_shifted(shifted.clamp_(min=MIN_SHIFTED))
+
+
+def _from_shifted(shifted: Tensor) -> Softmax:
     weights = shifted.exp()
     return Softmax(shifted, weights, weights.sum(-1, keepdim=True))
 
 
-def through_softmax(slope: Tensor, q: Softmax) -> Tensor:
-    """From the derivative by log-probabilities to the derivative by logits (at T = 1).  [N, V] -> [N, V]."""
+def through_softmax(slope: Tensor, q: Softmax, weight: Tensor | float = 1.0) -> Tensor:
+    """From the derivative by log-probabilities to the derivative by logits (at T = 1), in place.  [N, V] -> [N, V].
+
+    Both are multiplied by ``weight``, [N, 1] or a number.
+    """
     # What rounding leaves of the sum would be large beside a slope that is nearly c q, unless divided by.
     share = slope.sum(-1, keepdim=True) / q.probs.sum(-1, keepdim=True)
-    return torch.addcmul(slope, q.probs, share, value=-1.0)
+    return slope.mul_(weight).addcmul_(q.probs, share * weight, value=-1.0)
 
 
 def slope_by_autograd(value: Callable[..., Tensor]) -> Callable[..., ValueAndSlope]:
@@ -89,7 +105,7 @@ def slope_by_autograd(value: Callable[..., Tensor]) -> Callable[..., ValueAndSlo
 
 def forward_kl(q: Softmax, p: Softmax) -> ValueAndSlope:
     """KL(p || q) -> [N] in nats, slope [N, V].  Source: Hinton et al., arXiv 1503.02531."""
-    return (p.probs * (p.logp - q.logp)).sum(-1), -p.probs
+    return (p.probs * p.log_ratio(q)).sum(-1), -p.probs
 
 
 def reverse_kl(q: Softmax, p: Softmax) -> ValueAndSlope:
@@ -97,7 +113,7 @@ def reverse_kl(q: Softmax, p: Softmax) -> ValueAndSlope:
 
     By q the derivative is log(q / p) + 1; by log q it is q times that.
     """
-    slope = q.probs * (q.logp - p.logp)
+    slope = q.probs * q.log_ratio(p)
     return slope.sum(-1), slope
 
 
@@ -142,8 +158,8 @@ def _log_to_mixture(first: Softmax, second: Softmax, weight: float) -> Tensor:
 
     It goes through log(second / first): log first - log m would be two large numbers and mostly their rounding.
     """
-    log_weight = first.logp.new_full((), math.log(weight))
-    return torch.logaddexp(second.logp - first.logp + math.log1p(-weight), log_weight).neg_()
+    log_weight = first.shifted.new_full((), math.log(weight))
+    return torch.logaddexp(second.log_ratio(first).add_(math.log1p(-weight)), log_weight).neg_()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pocl import distributed
 from pocl.data import Batch
 from pocl.losses import Divergence, Softmax, softmax, through_softmax
 from pocl.models import Head, make_head, response_labels, response_states
+from pocl.tied import TiedGradient, lookups_of, tied_embedding
 
 # So many numbers of a chunk's logits are worked on at a time. On the CPU that is what its caches hold: at V = 50,257
 # ten rows took two thirds to three quarters of the time that 256 took. A GPU wants long kernels (not measured yet).
@@ -59,10 +60,12 @@ def distillation_objective(
     term: Term,
     kd_ratio: Tensor | None = None,
     num_chunks: int = 1,
+    tied: TiedGradient | None = None,
 ) -> Objective:
     """The objective of N response tokens, summed.  [N, H_s], [N, H_t], [N] -> Objective.
 
-    ``kd_ratio`` [N] gives each token a ratio of its own in place of the term's.
+    ``kd_ratio`` [N] gives each token a ratio of its own in place of the term's. ``tied`` takes the gradient by the
+    head's weight, to hand it on with that of the embedding.
 
     The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other. Where gradients are
     enabled, ``loss`` carries those of the states and of the head's parameters, and is differentiated once.
@@ -102,7 +105,11 @@ def distillation_objective(
     loss = losses.sum()
     if learns:
         known = [torch.cat(state_gradients), *parameter_gradients]
-        loss = _WithGradient.apply(loss, known, student_states, *parameters)
+        if tied is not None:
+            place = next(i for i, parameter in enumerate(parameters) if parameter is tied.weight)
+            tied.of_head = known.pop(1 + place)
+            parameters = [parameter for parameter in parameters if parameter is not tied.weight]
+        loss = _WithGradient.apply(loss, known, tied, student_states, *parameters)
     return Objective(loss, cross_entropies, divergences)
 
 
@@ -159,8 +166,10 @@ class _WithGradient(torch.autograd.Function):
     """A sum whose gradients by its inputs are known already: the backward pass scales them and hands them on, once."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(
+        ctx: Any, loss: Tensor, gradients: Sequence[Tensor], tied: TiedGradient | None, *inputs: Tensor
+    ) -> Tensor:
+        ctx.gradients, ctx.tied = gradients, tied
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         return loss.clone()
 
@@ -169,7 +178,9 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         # In place, and let go of: the head's gradient is as large as the head.
         gradients, ctx.gradients = ctx.gradients, ()
-        return None, None, *(g.mul_(factor).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
+        if ctx.tied is not None:
+            ctx.tied.of_head.mul_(factor)
+        return None, None, None, *(g.mul_(factor).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
 
 
 def _in_blocks(
@@ -216,11 +227,14 @@ def token_objective(
 
     [N, V], [N, V], [N] -> 3 x [N], [N, V] in float32 at least; no gradient unless it ``learns``.
     """
-    tempered = softmax(student_logits, term.temperature)
-    plain = tempered if term.temperature == 1.0 else softmax(student_logits)
+    plain = softmax(student_logits)
+    tempered = plain.tempered(term.temperature)
     cross_entropy = -plain.logp_of(labels)
     if term.divergence is None or teacher_logits is None:
-        gradient = _cross_entropy_gradient(plain, labels, torch.ones_like(cross_entropy)) if learns else None
+        gradient = None
+        if learns:
+            gradient = plain.probs
+            gradient.scatter_add_(-1, labels[:, None], gradient.new_full((len(labels), 1), -1.0))
         return cross_entropy, cross_entropy, torch.zeros_like(cross_entropy), gradient
     divergence, slope = term.divergence(tempered, softmax(teacher_logits, term.temperature))
     ratio = torch.full_like(cross_entropy, term.kd_ratio) if kd_ratio is None else kd_ratio  # [N]
@@ -228,19 +242,19 @@ def token_objective(
     objective = weight * divergence
     gradient = None
     if learns:
-        gradient = through_softmax(slope, tempered).mul_(weight[:, None] / term.temperature)
+        gradient = through_softmax(slope, tempered, weight[:, None] / term.temperature)
     # At r = 1 cross-entropy is left out, so that an infinite one cannot turn 0 * inf into NaN.
     if term.cross_entropy and (kd_ratio is not None or term.kd_ratio < 1.0):
         objective = objective + (1.0 - ratio) * cross_entropy
         if gradient is not None:
-            gradient += _cross_entropy_gradient(plain, labels, 1.0 - ratio)
+            _add_cross_entropy(gradient, plain, labels, 1.0 - ratio)
     return objective, cross_entropy, divergence, gradient
 
 
-def _cross_entropy_gradient(q: Softmax, labels: Tensor, weight: Tensor) -> Tensor:
-    """weight * (q - 1 at the label), the gradient by the logits.  [N], [N] -> [N, V]."""
-    gradient = q.weights * (weight[:, None] / q.total)
-    return gradient.scatter_add_(-1, labels[:, None], -weight[:, None])
+def _add_cross_entropy(gradient: Tensor, q: Softmax, labels: Tensor, weight: Tensor) -> None:
+    """Add weight * (q - 1 at the label), cross-entropy's gradient by the logits.  [N, V], [N], [N]."""
+    gradient.addcmul_(q.weights, weight[:, None] / q.total)
+    gradient.scatter_add_(-1, labels[:, None], -weight[:, None])
 
 
 def chunk_bytes(chunk_tokens: int, vocab_size: int, device_type: str) -> int:
@@ -279,6 +293,7 @@ class StudentObjective(nn.Module):
         self.student = student
         self.chunk_tokens = chunk_tokens
         self.head = make_head(student, vocab_size)
+        self.tied = tied_embedding(student.get_input_embeddings(), self.head.module)
 
     def forward(
         self,
@@ -297,8 +312,10 @@ class StudentObjective(nn.Module):
         if self.sharded:
             num_chunks = distributed.max_over_ranks(num_chunks, labels.device)
         token_ratio = None if kd_ratio is None else kd_ratio.repeat_interleave(batch.num_labels)
+        with lookups_of(self.tied) as tied:
+            states = response_states(self.student, batch)
         result = distillation_objective(
-            response_states(self.student, batch),
+            states,
             self.head,
             teacher_states,
             teacher_head,
@@ -306,6 +323,7 @@ class StudentObjective(nn.Module):
             term=term,
             kd_ratio=token_ratio,
             num_chunks=num_chunks,
+            tied=tied,
         )
         return result.loss, result.cross_entropy, result.divergence
 

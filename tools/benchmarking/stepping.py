@@ -31,7 +31,7 @@ from pocl.data import IGNORE, Batch, Split, blocks_by_length, load_split, micro_
 from pocl.errors import UserError
 from pocl.losses import LOSSES
 from pocl.models import DTYPES, fuse_activations, make_head, response_labels, response_states, trunk
-from pocl.objective import Term, chunks_needed, distillation_objective
+from pocl.objective import StudentObjective, Term, chunks_needed, distillation_objective
 from pocl.products import onednn_is_better, use_onednn, use_torchs_own
 from pocl.rundir import ROOT
 from pocl.teacher import CachedTeacher
@@ -196,22 +196,36 @@ def response_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
 
 
 def chunked_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
-    """The project's objective."""
+    """The project's objective, on hidden states alone."""
     labels = response_labels(batch)
-    with torch.no_grad():
-        teacher_states = bench.cached.states(batch) if cached else response_states(bench.teacher, batch)
     return distillation_objective(
         response_states(bench.student, batch),
         make_head(bench.student),
-        teacher_states,
+        _teacher_states(bench, batch, cached),
         make_head(bench.teacher),
         labels,
-        term=Term(LOSSES["tfkl"].bind(), TEMPERATURE, TEMPERATURE**2, KD_RATIO),
+        term=_term(),
         num_chunks=chunks_needed(len(labels), bench.chunk_tokens),
     ).loss
 
 
-FUSED = Variant("+ GELU in one kernel", by_tokens, chunked_loss, cached=True, fused=True)
+def module_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
+    """The module that train.py trains, where a tied weight has one gradient."""
+    module = StudentObjective(bench.student, chunk_tokens=bench.chunk_tokens)
+    return module(batch, _term(), _teacher_states(bench, batch, cached), make_head(bench.teacher))[0]
+
+
+def _teacher_states(bench: Bench, batch: Batch, cached: bool) -> Tensor:
+    with torch.no_grad():
+        return bench.cached.states(batch) if cached else response_states(bench.teacher, batch)
+
+
+def _term() -> Term:
+    return Term(LOSSES["tfkl"].bind(), TEMPERATURE, TEMPERATURE**2, KD_RATIO)
+
+
+TIED = Variant("+ one tied gradient", by_tokens, module_loss, cached=True)
+FUSED = replace(TIED, name="+ GELU in one kernel", fused=True)
 WHOLE = replace(FUSED, name="+ products by oneDNN", onednn=True) if onednn_is_better() else FUSED
 VARIANTS: tuple[Variant, ...] = (
     Variant("reference", in_order, whole_loss, padded_to_max=True),
@@ -221,6 +235,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("+ chunks, gradient forward", by_length, chunked_loss),
     Variant("+ cached teacher", by_length, chunked_loss, cached=True),
     Variant("+ token budget", by_tokens, chunked_loss, cached=True),
+    TIED,
     FUSED,
     *([WHOLE] if WHOLE is not FUSED else []),
     replace(WHOLE, name="the last, teacher online", cached=False),  # as on text that the student has just written
