@@ -1,7 +1,7 @@
 """Examples from JSONL to batches: the prompt template, the processed Arrow dataset, micro-batches by length."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,39 +87,61 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of B examples: T positions a row, padded on the right to the longest, or packed into one row."""
+    """One micro-batch of B examples: T positions a row, padded on the right to the longest, or packed into one row.
 
-    example_ids: Tensor  # [B]
+    What the program itself must know stays on the CPU, so that a device is never waited for.
+    """
+
+    example_ids: Tensor  # [B], on the CPU
+    num_labels: Tensor  # [B], on the CPU: how many response tokens each example has
     input_ids: Tensor  # [B, T]; packed [1, T]
     attention_mask: Tensor  # likewise
     labels: Tensor  # likewise, the next token; -100 where it is no response token
+    places: Tensor  # [N]: where the response tokens are, counted through the rows
     position_ids: Tensor | None = None  # packed: [1, T], 0 where an example begins
+
+    @staticmethod
+    def of(
+        example_ids: Tensor,
+        num_labels: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        *rest: Tensor,
+    ) -> "Batch":
+        """A batch from tensors on the CPU; ``rest`` are the position ids, where it is packed."""
+        places = (labels != IGNORE).flatten().nonzero().flatten()
+        return Batch(example_ids, num_labels, input_ids, attention_mask, labels, places, *rest)
 
     @property
     def num_response_tokens(self) -> int:
         """N: how many positions have a label."""
-        return int((self.labels != IGNORE).sum())
-
-    @property
-    def num_labels(self) -> Tensor:
-        """How many of them each example has.  -> [B]."""
-        learnt = self.labels != IGNORE
-        if self.position_ids is None:
-            return learnt.sum(-1)
-        example = (self.position_ids == 0).cumsum(-1) - 1
-        return torch.bincount(example[learnt], minlength=len(self.example_ids))
+        return len(self.places)
 
     def packed(self) -> "Batch":
         """The same examples one behind the other in one row, without padding."""
         kept = self.attention_mask.bool()
         positions = self.attention_mask.cumsum(-1) - 1
         parts = (part[kept][None] for part in (self.input_ids, self.attention_mask, self.labels, positions))
-        return Batch(self.example_ids, *parts)
+        return Batch.of(self.example_ids, self.num_labels, *parts)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
-        parts = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in parts))
+        """The same batch with what models read on another device."""
+        parts = {name: getattr(self, name) for name in ("input_ids", "attention_mask", "labels", "places")}
+        if self.position_ids is not None:
+            parts["position_ids"] = self.position_ids
+        return replace(self, **{name: send(part, device) for name, part in parts.items()})
+
+    def sum_by_example(self, values: Tensor) -> Tensor:
+        """The sum of a value of each response token over each example, in float64.  [N] -> [B]."""
+        example = torch.arange(len(self.num_labels)).repeat_interleave(self.num_labels)
+        sums = torch.zeros(len(self.num_labels), dtype=torch.float64, device=values.device)
+        return sums.index_add_(0, send(example, values.device), values.detach().double())
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on ``device``, without waiting for what that still has to do."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Split:
@@ -130,6 +152,7 @@ class Split:
 
     def __init__(self, table: datasets.Dataset, max_length: int) -> None:
         self.table = table
+        self._arrow = table.with_format("arrow")
         self.max_length = max_length
         self.ids = np.asarray(table["id"], dtype=np.int64)
         self.prompt_lengths = np.asarray(table["num_prompt_tokens"], dtype=np.int64)
@@ -142,13 +165,21 @@ class Split:
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """The examples at these positions as one padded batch."""
-        rows = self.table[[int(position) for position in positions]]
-        return collate(rows["id"], rows["prompt_ids"], rows["response_ids"], max_length=self.max_length)
+        ids, prompts, responses = self._rows(positions, "id", "prompt_ids", "response_ids")
+        return collate(ids, prompts, responses, max_length=self.max_length)
 
-    def batch_of(self, positions: Sequence[int], responses: Sequence[list[int]]) -> Batch:
+    def batch_of(self, positions: Sequence[int], responses: Sequence[Sequence[int]]) -> Batch:
         """The prompts at these positions with other responses, as one padded batch."""
-        rows = self.table[[int(position) for position in positions]]
-        return collate(rows["id"], rows["prompt_ids"], responses, max_length=self.max_length)
+        ids, prompts = self._rows(positions, "id", "prompt_ids")
+        return collate(ids, prompts, responses, max_length=self.max_length)
+
+    def _rows(self, positions: Sequence[int], *columns: str) -> list[list[Any]]:
+        """Columns of some rows; lists of tokens as arrays, which Arrow gives without making numbers of Python's."""
+        rows = self._arrow[[int(position) for position in positions]]
+        return [
+            [value.values.to_numpy() if hasattr(value, "values") else value.as_py() for value in rows[name]]
+            for name in columns
+        ]
 
     def column(self, name: str) -> list[Any]:
         """One column of the table."""
@@ -156,21 +187,30 @@ class Split:
 
 
 def collate(
-    example_ids: Sequence[int], prompts: Sequence[list[int]], responses: Sequence[list[int]], *, max_length: int
+    example_ids: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    max_length: int,
 ) -> Batch:
     """Token lists -> a right-padded Batch with next-token labels; masks come from lengths, never from token ids."""
-    sequences = [(prompt + response)[:max_length] for prompt, response in zip(prompts, responses, strict=True)]
-    longest = max(len(sequence) for sequence in sequences) - 1
-    shape = (len(sequences), longest)
-    input_ids = torch.zeros(shape, dtype=torch.long)  # id 0 is in every vocabulary; no position with it is read
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORE, dtype=torch.long)
-    for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
-        length, first = len(sequence) - 1, len(prompt) - 1  # position first predicts the first response token
-        input_ids[row, :length] = torch.tensor(sequence[:-1])
+    firsts = [len(prompt) - 1 for prompt in prompts]  # this position predicts the first response token
+    totals = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    lengths = [min(total, max_length) - 1 for total in totals]
+    shape = (len(lengths), max(lengths))
+    input_ids = np.zeros(shape, dtype=np.int64)  # id 0 is in every vocabulary; no position with it is read
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, IGNORE, dtype=np.int64)
+    for row, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
+        sequence = np.concatenate([np.asarray(part[row], dtype=np.int64) for part in (prompts, responses)])[
+            : length + 1
+        ]
+        input_ids[row, :length] = sequence[:-1]
         attention_mask[row, :length] = 1
-        labels[row, first:length] = torch.tensor(sequence[first + 1 :], dtype=torch.long)
-    return Batch(torch.tensor(example_ids), input_ids, attention_mask, labels)
+        labels[row, first:length] = sequence[first + 1 :]
+    num_labels = (torch.tensor(lengths) - torch.tensor(firsts)).clamp_(min=0)
+    parts = (torch.from_numpy(part) for part in (input_ids, attention_mask, labels))
+    return Batch.of(torch.tensor(example_ids), num_labels, *parts)
 
 
 def load_split(data_dir: Path, split: str, *, max_length: int, num_examples: int | None = None) -> Split:
@@ -262,8 +302,8 @@ def micro_batches(
     (``check_shares``).
     """
     rounds = positions[np.argsort(-lengths[positions], kind="stable")].reshape(-1, world_size)
-    share, tokens = np.empty(len(rounds), dtype=positions.dtype), np.zeros(world_size, dtype=np.int64)
-    for number, examples in enumerate(rounds):
+    share, tokens = rounds[:, 0].copy(), np.zeros(world_size, dtype=np.int64)
+    for number, examples in enumerate(rounds if world_size > 1 else ()):
         ranks = np.argsort(tokens, kind="stable")
         tokens[ranks] += lengths[examples]
         share[number] = examples[ranks == rank][0]

@@ -141,10 +141,10 @@ class Ranker:
                 term=Term(),
                 num_chunks=chunks_needed(len(labels), self.limits.chunk_tokens),
             )
-            losses = result.cross_entropy.double().split(self.train.num_labels[block].tolist())
+            losses = batch.sum_by_example(result.cross_entropy).cpu() / batch.num_labels
             return [
-                {"id": int(i), "teacher_cross_entropy": float(loss.mean())}
-                for i, loss in zip(self.train.ids[block], losses, strict=True)
+                {"id": int(i), "teacher_cross_entropy": loss}
+                for i, loss in zip(self.train.ids[block], losses.tolist(), strict=True)
             ]
 
         with Parts(parts_dir, dict(self.key) | {"teacher": teacher.fingerprint}) as parts:

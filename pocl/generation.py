@@ -142,25 +142,26 @@ class _Decoder:
 
     def run(self, head: Callable[[Tensor], Tensor]) -> list[list[int]]:
         """Decode until every row is done -> answers in the order of the prompts."""
-        active = torch.ones(len(self.rows), dtype=torch.bool)
+        active = [True] * len(self.rows)
         for step in range(self.sampling.max_new_tokens):
             logits = self._forward(head)
             bans = [self.bans[row] for row in self.rows]
             tokens = next_tokens(logits, bans, self.uniforms[:, step], self.sampling)
-            for i, token in enumerate(tokens.tolist()):
+            for i, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
                 if not active[i]:
                     continue
                 if token in self.eos_ids:
                     active[i] = False
                 else:
-                    self.answers[self.rows[i]].append(token)
-                    self.bans[self.rows[i]].append(token)
-            if not active.any():
+                    self.answers[row].append(token)
+                    self.bans[row].append(token)
+            if not any(active):
                 break
             self.input_ids = tokens[:, None]
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
-            if (~active).float().mean() >= _COMPACT_AT:
-                active = self._drop_finished(active)
+            if active.count(False) >= _COMPACT_AT * len(active):
+                self._drop_finished([i for i, goes_on in enumerate(active) if goes_on])
+                active = [True] * len(self.rows)
         return self.answers
 
     def _forward(self, head: Callable[[Tensor], Tensor]) -> Tensor:
@@ -175,10 +176,8 @@ class _Decoder:
         self.cache = output.past_key_values
         return head(output.last_hidden_state[:, -1]).float()
 
-    def _drop_finished(self, active: Tensor) -> Tensor:
-        keep = active.nonzero().flatten()
-        self.rows = [self.rows[i] for i in keep.tolist()]
-        keep = keep.to(self.device)
+    def _drop_finished(self, kept: Sequence[int]) -> None:
+        self.rows = [self.rows[i] for i in kept]
+        keep = torch.tensor(kept, device=self.device)
         self.cache.batch_select_indices(keep)
         self.input_ids, self.mask, self.uniforms = self.input_ids[keep], self.mask[keep], self.uniforms[keep]
-        return torch.ones(len(self.rows), dtype=torch.bool)

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from pocl.data import IGNORE, Batch, collate, tokenizer_fingerprint
+from pocl.data import Batch, collate, tokenizer_fingerprint
 from pocl.errors import UserError, first_line
 from pocl.lora import about_base, adapter_chain, merge_adapter
 
@@ -166,12 +166,12 @@ def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """
     positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
     states = trunk(model)(input_ids=batch.input_ids, use_cache=False, **positions).last_hidden_state  # [B, T, H]
-    return states[batch.labels != IGNORE]
+    return states.flatten(0, 1).index_select(0, batch.places)
 
 
 def response_labels(batch: Batch) -> Tensor:
     """The labels of the same positions in the same order.  -> [N]."""
-    return batch.labels[batch.labels != IGNORE]
+    return batch.labels.flatten().index_select(0, batch.places)
 
 
 @dataclass(frozen=True)

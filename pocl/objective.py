@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from pocl import distributed
-from pocl.data import Batch
+from pocl.data import Batch, send
 from pocl.losses import Divergence, Softmax, softmax, through_softmax
 from pocl.models import Head, make_head, response_labels, response_states
 from pocl.tied import TiedGradient, lookups_of, tied_embedding
@@ -311,7 +311,9 @@ class StudentObjective(nn.Module):
         num_chunks = chunks_needed(len(labels), self.chunk_tokens)
         if self.sharded:
             num_chunks = distributed.max_over_ranks(num_chunks, labels.device)
-        token_ratio = None if kd_ratio is None else kd_ratio.repeat_interleave(batch.num_labels)
+        if kd_ratio is not None:
+            counts = send(batch.num_labels, kd_ratio.device)
+            kd_ratio = kd_ratio.repeat_interleave(counts, output_size=len(labels))
         with lookups_of(self.tied) as tied:
             states = response_states(self.student, batch)
         result = distillation_objective(
@@ -321,7 +323,7 @@ class StudentObjective(nn.Module):
             teacher_head,
             labels,
             term=term,
-            kd_ratio=token_ratio,
+            kd_ratio=kd_ratio,
             num_chunks=num_chunks,
             tied=tied,
         )
@@ -337,5 +339,5 @@ def example_cross_entropy(
     num_chunks = chunks_needed(len(labels), chunk_tokens)
     states = response_states(model, batch)
     result = distillation_objective(states, head, None, None, labels, term=Term(), num_chunks=num_chunks)
-    counts = batch.num_labels.tolist()
-    return [(float(part.double().sum()), len(part)) for part in result.cross_entropy.split(counts)]
+    sums = batch.sum_by_example(result.cross_entropy)
+    return list(zip(sums.tolist(), batch.num_labels.tolist(), strict=True))

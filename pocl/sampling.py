@@ -28,25 +28,29 @@ class NgramBan:
 
     def __init__(self, tokens: Sequence[int], size: int) -> None:
         self.size = size
-        self.tail: list[int] = []
+        self.tail: tuple[int, ...] = ()  # the last size - 1 tokens
         self.followers: dict[tuple[int, ...], list[int]] = {}
-        if size:
-            for token in tokens:
-                self.append(token)
+        for token in tokens if size else ():
+            self.append(token)
 
     def append(self, token: int) -> None:
         """Add one token of the answer."""
         if not self.size:
             return
-        if len(self.tail) == self.size - 1:
-            self.followers.setdefault(tuple(self.tail), []).append(token)
-        self.tail = [*self.tail, token][-(self.size - 1) :] if self.size > 1 else []
+        if len(self.tail) < self.size - 1:  # no whole n-gram yet
+            self.tail += (token,)
+            return
+        known = self.followers.get(self.tail)
+        if known is None:
+            self.followers[self.tail] = [token]
+        else:
+            known.append(token)
+        if self.size > 1:
+            self.tail = (*self.tail[1:], token)
 
     def banned(self) -> list[int]:
         """The tokens that would end a repeated n-gram now."""
-        if not self.size or len(self.tail) < self.size - 1:
-            return []
-        return self.followers.get(tuple(self.tail), [])
+        return self.followers.get(self.tail, []) if self.size else []
 
 
 def example_uniforms(example_id: int, sampling: Sampling) -> np.ndarray:
@@ -61,9 +65,10 @@ def example_uniforms(example_id: int, sampling: Sampling) -> np.ndarray:
 
 def next_tokens(logits: Tensor, bans: Sequence[NgramBan], uniforms: Tensor, sampling: Sampling) -> Tensor:
     """The next token of each row after the ban of repeated n-grams, which changes ``logits``.  [B, V], [B] -> [B]."""
-    for row, ban in enumerate(bans):
-        if banned := ban.banned():
-            logits[row, banned] = -torch.inf
+    banned = [(row, token) for row, ban in enumerate(bans) for token in ban.banned()]
+    if banned:
+        rows, tokens = torch.tensor(banned, device=logits.device).T
+        logits[rows, tokens] = -torch.inf
     return choose_tokens(logits, uniforms, sampling)
 
 

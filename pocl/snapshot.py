@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pocl import distributed
+from pocl.data import Batch
 
 
 class Snapshot:
@@ -20,19 +20,18 @@ class Snapshot:
         self.values = np.full(num_examples, np.nan)
         if values is not None:
             self.values[:] = [np.nan if value is None else value for value in values]
-        self._noted: list[tuple[np.ndarray, Tensor]] = []
+        self._noted: list[tuple[np.ndarray, Tensor, Tensor]] = []
 
-    def note(self, positions: np.ndarray, cross_entropy: Tensor, counts: Tensor) -> None:
-        """Take in a micro-batch: positions [B], cross-entropy of response tokens [N], tokens of each example [B]."""
-        of_example = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        sums = torch.zeros(len(counts), dtype=torch.float64, device=counts.device)
-        sums.index_add_(0, of_example, cross_entropy.detach().double())
-        self._noted.append((np.asarray(positions), sums / counts))  # stays on the device until share
+    def note(self, positions: np.ndarray, batch: Batch, cross_entropy: Tensor) -> None:
+        """Take in a micro-batch: positions [B], the batch, cross-entropy of its response tokens [N]."""
+        sums = batch.sum_by_example(cross_entropy)  # stay on the device until share
+        self._noted.append((np.asarray(positions), sums, batch.num_labels))
 
     def share(self) -> None:
         """Bring together what the ranks have noted since the last time; of two losses the later one stays."""
         mine = {}
-        for positions, losses in self._noted:
+        for positions, sums, counts in self._noted:
+            losses = sums.cpu() / counts
             mine |= {int(p): loss for p, loss in zip(positions, losses.tolist(), strict=True)}
         self._noted = []
         for position, loss in distributed.gather_by_id(mine).items():

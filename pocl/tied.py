@@ -1,8 +1,8 @@
 """The gradient of a weight that is embedding and head at once, in one tensor of its size.
 
-Autograd makes two: the head's, and that of the lookup, which is zero but for the rows of the tokens that were read, and
+Autograd makes two, the head's and that of the lookup, which is zero but for the rows of the tokens that were read, and
 adds them up. Here the rows are added to the head's gradient where it lies. On the CPU that was worth a twentieth of a
-training step (student of 16M, vocabulary of 50,257), and a tenth of its memory.
+training step (student of 16M, vocabulary of 50,257).
 """
 
 from collections.abc import Iterator

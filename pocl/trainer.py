@@ -15,7 +15,7 @@ from pocl.buckets import BucketProbe
 from pocl.checkpoints import Checkpoints, Position
 from pocl.console import Progressing, say
 from pocl.curriculum import Stage
-from pocl.data import Batch, Split
+from pocl.data import Batch, Split, send
 from pocl.difficulty import Ranker
 from pocl.engine import Engine
 from pocl.errors import Interrupted, RunStopped
@@ -164,25 +164,23 @@ class Trainer:
         started = time.perf_counter()
         texts = self.texts.of_step(examples, self.position.step)
         num_tokens, num_inputs, num_student_texts = self.texts.sizes(texts, examples)
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        offenders: list[int] = []
+        parts: list[torch.Tensor] = []
         for text in texts:
             batch = text.batch.to(self.device)
             term = self.recipe.terms[stage.index]
             if text.of_student:
                 term = replace(term, cross_entropy=self.texts.student_cross_entropy)
-            part = self._forward_backward(batch, term, num_tokens, text)
-            if not bool(torch.isfinite(part).all()):
-                offenders += batch.example_ids.tolist()
-            sums[:3] += part
-        sums[3] = self.interrupt.signum  # one rank's wish is every rank's
-        *totals, signums = distributed.sum_over_ranks(sums.tolist(), self.device)
+            parts.append(self._forward_backward(batch, term, num_tokens, text))
+        sums = torch.stack(parts).tolist()  # a GPU is waited for here, and not between micro-batches
+        signum = self.interrupt.signum  # one rank's wish is every rank's
+        *totals, signums = distributed.sum_over_ranks([*map(sum, zip(*sums, strict=True)), signum], self.device)
         loss, cross_entropy, divergence = (total / num_tokens for total in totals)
         # By the sum alone: a signal that came since is not known to the other ranks.
         self.asked_to_stop = (self.interrupt.signum or SIGTERM) if signums else 0
         gradient_norm, applied = self.engine.step(lr)
         if not all(map(math.isfinite, totals)):
-            self._skip(f"loss is {loss}", stage, offenders)
+            bad = [text.batch for text, part in zip(texts, sums, strict=True) if not all(map(math.isfinite, part))]
+            self._skip(f"loss is {loss}", stage, [i for batch in bad for i in batch.example_ids.tolist()])
         elif not applied and not self.engine.scales_loss:  # else an overflow of fp16, which its loss scale answers
             ids = self.train.column("id")
             self._skip("gradient is not finite", stage, [ids[i] for i in examples])
@@ -213,14 +211,15 @@ class Trainer:
         # NaN everywhere where anything is not finite: the step is left out then, on every rank.
         self.engine.backward(loss * (1.0 + 0.0 * sums.sum()).to(loss.dtype), num_tokens)
         if not text.of_student:  # the loss of the reference is what ranks
-            self.snapshot.note(text.positions, cross_entropy, batch.num_labels)
+            self.snapshot.note(text.positions, batch, cross_entropy)
         return sums
 
     def _kd_ratio(self, positions: np.ndarray, term: Term) -> torch.Tensor | None:
         """The KD ratio of each example of a micro-batch; None where it is the stage's for all.  -> [B]."""
         if self.pools.factor is None:
             return None
-        return torch.as_tensor(term.kd_ratio * self.pools.factor[positions], dtype=torch.float32, device=self.device)
+        ratios = torch.as_tensor(term.kd_ratio * self.pools.factor[positions], dtype=torch.float32)
+        return send(ratios, self.device)
 
     def _skip(self, what: str, stage: Stage, offenders: list[int]) -> None:
         """Count a step that was not applied.  Raises RunStopped where --max-skipped-steps allows no more."""

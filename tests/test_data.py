@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from pocl.data import (
@@ -382,3 +383,17 @@ def test_random_bytes_give_records_or_a_user_error(tmp_path: Path, seed: int) ->
                 make_prompt(record["instruction"], record.get("input", "")).encode()
             outcomes.add("read")
     assert outcomes == {"refused", "read"}
+
+
+def test_values_of_response_tokens_are_summed_by_example() -> None:
+    batch = collate([7, 8, 9], [[1, 2, 3], [4], [5, 6]], [[5, 6, 0], [9], [1, 2]], max_length=5)
+    assert batch.num_labels.tolist() == [3 - 1, 1, 2]
+    for laid_out in (batch, batch.packed()):
+        sums = laid_out.sum_by_example(torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]))
+        assert sums.dtype == torch.float64 and sums.tolist() == [3.0, 4.0, 24.0]
+        assert laid_out.labels.flatten()[laid_out.places].tolist() == [5, 6, 9, 1, 2]
+
+
+def test_an_empty_response_leaves_nothing_to_learn() -> None:
+    batch = collate([1, 2], [[4, 5], [6]], [[], [7]], max_length=8)
+    assert batch.num_labels.tolist() == [0, 1] and batch.labels.tolist() == [[-100], [7]]

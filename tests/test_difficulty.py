@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import train
 from pocl.checkpoints import Checkpoints, Position
 from pocl.curriculum import CURRICULA, plan_stages
-from pocl.data import Split
+from pocl.data import Split, collate
 from pocl.difficulty import Ranker
 from pocl.pools import unranked_pools
 from pocl.ranking import EASY_IS_HIGH, SIGNALS, columns_of, rank_examples
@@ -171,8 +171,9 @@ def test_a_ranking_moves_reliance_and_not_the_order_where_the_order_is_not_ranke
 
 def test_a_snapshot_keeps_the_last_loss_of_each_example() -> None:
     snapshot = Snapshot(4)
-    snapshot.note(np.array([2, 0]), torch.tensor([1.0, 3.0, 5.0]), torch.tensor([2, 1]))
-    snapshot.note(np.array([2]), torch.tensor([7.0]), torch.tensor([1]))
+    both = collate([22, 20], [[5], [6, 7]], [[8, 9], [4]], max_length=8)  # two response tokens and one
+    snapshot.note(np.array([2, 0]), both, torch.tensor([1.0, 3.0, 5.0]))
+    snapshot.note(np.array([2]), collate([22], [[5]], [[8]], max_length=8), torch.tensor([7.0]))
     assert np.isnan(snapshot.values).all()
     snapshot.share()
     assert snapshot.as_json() == [5.0, None, 7.0, None]

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from pocl.generation import BuiltIn, answer_prompts, decode, generate
+from pocl.kv_cache import RoomyLayer
 from pocl.sampling import Sampling, choose_tokens
 from tests.tiny import FAMILIES, tiny_model
 
@@ -299,3 +301,20 @@ def test_generating_leaves_the_model_as_it_was(models: dict[str, PreTrainedModel
 def test_decoding_drops_special_tokens_and_outer_white_space(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = tokenizer.encode("  \n two words \n", add_special_tokens=False)
     assert decode(tokenizer, [[*ids, tokenizer.eos_token_id], []]) == ["two words", ""]
+
+
+def test_a_cache_with_room_holds_what_transformers_own_holds() -> None:
+    roomy, plain, copies = RoomyLayer(), DynamicLayer(), 0
+    generator, before = torch.Generator().manual_seed(0), 0
+    for step in range(200):
+        new = [torch.randn(5 if step < 90 else 3, 2, 30 if step == 0 else 1, 4, generator=generator) for _ in range(2)]
+        found, wanted = roomy.update(*new), plain.update(*new)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        assert roomy.get_seq_length() == plain.get_seq_length() == 30 + step
+        copies += before != (before := found[0].untyped_storage().data_ptr())
+        if step == 89:
+            kept = torch.tensor([0, 2, 4])
+            roomy.batch_select_indices(kept)
+            plain.batch_select_indices(kept)
+            assert torch.equal(roomy.keys, plain.keys) and torch.equal(roomy.values, plain.values)
+    assert copies <= 6  # not 200

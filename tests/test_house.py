@@ -28,7 +28,7 @@ def layers() -> dict[str, int]:
     text = ast.get_docstring(parsed(ROOT / "pocl" / "__init__.py"))
     rows = re.findall(r"^ *(\d)((?: +\w+)+)$", text, flags=re.MULTILINE)
     names = [(name, int(number)) for number, row in rows for name in row.split()]
-    assert len(names) == len(dict(names)) and [number for number, _ in rows] == ["4", "3", "2", "1"]
+    assert len(names) == len(dict(names)) and [number for number, _ in rows] == ["5", "4", "3", "2", "1"]
     return dict(names)
 
 

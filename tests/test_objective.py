@@ -265,7 +265,10 @@ def padded(batch: Batch, columns: int, rows: int, seed: int) -> Batch:
         return wide
 
     ids = torch.cat([batch.example_ids, torch.arange(rows) + 1000])
-    return Batch(ids, widen(batch.input_ids, None), widen(batch.attention_mask, 0), widen(batch.labels, -100))
+    counts = torch.cat([batch.num_labels, torch.zeros(rows, dtype=torch.long)])
+    return Batch.of(
+        ids, counts, widen(batch.input_ids, None), widen(batch.attention_mask, 0), widen(batch.labels, -100)
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "qwen2"])

@@ -276,8 +276,9 @@ def forward_backward(bench: Bench, variant: Variant, examples: np.ndarray) -> tu
 def pad_to(batch: Batch, length: int) -> Batch:
     """The batch with positions added on the right.  [B, T] -> [B, length]."""
     extra = (0, length - batch.input_ids.shape[1])
-    return Batch(
+    return Batch.of(
         batch.example_ids,
+        batch.num_labels,
         pad(batch.input_ids, extra),
         pad(batch.attention_mask, extra),
         pad(batch.labels, extra, value=IGNORE),

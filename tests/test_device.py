@@ -1,0 +1,35 @@
+"""A micro-batch never waits for its device: no number of it is asked for, and no tensor is on the wrong one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("on_a_device.py")
+NOTICED = {
+    "a number is asked for": "DataDependentOutputException",
+    "a tensor is brought here": "WaitedFor",
+    "a mask counts": "DynamicOutputShapeException",
+    "two devices": "FakeTensorDeviceMismatchError",
+}
+
+
+@pytest.fixture(scope="module")
+def raised() -> dict[str, Any]:
+    """What each case raised, in a process of its own: torch's table of devices is changed there."""
+    done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_what_waits_or_mixes_devices_is_noticed(raised: dict[str, Any]) -> None:
+    assert {name: raised[name].split(":")[0] for name in NOTICED} == NOTICED
+
+
+def test_no_micro_batch_waits_for_its_device(raised: dict[str, Any]) -> None:
+    found = {name: error for name, error in raised.items() if name not in NOTICED}
+    assert len(found) >= 4 * 3 + 2 + 12  # families with each kind of teacher and packed, SFT, reliance, divergences
+    assert found == dict.fromkeys(found)
