@@ -3,8 +3,8 @@
     python tests/on_a_device.py
 
 The device is torch's place for others' backends, its tensors are FakeTensors: shapes and types without numbers.
-Whoever asks for one of the numbers, as a program does that waits for its GPU, gets an exception, and so does an operation on
-tensors of two devices. What stays on the CPU is computed as ever. Prints what each case raised, as JSON.
+Whoever asks for one of the numbers, as a program does that waits for its GPU, gets an exception, and so does an
+operation on tensors of two devices. What stays on the CPU is computed as ever. Prints what each case raised, as JSON.
 """
 
 import json
