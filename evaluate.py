@@ -34,6 +34,7 @@ from pocl.flags import parse
 from pocl.generation import Generator
 from pocl.models import load_model, load_tokenizer, weights_fingerprint
 from pocl.options import EvaluateOptions, GenerationOptions
+from pocl.planning import prompts_together
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 
@@ -95,7 +96,7 @@ def sample_and_score(
         tokenizer,
         model_path=what.model,
         max_length=what.max_length,
-        batch_size=generation.eval_batch_size,
+        batch_size=generation.eval_batch_size or prompts_together(what.model, what.dtype, what.max_length, device),
         device=device,
     ) as generator:
         fingerprint = weights_fingerprint(model)

@@ -40,7 +40,7 @@ from pocl.files import write_json
 from pocl.models import check_head, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import LoraOptions, TrainConfig
 from pocl.plan_report import show_plan
-from pocl.planning import make_pools, make_stages, with_chunk_tokens
+from pocl.planning import make_pools, make_stages, with_sizes
 from pocl.rundir import RunDir
 from pocl.teacher import TeacherSource
 from pocl.trainer import Trainer
@@ -53,7 +53,7 @@ def main() -> None:
     device = distributed.start()
     distributed.seed_everything(config.optimiser.seed)
     tokenizer = load_tokenizer(config.models.model)
-    config = with_chunk_tokens(config, len(tokenizer), device)
+    config = with_sizes(config, len(tokenizer), device)
     run = open_run(config, device)
     if config.run.plan:
         plan(config, run, tokenizer, device)

@@ -112,9 +112,7 @@ def load_teacher(
     check_head(model, config.models.teacher, device)
     if folder is None:
         return OnlineTeacher(model, device, fingerprint=key["teacher"], vocab_size=vocab_size), vocab_size
-    batch_size = config.generation.eval_batch_size
-    cached = cached_teacher(model, train, folder, device, key=key, batch_size=batch_size, vocab_size=vocab_size)
-    return cached, vocab_size
+    return cached_teacher(model, train, folder, device, key=key, vocab_size=vocab_size), vocab_size
 
 
 def teacher_cache(config: TrainConfig, teacher: PreTrainedModel, train: Split) -> tuple[Path | None, dict[str, Any]]:

@@ -98,8 +98,6 @@ def _check_positive(config: TrainConfig) -> None:
         "epochs": config.curriculum.epochs,
         "patience": config.curriculum.patience,
         "global-batch-size": config.optimiser.global_batch_size,
-        "max-tokens": config.optimiser.max_tokens,
-        "eval-batch-size": config.generation.eval_batch_size,
         "eval-every": config.run.eval_every,
         "log-every": config.run.log_every,
         "max-length": config.data.max_length,
@@ -109,6 +107,8 @@ def _check_positive(config: TrainConfig) -> None:
     for name, value in (
         ("num-train", config.data.num_train),
         ("batch-size", config.optimiser.batch_size),
+        ("max-tokens", config.optimiser.max_tokens),
+        ("eval-batch-size", config.generation.eval_batch_size),
         ("chunk-tokens", config.loss.chunk_tokens),
         ("train-last-layers", config.models.train_last_layers),
     ):
@@ -150,7 +150,7 @@ def check_evaluate(what: EvaluateOptions, generation: GenerationOptions) -> None
             f"--max-prompt-length {what.max_prompt_length} must be above 0 and leave room for an answer in "
             f"--max-length {what.max_length}"
         )
-    if generation.eval_batch_size <= 0:
+    if generation.eval_batch_size is not None and generation.eval_batch_size <= 0:
         raise UserError(f"--eval-batch-size is {generation.eval_batch_size}; it must be above 0")
     check_generation(generation)
 

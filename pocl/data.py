@@ -17,9 +17,12 @@ from pocl.files import check_object, read_json, read_jsonl, value_sha256
 IGNORE = -100  # the label of a position that is no response token
 FORMAT_VERSION = 1  # of the processed folder
 SPLITS = ("train", "dev")
-# One micro-batch more costs as much time as this share of max_tokens would. Measured on the CPU: about 40 tokens for
-# students of 16M and 57M; the launches of a GPU, which fills only with far more tokens, cost more.
-_OVERHEAD_SHARE = 1 / 32
+# One micro-batch more costs as much time as so many tokens would. Measured on the CPU: about 40, for students of 16M
+# and 57M. Assumed for a GPU, not measured: to start the kernels of 12 layers, forward and backward, takes about 12 ms,
+# in which a student of 124M gets through some 4,000 tokens; one of 350M, in twice the time for 24 layers, 3,000.
+OVERHEAD_TOKENS = {"cpu": 64, "cuda": 2048}
+# Of texts that a model reads together without learning, padding included.
+READING_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
 # Source: Alpaca, as the paper's published tokens show it.
 PROMPT_WITH_INPUT = (
@@ -265,10 +268,23 @@ def check_tokenizer(data_dir: Path, tokenizer: PreTrainedTokenizerBase, model: s
 def blocks_by_length(lengths: np.ndarray, block_size: int) -> list[np.ndarray]:
     """Positions cut into blocks of neighbours in length, longest first.  [N] -> list of [<= block_size].
 
-    The same blocks whatever the world size; the longest first, so that memory runs out at once or never.
+    The longest are first, so that memory runs out at once or never.
     """
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + block_size] for start in range(0, len(order), block_size)]
+
+
+def blocks_to_read(lengths: np.ndarray, device: torch.device) -> list[np.ndarray]:
+    """Positions cut into blocks of neighbours in length, longest first, for a pass without learning.  [N] -> list.
+
+    The same blocks whatever the world size. An example that is longer is alone.
+    """
+    max_tokens, order, blocks = READING_TOKENS[device.type], np.argsort(-lengths, kind="stable"), []
+    while len(order):
+        count = max(1, max_tokens // int(lengths[order[0]]))
+        blocks.append(order[:count])
+        order = order[count:]
+    return blocks
 
 
 def check_shares(global_batch_size: int, world_size: int) -> None:
@@ -288,6 +304,7 @@ def micro_batches(
     batch_size: int | None,
     rank: int,
     world_size: int,
+    overhead: int,
     packed: bool = False,
 ) -> list[np.ndarray]:
     """This rank's part of one global batch, in micro-batches of neighbours in length, longest first.
@@ -307,20 +324,21 @@ def micro_batches(
         ranks = np.argsort(tokens, kind="stable")
         tokens[ranks] += lengths[examples]
         share[number] = examples[ranks == rank][0]
-    cuts = cut_rows(lengths[rounds[:, 0]], max_tokens=max_tokens, batch_size=batch_size, packed=packed)
+    limits = {"max_tokens": max_tokens, "batch_size": batch_size, "overhead": overhead}
+    cuts = cut_rows(lengths[rounds[:, 0]], **limits, packed=packed)
     return [share[rows] for rows in cuts]
 
 
 def cut_rows(
-    widths: np.ndarray, *, max_tokens: int, batch_size: int | None = None, packed: bool = False
+    widths: np.ndarray, *, max_tokens: int, batch_size: int | None = None, overhead: int, packed: bool = False
 ) -> list[slice]:
     """Rows of these lengths [R], longest first, as the micro-batches that cost least.  -> slices that cover them all.
 
-    A micro-batch costs its tokens (rows times its longest; ``packed``: the sum of its rows) and as much again as
-    ``max_tokens / 32`` tokens for being one more. It holds at most ``max_tokens`` of them, but for one row alone that
-    is longer, and at most ``batch_size`` rows where that is given.
+    A micro-batch costs its tokens (rows times its longest; ``packed``: the sum of its rows) and ``overhead`` tokens
+    for being one more (``OVERHEAD_TOKENS`` of the device). It holds at most ``max_tokens`` of them, but for one row
+    alone that is longer, and at most ``batch_size`` rows where that is given.
     """
-    num_rows, overhead = len(widths), max_tokens * _OVERHEAD_SHARE
+    num_rows = len(widths)
     cost = np.full(num_rows + 1, np.inf)  # of the best cut of the first rows, by their number
     cost[0] = 0.0
     start = np.zeros(num_rows + 1, dtype=np.int64)  # where its last micro-batch begins

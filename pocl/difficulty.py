@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
 from pocl.curriculum import Stage
-from pocl.data import Split, blocks_by_length
+from pocl.data import Split, blocks_to_read
 from pocl.diagnostics import diagnose, summary
 from pocl.errors import UserError
 from pocl.files import read_jsonl, write_json, write_jsonl
@@ -148,7 +148,7 @@ class Ranker:
             ]
 
         with Parts(parts_dir, dict(self.key) | {"teacher": teacher.fingerprint}) as parts:
-            blocks = blocks_by_length(self.train.lengths, self.limits.batch_size)
+            blocks = blocks_to_read(self.train.lengths, teacher.device)
             parts.fill(blocks, self.train.ids, read, title="the teacher's confidence")
             return parts.gather()
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
-from pocl.data import Split, blocks_by_length, make_prompt
+from pocl.data import Split, blocks_to_read, make_prompt
 from pocl.errors import UserError, closest
 from pocl.files import read_jsonl
 from pocl.generation import Generator, answer_prompts
@@ -37,7 +37,7 @@ class DevSet:
     examples: Sequence[Example]
     prompts: Sequence[list[int]]
     sampling: Sampling
-    batch_size: int
+    batch_size: int  # prompts that are answered together
     split: Split
 
 
@@ -137,12 +137,12 @@ def summarise(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     return summary
 
 
-def mean_cross_entropy(model: PreTrainedModel, split: Split, *, batch_size: int, chunk_tokens: int) -> float:
+def mean_cross_entropy(model: PreTrainedModel, split: Split, *, chunk_tokens: int) -> float:
     """Mean cross-entropy per response token of a split, in nats, over all ranks."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     total, count = 0.0, 0
-    for block in distributed.my_share(blocks_by_length(split.lengths, batch_size)):
+    for block in distributed.my_share(blocks_to_read(split.lengths, device)):
         for loss, tokens in example_cross_entropy(model, split.batch(block).to(device), chunk_tokens=chunk_tokens):
             total, count = total + loss, count + tokens
     model.train(was_training)

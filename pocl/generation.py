@@ -5,6 +5,7 @@ example draws its own uniform numbers, which pick tokens from the cumulative dis
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -51,8 +52,8 @@ class BuiltIn:
     name: ClassVar[str] = "builtin"
 
     def blocks(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Batches of neighbours in length, the same whatever the number of ranks."""
-        return blocks_by_length(lengths, self.batch_size)
+        """Batches of neighbours in length, about equal, and as many for each rank."""
+        return even_blocks(lengths, self.batch_size)
 
     def __call__(
         self, prompts: Sequence[list[int]], example_ids: Sequence[int], sampling: Sampling
@@ -84,6 +85,13 @@ def generate(
     answers = _Decoder(model, prompts, example_ids, sampling, eos_ids).run(make_head(model, vocab_size))
     model.train(was_training)
     return answers
+
+
+def even_blocks(lengths: np.ndarray, block_size: int) -> list[np.ndarray]:
+    """Prompts of these lengths [N] in blocks of neighbours in length, about equal, and as many for each rank."""
+    ranks = distributed.world_size()
+    rounds = math.ceil(len(lengths) / (ranks * block_size))
+    return blocks_by_length(lengths, math.ceil(len(lengths) / (ranks * rounds))) if rounds else []
 
 
 def answer_prompts(

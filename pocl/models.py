@@ -84,11 +84,19 @@ def load_skeleton(path: str, dtype: str = "fp32") -> PreTrainedModel:
 
     Raises UserError where ``load_model`` would not find a configuration or weights.
     """
-    base, _ = adapter_chain(path)
-    with about_base(path, base):
-        model = AutoModelForCausalLM.from_config(_load_config(base), dtype=DTYPES[dtype])
+    model = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
     fuse_activations(model)
     return model
+
+
+def load_config(path: str) -> PretrainedConfig:
+    """The configuration of a model folder, adapter folder (its base's) or hub name, and nothing else of it.
+
+    Raises UserError where ``load_model`` would not find one.
+    """
+    base, _ = adapter_chain(path)
+    with about_base(path, base):
+        return _load_config(base)
 
 
 def _load_config(path: str) -> PretrainedConfig:

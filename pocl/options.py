@@ -150,8 +150,10 @@ class OptimiserOptions:
         "leave out up to N steps whose loss or gradient is not finite, then stop; 0 stops at the first [steps]", 0
     )
     global_batch_size: int = flag("examples of one optimiser step, over all ranks and micro-batches [examples]", 64)
-    max_tokens: int = flag(
-        "largest micro-batch of one rank, padding included; one example may be longer [tokens]", 4096
+    max_tokens: int | None = flag(
+        "largest micro-batch of one rank, padding included; one example may be longer [tokens; default: 4096, on a "
+        "GPU up to 16384 by its memory]",
+        None,
     )
     batch_size: int | None = flag("largest micro-batch of one rank [examples; default: as --max-tokens allows]", None)
     packing: Literal["auto", "on", "off"] = flag(
@@ -168,7 +170,10 @@ class GenerationOptions:
     """How answers are sampled; ranking and --temperature 0 are greedy."""
 
     _argument_group_name: ClassVar[str] = "generation"
-    eval_batch_size: int = flag("prompts that are answered together on one rank [examples]", 32)
+    eval_batch_size: int | None = flag(
+        "prompts that are answered together on one rank [examples; default: up to 64, on a GPU up to 1024, by memory]",
+        None,
+    )
     sampling_temperature: float = flag("temperature of evaluation; 0 is greedy", 1.0)
     top_p: float = flag("nucleus of evaluation; 1 keeps all", 1.0)
     top_k: int = flag("most likely tokens kept in evaluation; 0 keeps all [tokens]", 0)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from pocl import distributed
 from pocl.console import say, show_table
 from pocl.curriculum import Curriculum
-from pocl.data import Split, micro_batches
+from pocl.data import OVERHEAD_TOKENS, Split, micro_batches
 from pocl.difficulty import read_order
 from pocl.errors import UserError
 from pocl.lora import target_layers
@@ -70,7 +70,7 @@ def show_plan(
     Raises UserError where the run does not fit this machine.
     """
     stages = make_stages(config, len(train))
-    amount, exact = _amount(config, run, train, stages)
+    amount, exact = _amount(config, run, train, stages, device)
     with FakeTensorMode():
         student = load_skeleton(config.models.model, config.models.dtype)
         prepare(student)
@@ -102,7 +102,9 @@ def show_plan(
     _check_fit(config, costs, memory, zero.get("stage", 0))
 
 
-def _amount(config: TrainConfig, run: RunDir, train: Split, stages: Curriculum) -> tuple[Amount, bool]:
+def _amount(
+    config: TrainConfig, run: RunDir, train: Split, stages: Curriculum, device: torch.device
+) -> tuple[Amount, bool]:
     """(what all stages put through the student, whether that is exact: it is once the ranking is known)."""
     pools, given = make_pools(config, len(train)), config.curriculum
     ranking = Path(given.difficulty_file) if given.difficulty_file else run.ranking("difficulty")
@@ -117,6 +119,7 @@ def _amount(config: TrainConfig, run: RunDir, train: Split, stages: Curriculum) 
         batch_size=config.optimiser.batch_size,
         rank=0,
         world_size=distributed.world_size(),
+        overhead=OVERHEAD_TOKENS[device.type],
         packed=wants_packing(config),
     )
     amounts = [

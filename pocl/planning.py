@@ -7,14 +7,17 @@ import shutil
 from dataclasses import replace
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from pocl import distributed
 from pocl.console import show_table
 from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages
 from pocl.data import Split
+from pocl.models import DTYPES, load_config, load_skeleton
 from pocl.objective import automatic_chunk_tokens
 from pocl.options import TrainConfig
+from pocl.planner import cached_numbers, micro_batch_tokens, prompts_at_once
 from pocl.pools import Pools, unranked_pools
 from pocl.teacher import cache_bytes
 
@@ -22,12 +25,41 @@ from pocl.teacher import cache_bytes
 _TEACHERS_SHARE = 0.8
 
 
-def with_chunk_tokens(config: TrainConfig, vocab_size: int, device: torch.device) -> TrainConfig:
-    """The options with a size of chunks, where none was given: it is part of what the run is."""
-    if config.loss.chunk_tokens is not None:
-        return config
-    chunk_tokens = automatic_chunk_tokens(vocab_size, distributed.device_memory(device), device.type)
-    return replace(config, loss=replace(config.loss, chunk_tokens=chunk_tokens))
+_CPU_TOKENS = 4096  # the largest micro-batch of a CPU where nothing is said
+
+
+def with_sizes(config: TrainConfig, vocab_size: int, device: torch.device) -> TrainConfig:
+    """The options with what is computed at once, where nothing was given: it is part of what the run is.
+
+    Like the size of chunks, it follows from the models and the machine alone.
+    """
+    memory = distributed.device_memory(device)
+    loss, optimiser, generation = config.loss, config.optimiser, config.generation
+    if loss.chunk_tokens is None:
+        loss = replace(loss, chunk_tokens=automatic_chunk_tokens(vocab_size, memory, device.type))
+    if optimiser.max_tokens is None:
+        optimiser = replace(optimiser, max_tokens=_micro_batch_tokens(config, memory, device))
+    if generation.eval_batch_size is None:
+        count = prompts_together(config.models.model, config.models.dtype, config.data.max_length, device)
+        generation = replace(generation, eval_batch_size=count)
+    return replace(config, loss=loss, optimiser=optimiser, generation=generation)
+
+
+def _micro_batch_tokens(config: TrainConfig, memory: int, device: torch.device) -> int:
+    if device.type == "cpu":
+        return _CPU_TOKENS
+    with FakeTensorMode():
+        student = load_skeleton(config.models.model, config.models.dtype)
+        if config.models.gradient_checkpointing:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return micro_batch_tokens(student, memory)
+
+
+def prompts_together(model_path: str, dtype: str, max_length: int, device: torch.device) -> int:
+    """How many prompts of this model are answered together where --eval-batch-size is not given."""
+    numbers = cached_numbers(load_config(model_path))
+    memory = distributed.device_memory(device)
+    return prompts_at_once(numbers, DTYPES[dtype].itemsize, max_length, memory, device.type)
 
 
 def make_stages(config: TrainConfig, num_examples: int) -> Curriculum:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.data import Split
+from pocl.data import Split, blocks_to_read
 from pocl.generation import Generator, decode
 from pocl.metrics import rouge_l
 from pocl.objective import example_cross_entropy
@@ -29,7 +29,7 @@ class Limits:
 
     max_new_tokens: int  # of an answer
     no_repeat_ngram: int  # n-grams that an answer may not repeat; 0: any may
-    batch_size: int
+    batch_size: int  # prompts that are answered together
     chunk_tokens: int
     backend: Backend = "builtin"  # what answers
     model_path: str = ""  # where another backend than the built-in loop finds the model
@@ -90,13 +90,13 @@ def score_block(
 ) -> list[dict[str, Any]]:
     """The records of one block of positions in the split; see ``score_examples``. No ``generator``: no answers."""
     rows = split.table[[int(i) for i in block]]
-    losses: list[tuple[float, int]] = []
-    for start in range(0, len(block), limits.batch_size):
-        batch = split.batch(block[start : start + limits.batch_size]).to(model.device)
-        losses += example_cross_entropy(model, batch, chunk_tokens=limits.chunk_tokens)
+    losses = np.zeros(len(block))
+    for part in blocks_to_read(split.lengths[block], model.device):
+        batch = split.batch(block[part]).to(model.device)
+        sums = example_cross_entropy(model, batch, chunk_tokens=limits.chunk_tokens)
+        losses[part] = [total / count for total, count in sums]
     records: list[dict[str, Any]] = [
-        {"id": example_id, "cross_entropy": total / count}
-        for example_id, (total, count) in zip(rows["id"], losses, strict=True)
+        {"id": example_id, "cross_entropy": loss} for example_id, loss in zip(rows["id"], losses.tolist(), strict=True)
     ]
     if generator:
         sampling = Sampling(limits.max_new_tokens, temperature=0.0, no_repeat_ngram=limits.no_repeat_ngram)

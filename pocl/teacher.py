@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from pocl import distributed
 from pocl.console import say
-from pocl.data import Batch, Split, blocks_by_length
+from pocl.data import Batch, Split, blocks_to_read
 from pocl.errors import UserError
 from pocl.files import read_json, write_json
 from pocl.models import Head, make_head, response_states
@@ -106,7 +106,6 @@ def cached_teacher(
     device: torch.device,
     *,
     key: Mapping[str, Any],
-    batch_size: int,
     vocab_size: int | None,
 ) -> CachedTeacher:
     """The teacher behind a cache in ``folder``, which is built, completed or verified first, over all ranks.
@@ -126,20 +125,18 @@ def cached_teacher(
         _verify(folder, split, model, device)
         say(f"teacher states from {folder}")
     else:
-        _build(folder, split, model, device, key, batch_size)
+        _build(folder, split, model, device, key)
     return CachedTeacher(folder, split, model, device, fingerprint=fingerprint, vocab_size=vocab_size)
 
 
-def _build(
-    folder: Path, split: Split, model: PreTrainedModel, device: torch.device, key: Mapping[str, Any], batch_size: int
-) -> None:
+def _build(folder: Path, split: Split, model: PreTrainedModel, device: torch.device, key: Mapping[str, Any]) -> None:
     """Run the trunk over every training text once; a pass that was cut off goes on with the missing blocks."""
     needed = cache_bytes(split, model)
     with distributed.main_first():
         if distributed.is_main():
             _prepare(folder, split, model, key, needed)
     say(f"caching the teacher's states of {len(split)} examples: {needed / 1e9:.2f} GB in {folder}")
-    blocks = blocks_by_length(split.lengths, batch_size)
+    blocks = blocks_to_read(split.lengths, device)
     states, starts = _open(folder, split, model, mode="r+"), _starts(split)
 
     def read(block: np.ndarray) -> list[dict[str, int]]:

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
-from pocl.data import Batch, Split, cut_rows, micro_batches
+from pocl.data import OVERHEAD_TOKENS, Batch, Split, cut_rows, micro_batches
 from pocl.generation import generate
 from pocl.on_policy import OnPolicy, OnPolicyState, Response
 from pocl.sampling import Sampling
@@ -62,6 +62,7 @@ class TextSource:
             batch_size=self.batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            overhead=OVERHEAD_TOKENS[self.device.type],
             packed=self.packed,
         )
         return [text for number, positions in enumerate(shares) for text in self._texts(positions, step, number)]
@@ -112,7 +113,8 @@ class TextSource:
         order = np.argsort(-lengths, kind="stable")
         widths = distributed.gather_by_id({distributed.rank(): lengths[order]})
         longest = np.max(list(widths.values()), axis=0)  # of each place in the order, over all ranks
-        cuts = cut_rows(longest, max_tokens=self.max_tokens, batch_size=self.batch_size, packed=self.packed)
+        limits = {"max_tokens": self.max_tokens, "batch_size": self.batch_size}
+        cuts = cut_rows(longest, **limits, overhead=OVERHEAD_TOKENS[self.device.type], packed=self.packed)
         return [[responses[i] for i in order[rows]] for rows in cuts]
 
     def _sample(self, positions: np.ndarray, step: int) -> list[Response]:

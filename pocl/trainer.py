@@ -291,9 +291,7 @@ class Trainer:
             return None
         started = time.perf_counter()
         student = self._whole_student()
-        loss = mean_cross_entropy(
-            student, self.dev.split, batch_size=self.dev.batch_size, chunk_tokens=self.recipe.chunk_tokens
-        )
+        loss = mean_cross_entropy(student, self.dev.split, chunk_tokens=self.recipe.chunk_tokens)
         self.texts.state = self.texts.state.after_dev_loss(loss)
         records = evaluate(
             BuiltIn(student, self.tokenizer, self.dev.batch_size),

@@ -6,7 +6,6 @@ which loads the model from its folder and gives all memory back when it is close
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -23,9 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
 from pocl.console import say
-from pocl.data import blocks_by_length
 from pocl.errors import RankStopped, UserError
-from pocl.generation import BuiltIn, Generator
+from pocl.generation import BuiltIn, Generator, even_blocks
 from pocl.lora import adapter_chain
 from pocl.models import end_ids
 from pocl.options import Backend
@@ -172,9 +170,7 @@ class VllmWorker:
 
     def blocks(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Large blocks of neighbours in length, about equal, and as many for each rank."""
-        ranks = distributed.world_size()
-        rounds = math.ceil(len(lengths) / (ranks * EXAMPLES_PER_CALL))
-        return blocks_by_length(lengths, math.ceil(len(lengths) / (ranks * rounds))) if rounds else []
+        return even_blocks(lengths, EXAMPLES_PER_CALL)
 
     def __call__(
         self, prompts: Sequence[list[int]], example_ids: Sequence[int], sampling: Sampling

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from pocl.data import cut_rows, micro_batches
-from pocl.options import OptimiserOptions
 
 RANKS = [1, 2, 4]
 
@@ -21,7 +20,7 @@ def shares_of(
     positions: np.ndarray, lengths: np.ndarray, *, world_size: int, max_tokens: int, batch_size: int | None = None
 ) -> list[list[np.ndarray]]:
     """The micro-batches of every rank."""
-    limits = {"max_tokens": max_tokens, "batch_size": batch_size, "world_size": world_size}
+    limits = {"max_tokens": max_tokens, "batch_size": batch_size, "world_size": world_size, "overhead": 64}
     return [micro_batches(positions, lengths, rank=rank, **limits) for rank in range(world_size)]
 
 
@@ -92,7 +91,7 @@ def test_ranks_get_equal_shares_of_the_tokens(world_size: int, seed: int) -> Non
 
 def test_an_example_above_the_budget_is_alone() -> None:
     widths = np.array([900, 700, 200, 200, 100])
-    assert cut_rows(widths, max_tokens=400) == [slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 5)]
+    assert cut_rows(widths, max_tokens=400, overhead=10) == [slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 5)]
 
 
 def every_cut(num_rows: int) -> Iterator[list[slice]]:
@@ -103,9 +102,9 @@ def every_cut(num_rows: int) -> Iterator[list[slice]]:
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])
-@pytest.mark.parametrize("max_tokens", [320, 1600, 6400])
+@pytest.mark.parametrize(("max_tokens", "overhead"), [(320, 10), (1600, 50), (1600, 2000), (6400, 0), (6400, 200)])
 @pytest.mark.parametrize("seed", range(4))
-def test_no_other_cut_costs_less(seed: int, max_tokens: int, batch_size: int | None) -> None:
+def test_no_other_cut_costs_less(seed: int, max_tokens: int, overhead: int, batch_size: int | None) -> None:
     widths = np.sort(lengths_of(11, seed))[::-1]
 
     def cost(cut: list[slice]) -> float:
@@ -115,9 +114,10 @@ def test_no_other_cut_costs_less(seed: int, max_tokens: int, batch_size: int | N
             count == 1 or (padded <= max_tokens and count <= (batch_size or count))
             for count, padded in zip(rows, tokens, strict=True)
         )
-        return sum(tokens) + len(cut) * max_tokens / 32 if allowed else float("inf")
+        return sum(tokens) + len(cut) * overhead if allowed else float("inf")
 
-    assert cost(cut_rows(widths, max_tokens=max_tokens, batch_size=batch_size)) == min(map(cost, every_cut(11)))
+    found = cut_rows(widths, max_tokens=max_tokens, batch_size=batch_size, overhead=overhead)
+    assert cost(found) == min(map(cost, every_cut(11)))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_padding_adds_at_most_a_quarter_to_an_epoch_of_dolly(
     processed = real = 0
     for start in range(0, len(order) - global_batch + 1, global_batch):
         examples = order[start : start + global_batch]
-        for share in shares_of(examples, lengths, world_size=world_size, max_tokens=OptimiserOptions.max_tokens):
+        for share in shares_of(examples, lengths, world_size=world_size, max_tokens=4096):
             processed += padded(lengths, share)
         real += int(lengths[examples].sum())
     assert real <= processed <= 1.25 * real

@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from pocl.data import (
     FORMAT_VERSION,
     IGNORE,
+    READING_TOKENS,
     Batch,
     Split,
     blocks_by_length,
+    blocks_to_read,
     check_record,
     check_shares,
     check_tokenizer,
@@ -194,6 +196,19 @@ def test_blocks_hold_every_position_once_longest_first(count: int, size: int) ->
 
 def test_blocks_of_equal_lengths_keep_their_order() -> None:
     assert [block.tolist() for block in blocks_by_length(np.array([3, 3, 5, 3]), 2)] == [[2, 0], [1, 3]]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_blocks_to_read_hold_as_many_tokens_as_the_device_reads_together(device: str) -> None:
+    lengths = np.concatenate([lengths_of(300), [READING_TOKENS[device] + 1]])
+    blocks = blocks_to_read(lengths, torch.device(device))
+    assert sorted(np.concatenate(blocks).tolist()) == list(range(301))
+    assert blocks[0].tolist() == [300]  # longer than the budget, and alone
+    sizes = [len(block) * int(lengths[block].max()) for block in blocks[1:]]
+    assert max(sizes) <= READING_TOKENS[device]
+    for block, after in zip(blocks[1:], blocks[2:], strict=False):
+        assert (len(block) + 1) * int(lengths[block].max()) > READING_TOKENS[device]  # no room for one more
+        assert lengths[block].min() >= lengths[after].max()
 
 
 # Processed folders

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from pocl.generation import BuiltIn, answer_prompts, decode, generate
+from pocl import distributed
+from pocl.generation import BuiltIn, answer_prompts, decode, even_blocks, generate
 from pocl.kv_cache import RoomyLayer
 from pocl.sampling import Sampling, choose_tokens
 from tests.tiny import FAMILIES, tiny_model
@@ -301,6 +302,16 @@ def test_generating_leaves_the_model_as_it_was(models: dict[str, PreTrainedModel
 def test_decoding_drops_special_tokens_and_outer_white_space(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = tokenizer.encode("  \n two words \n", add_special_tokens=False)
     assert decode(tokenizer, [[*ids, tokenizer.eos_token_id], []]) == ["two words", ""]
+
+
+@pytest.mark.parametrize(("count", "ranks", "sizes"), [(0, 1, []), (5, 1, [5]), (65, 1, [33, 32]), (60, 4, [15] * 4)])
+def test_prompts_are_cut_evenly_for_all_ranks(
+    count: int, ranks: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    blocks = even_blocks(np.arange(count), 64)
+    assert [len(block) for block in blocks] == sizes
+    assert sorted(i for block in blocks for i in block.tolist()) == list(range(count))
 
 
 def test_a_cache_with_room_holds_what_transformers_own_holds() -> None:

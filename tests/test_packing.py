@@ -128,9 +128,9 @@ def test_an_attention_that_is_not_there_is_refused(folders: Folders, tmp_path: P
 
 def test_a_packed_cut_counts_no_padding() -> None:
     widths = np.array([100, 40, 30, 30])
-    assert cut_rows(widths, max_tokens=200, packed=True) == [slice(0, 4)]
-    assert cut_rows(widths, max_tokens=100, packed=True) == [slice(0, 1), slice(1, 4)]
-    assert cut_rows(widths, max_tokens=200, batch_size=3, packed=True) in (
+    assert cut_rows(widths, max_tokens=200, overhead=5, packed=True) == [slice(0, 4)]
+    assert cut_rows(widths, max_tokens=100, overhead=5, packed=True) == [slice(0, 1), slice(1, 4)]
+    assert cut_rows(widths, max_tokens=200, batch_size=3, overhead=5, packed=True) in (
         [slice(0, 1), slice(1, 4)],
         [slice(0, 2), slice(2, 4)],
         [slice(0, 3), slice(3, 4)],

@@ -20,6 +20,7 @@ import train
 from pocl import distributed, plan_report
 from pocl.config import parse_train
 from pocl.curriculum import Stage
+from pocl.errors import UserError
 from pocl.lora import add_adapters, target_layers
 from pocl.models import load_model, load_skeleton, train_only_last_layers, trunk
 from pocl.plan_report import Costs
@@ -28,17 +29,20 @@ from pocl.planner import (
     Sketch,
     activation_bytes,
     answering_bytes,
+    cached_numbers,
     count_stage,
     forward_work,
+    micro_batch_tokens,
     objective_bytes,
     one_pass,
+    prompts_at_once,
     sketch,
     state_bytes,
     total,
     training_work,
     with_adapters,
 )
-from pocl.planning import offloads_teacher
+from pocl.planning import offloads_teacher, prompts_together, with_sizes
 from tests.runs import Folders, Result, call, make_folders, train_arguments
 from tests.tiny import FAMILIES, ROOT, save_model, tiny_model, tiny_tokenizer
 
@@ -325,6 +329,59 @@ def test_a_teacher_that_does_not_fit_is_offloaded(
     config = replace(config, models=replace(config.models, teacher_offload=given))
     monkeypatch.setattr(distributed, "device_memory", lambda device: memory)
     assert offloads_teacher(config, 300, 500, torch.device(device)) is offloaded
+
+
+def test_prompts_fill_a_quarter_of_memory_and_no_more() -> None:
+    a_prompt = 100 * 10 * 2  # tokens, numbers of one, bytes of one
+    for device, most in (("cpu", 64), ("cuda", 1024)):
+        room = {count: 4 * count * a_prompt for count in (1, 8, most)}
+        assert [prompts_at_once(10, 2, 100, memory, device) for memory in room.values()] == list(room)
+        assert prompts_at_once(10, 2, 100, room[8] - 1, device) == 4
+        assert prompts_at_once(10, 2, 100, 10**12, device) == most
+        assert prompts_at_once(10, 2, 100, 1, device) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_and_values_of_a_token_are_as_many_as_an_answer_caches(
+    family: str, models: dict[str, PreTrainedModel]
+) -> None:
+    cache = models[family](torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert 3 * cached_numbers(models[family].config) == kept
+
+
+MEMORIES = (10**7, 3 * 10**7, 10**8, 10**9, 10**12)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_micro_batch_of_a_gpu_is_halved_until_it_has_room(folders: Folders, checkpointing: bool) -> None:
+    with FakeTensorMode():
+        student = load_skeleton(str(folders.student), "bf16")
+        if checkpointing:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        states = 2 * 18 * sum(parameter.numel() for parameter in student.parameters())
+        sizes = [micro_batch_tokens(student, states + memory) for memory in (0, *MEMORIES)]
+        for size, memory in zip(sizes[1:], MEMORIES, strict=True):
+            assert size == 1024 or activation_bytes(student, size // 512, 512) <= memory / 2
+    assert sizes == sorted(sizes) and sizes[0] == 1024 and sizes[-1] == 16_384 and len(set(sizes)) > 2
+
+
+def test_sizes_that_are_not_given_follow_from_model_and_machine(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--model", str(folders.student), "--type", "sft", "--data-dir", "d", "--output-dir", "o"]
+    monkeypatch.setattr(distributed, "device_memory", lambda device: 10**9)
+
+    def sizes(device: str, *flags: str) -> tuple[int | None, int | None, int | None]:
+        config = with_sizes(parse_train([*command, *flags]), 600, torch.device(device))
+        return config.loss.chunk_tokens, config.optimiser.max_tokens, config.generation.eval_batch_size
+
+    assert sizes("cpu") == (192, 4096, 64)
+    assert sizes("cuda", "--max-length", "512") == (1024, 16_384, 512)
+    assert prompts_together(str(folders.student), "bf16", 512, torch.device("cuda")) == 1024
+    assert sizes("cuda", "--max-tokens", "77", "--eval-batch-size", "3", "--chunk-tokens", "5") == (5, 77, 3)
+    with pytest.raises(UserError, match="no folder"):
+        prompts_together("./nowhere", "fp32", 512, torch.device("cpu"))
 
 
 def test_a_plan_counts_an_offloaded_teacher_by_its_head(

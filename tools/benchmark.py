@@ -137,8 +137,7 @@ def make_bench(what: BenchmarkOptions, device: torch.device, work_dir: Path, *, 
         )
         split.table.save_to_disk(str(work_dir / "examples"))
         states = work_dir / "states"
-        limits = {"batch_size": what.batch_size, "vocab_size": None}
-        source = cached_teacher(teacher, split, states, device, key={"teacher": DRAWN}, **limits)
+        source = cached_teacher(teacher, split, states, device, key={"teacher": DRAWN}, vocab_size=None)
     else:
         split = Split(datasets.load_from_disk(str(work_dir / "examples")), what.max_length)
         source = CachedTeacher(work_dir / "states", split, teacher, device, fingerprint=DRAWN) if only.cached else None

@@ -29,6 +29,7 @@ from pocl.generation import Generator, decode
 from pocl.models import load_model, load_tokenizer, weights_fingerprint
 from pocl.options import Backend
 from pocl.parts import Parts
+from pocl.planning import prompts_together
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 
@@ -48,7 +49,10 @@ class SeqKDOptions:
     top_k: int = flag("most likely tokens kept; 0 keeps all [tokens]", 0)
     no_repeat_ngram: int = flag("ban a repeated n-gram; 0 turns it off [tokens]", 0)
     seed: int = flag("seed of the sampling", 10)
-    eval_batch_size: int = flag("prompts that are answered together on one rank [examples]", 32)
+    eval_batch_size: int | None = flag(
+        "prompts that are answered together on one rank [examples; default: up to 64, on a GPU up to 1024, by memory]",
+        None,
+    )
     generation_backend: Backend = flag(
         "what answers: builtin, vllm, or auto: vllm on a GPU where it is installed and loads the model, else builtin",
         "auto",
@@ -89,7 +93,7 @@ def main() -> None:
         tokenizer,
         model_path=what.model,
         max_length=what.max_length,
-        batch_size=what.eval_batch_size,
+        batch_size=what.eval_batch_size or prompts_together(what.model, what.dtype, what.max_length, device),
         device=device,
     ) as generator:
         key["generator"] = generator.name
@@ -103,7 +107,7 @@ def main() -> None:
 def check(what: SeqKDOptions) -> None:
     """Raise UserError for values outside their range."""
     for name, value, lowest in (
-        ("eval-batch-size", what.eval_batch_size, 1),
+        ("eval-batch-size", 1 if what.eval_batch_size is None else what.eval_batch_size, 1),
         ("top-k", what.top_k, 0),
         ("no-repeat-ngram", what.no_repeat_ngram, 0),
         ("seed", what.seed, 0),

@@ -143,7 +143,7 @@ class Reproduction:
             steps.append(self.training(TEACHER))
         if any(row.teacher_text for row in rows):
             done = processed / f"{self.data}-seqkd" / "manifest.json"
-            steps.append(self.step("teacher text", "seqkd/generate.sh", self.scale.teacher_text, done, marks=False))
+            steps.append(self.step("teacher text", "seqkd/generate.sh", (), done, marks=False))
         return steps
 
     def training(self, row: Row) -> Step:

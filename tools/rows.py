@@ -109,7 +109,6 @@ class Scale:
     staged: tuple[str, ...] = ()  # of train.py, for rows in stages
     unstaged: tuple[str, ...] = ()  # and for the others
     evaluate: tuple[str, ...] = ()
-    teacher_text: tuple[str, ...] = ()  # of tools/generate_seqkd.py; never fewer texts, which other scales would take
     quickstart_pair: bool = False  # the quickstart's teacher and student in place of the family's
 
 
@@ -117,16 +116,14 @@ _SHORT = ("--max-length", "144", "--sampling-temperature", "0")
 SCALES = {
     "full": Scale(),
     # For one GPU: every row and set on less data. The hour is an estimate from assumed rates, nobody has run it: 72 or
-    # 75 updates of 64 examples at half a second, answers of at most 128 tokens, 256 at a time, at 25 ms a token. That
-    # is two minutes a row, four and a half an on-policy one, and seven for the teacher and its texts: 46 minutes.
+    # 75 updates of 64 examples at half a second, answers of at most 128 tokens, 256 or more at once, at 25 ms a token.
+    # That is two minutes a row, four and a half an on-policy one, and seven for the teacher and its texts: 46 minutes.
     "hour": Scale(
         seeds=(10, 20),
-        train=("--num-train", "1000", "--num-dev", "32", "--global-batch-size", "64", "--max-length", "384")
-        + ("--eval-batch-size", "256"),
+        train=("--num-train", "1000", "--num-dev", "32", "--global-batch-size", "64", "--max-length", "384"),
         staged=("--epochs", "2"),
         unstaged=("--epochs", "5"),
-        evaluate=("--num-examples", "100", "--max-length", "384", "--eval-batch-size", "256"),
-        teacher_text=("--eval-batch-size", "256"),
+        evaluate=("--num-examples", "100", "--max-length", "384"),
     ),
     # For two CPU cores: the quickstart's pair on a few examples. Two epochs in each of four stages are as many updates
     # as five epochs over the whole pool.

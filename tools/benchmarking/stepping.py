@@ -27,7 +27,16 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
-from pocl.data import IGNORE, Batch, Split, blocks_by_length, load_split, micro_batches, read_instructions
+from pocl.data import (
+    IGNORE,
+    OVERHEAD_TOKENS,
+    Batch,
+    Split,
+    blocks_by_length,
+    load_split,
+    micro_batches,
+    read_instructions,
+)
 from pocl.errors import UserError
 from pocl.losses import LOSSES
 from pocl.models import DTYPES, fuse_activations, make_head, response_labels, response_states, trunk
@@ -159,7 +168,8 @@ def by_length(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
 
 def by_tokens(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
     """The project's micro-batches, by a budget of tokens."""
-    limits = {"max_tokens": bench.max_tokens, "batch_size": None, "rank": 0, "world_size": 1}
+    limits = {"max_tokens": bench.max_tokens, "batch_size": None, "overhead": OVERHEAD_TOKENS[bench.device.type]}
+    limits |= {"rank": 0, "world_size": 1}
     return micro_batches(examples, bench.split.lengths, **limits)
 
 
