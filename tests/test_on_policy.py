@@ -118,7 +118,8 @@ def test_labels_of_student_text_are_its_own_next_tokens(
     ledger = json.loads((run / "ledger.json").read_text())
     assert ledger["student_texts"] == sum(len(text.positions) for text in seen if text.of_student)
     records = read_jsonl(run / "metrics.jsonl")
-    assert {record["student_text"] for record in records} <= {0.0, 0.5, 1.0}
+    shares = np.array([record["student_text"] for record in records])  # of 8 examples, in micro-batches
+    assert 0 < shares.mean() < 1 and np.array_equal(8 * shares, (8 * shares).round())
 
 
 def test_student_text_has_no_cross_entropy_unless_asked_for(folders: Folders, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_auto_on_a_cpu_is_the_built_in_loop(
     folder: Path, tokenizer: PreTrainedTokenizerBase, faked: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with opened(folder, tokenizer, "auto") as generator:
-        assert generator.name == "builtin" and [len(block) for block in generator.blocks(np.arange(7))] == [5, 2]
+        assert generator.name == "builtin" and [len(block) for block in generator.blocks(np.arange(7))] == [4, 3]
     assert capsys.readouterr().out == ""
 
 

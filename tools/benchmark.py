@@ -22,6 +22,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pocl import distributed, products
 from pocl.console import Progressing, quiet_libraries, say
@@ -30,6 +31,7 @@ from pocl.errors import RunStopped, UserError, closest, run_main
 from pocl.flags import flag, parse
 from pocl.journal import STATUS, peak_memory_gb
 from pocl.objective import automatic_chunk_tokens
+from pocl.planner import micro_batch_tokens
 from pocl.teacher import CachedTeacher, cached_teacher
 from tools.benchmarking import divergences, printing, stepping
 from tools.benchmarking.meters import Stopwatch, keep_freed_memory, measured_rates
@@ -50,11 +52,14 @@ class BenchmarkOptions:
     data_dir: str | None = flag("processed folder whose lengths are taken [default: data/sample]", None)
     device: Literal["auto", "cpu", "cuda"] = flag("where; auto: the GPU where there is one", "auto")
     dtype: Literal["fp32", "bf16"] = flag("precision of both models", "fp32")
-    batch: int = flag("examples of one optimiser step [examples]", 16)
+    batch: int | None = flag("examples of one optimiser step [examples; default: 16, on a GPU 64]", None)
     rounds: int = flag("timed steps of each variant, each round on other examples [steps]", 2)
-    batch_size: int = flag("micro-batch of the variants without a token budget [examples]", 4)
+    batch_size: int | None = flag(
+        "micro-batch of the variants without a token budget [examples; default: 4, on a GPU 8]", None
+    )
     max_tokens: int | None = flag(
-        "token budget of a micro-batch [tokens; default: what the reference's micro-batch holds, padding included]",
+        "token budget of a micro-batch [tokens; default: what the reference's micro-batch holds, padding included; on "
+        "a GPU train.py's]",
         None,
     )
     chunk_tokens: int | None = flag(
@@ -73,12 +78,7 @@ def main() -> None:
     (what,) = parse([BenchmarkOptions], "Measure the training step, idea by idea.")
     check(what)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if what.device == "auto" else what.device)
-    if what.chunk_tokens is None:
-        vocab_size = max(shape.vocab_size for shape in PAIRS[what.pair]())
-        chunk_tokens = automatic_chunk_tokens(vocab_size, distributed.device_memory(device), device.type)
-        what = replace(what, chunk_tokens=chunk_tokens)
-    if what.max_tokens is None:
-        what = replace(what, max_tokens=what.batch_size * what.max_length)
+    what = with_sizes(what, device)
     if what.memory_of is not None:
         print_memory(what, device)
         return
@@ -117,6 +117,23 @@ def check(what: BenchmarkOptions) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
     if what.loss_tokens < 0:
         raise UserError(f"--loss-tokens is {what.loss_tokens}; it must be 0 (no second table) or above")
+
+
+def with_sizes(what: BenchmarkOptions, device: torch.device) -> BenchmarkOptions:
+    """The options with what the device decides where nothing was given."""
+    on_gpu, memory = device.type == "cuda", distributed.device_memory(device)
+    batch, batch_size, chunk_tokens, max_tokens = what.batch, what.batch_size, what.chunk_tokens, what.max_tokens
+    batch = batch or (64 if on_gpu else 16)
+    batch_size = batch_size or (8 if on_gpu else 4)
+    if chunk_tokens is None:
+        vocab_size = max(shape.vocab_size for shape in PAIRS[what.pair]())
+        chunk_tokens = automatic_chunk_tokens(vocab_size, memory, device.type)
+    if max_tokens is None and on_gpu:
+        with FakeTensorMode():
+            student = build_model(PAIRS[what.pair]()[0], dtype=what.dtype, device=torch.device("cpu"))
+            max_tokens = micro_batch_tokens(student, memory)
+    sizes = {"batch": batch, "batch_size": batch_size, "chunk_tokens": chunk_tokens}
+    return replace(what, **sizes, max_tokens=max_tokens or batch_size * what.max_length)
 
 
 def make_bench(what: BenchmarkOptions, device: torch.device, work_dir: Path, *, only: Variant | None = None) -> Bench:
