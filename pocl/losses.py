@@ -25,6 +25,7 @@ ValueAndSlope = tuple[Tensor, Tensor]  # [N], [N, V]
 # Bounds logits below, less their maximum. exp(-1e4) is exactly 0 in float64; without the bound a vocabulary entry that
 # both models mask gives 0 * (inf - inf).
 MIN_SHIFTED = -1e4
+_MAX_LOG_RATIO = 80.0  # exp(88) is the largest that float32 holds
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,10 @@ def jensen_shannon(q: Softmax, p: Softmax, *, teacher_weight: float = 0.1) -> Va
     (1 - w) log(q / m): what comes through m is the constant w - 1.  Source: GKD, arXiv 2306.13649.
     """
     w = teacher_weight
-    slope = (1.0 - w) * q.probs * _log_to_mixture(q, p, 1.0 - w)
-    teacher_part = (p.probs * _log_to_mixture(p, q, w)).sum(-1)
-    return w * teacher_part + slope.sum(-1), slope
+    ratio = p.log_ratio(q)
+    slope = (w - 1.0) * q.probs * _log_mixture_over(ratio, 1.0 - w)
+    teacher_part = (p.probs * _log_mixture_over(-ratio, w)).sum(-1)
+    return slope.sum(-1) - w * teacher_part, slope
 
 
 def total_variation(q: Softmax, p: Softmax) -> ValueAndSlope:
@@ -140,8 +142,8 @@ def skew_forward_kl(q: Softmax, p: Softmax, *, skew: float = 0.1) -> ValueAndSlo
 
     By q the derivative is -(1 - a) p / m.  Source: DistiLLM, arXiv 2402.03898.
     """
-    log_ratio = _log_to_mixture(p, q, skew)  # log(p / m)
-    return (p.probs * log_ratio).sum(-1), (skew - 1.0) * (q.logp + log_ratio).exp()
+    over_p = _log_mixture_over(q.log_ratio(p), skew)  # log(m / p)
+    return -(p.probs * over_p).sum(-1), (skew - 1.0) * (q.logp - over_p).exp()
 
 
 def skew_reverse_kl(q: Softmax, p: Softmax, *, skew: float = 0.1) -> ValueAndSlope:
@@ -149,17 +151,18 @@ def skew_reverse_kl(q: Softmax, p: Softmax, *, skew: float = 0.1) -> ValueAndSlo
 
     By q the derivative is log(q / m) + 1 - a q / m.  Source: DistiLLM, arXiv 2402.03898.
     """
-    log_ratio = _log_to_mixture(q, p, skew)  # log(q / m)
-    return (q.probs * log_ratio).sum(-1), q.probs * (log_ratio - skew * log_ratio.exp())
+    over_q = _log_mixture_over(p.log_ratio(q), skew)  # log(m / q)
+    return -(q.probs * over_q).sum(-1), -q.probs * (over_q + skew * (-over_q).exp())
 
 
-def _log_to_mixture(first: Softmax, second: Softmax, weight: float) -> Tensor:
-    """log(first / m), m = weight * first + (1 - weight) * second, in log space: probabilities would underflow.
+def _log_mixture_over(ratio: Tensor, weight: float) -> Tensor:
+    """log(m / first), m = weight * first + (1 - weight) * second, from ``ratio`` = log(second / first).  [N, V], nats.
 
-    It goes through log(second / first): log first - log m would be two large numbers and mostly their rounding.
+    Through the ratio, since probabilities underflow, and log m - log first would be two large numbers and mostly their
+    rounding. It is bounded where an exponential would overflow: what it is multiplied with is 0 there.
     """
-    log_weight = first.shifted.new_full((), math.log(weight))
-    return torch.logaddexp(second.log_ratio(first).add_(math.log1p(-weight)), log_weight).neg_()
+    bounded = ratio.clamp(min=-_MAX_LOG_RATIO, max=_MAX_LOG_RATIO)
+    return (bounded.add_(math.log1p(-weight)).exp() + weight).log()
 
 
 @dataclass(frozen=True)
