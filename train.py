@@ -28,11 +28,11 @@ from pocl.assembly import (
     packs,
     prepare_student,
 )
+from pocl.batching import check_shares
 from pocl.checkpoints import Position
 from pocl.config import parse_train
 from pocl.console import quiet_libraries, say
 from pocl.curriculum import Curriculum
-from pocl.data import check_shares
 from pocl.difficulty import write_diagnostics
 from pocl.engine import check_precision, read_deepspeed_config
 from pocl.errors import run_main

@@ -16,8 +16,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
+from pocl.batching import blocks_to_read
 from pocl.curriculum import Stage
-from pocl.data import Split, blocks_to_read
+from pocl.data import Split
 from pocl.diagnostics import diagnose, summary
 from pocl.errors import UserError
 from pocl.files import read_jsonl, write_json, write_jsonl

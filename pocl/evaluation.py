@@ -9,7 +9,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
-from pocl.data import Split, blocks_to_read, make_prompt
+from pocl.batching import blocks_to_read
+from pocl.data import Split, make_prompt
 from pocl.errors import UserError, closest
 from pocl.files import read_jsonl
 from pocl.generation import Generator, answer_prompts

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
+from pocl.batching import blocks_by_length
 from pocl.console import Progressing
-from pocl.data import blocks_by_length
 from pocl.kv_cache import roomy_cache
 from pocl.models import end_ids, make_head, trunk
 from pocl.sampling import NgramBan, Sampling, example_uniforms, next_tokens

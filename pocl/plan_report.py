@@ -15,9 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from pocl import distributed
+from pocl.batching import OVERHEAD_TOKENS, micro_batches
 from pocl.console import say, show_table
 from pocl.curriculum import Curriculum
-from pocl.data import OVERHEAD_TOKENS, Split, micro_batches
+from pocl.data import Split
 from pocl.difficulty import read_order
 from pocl.errors import UserError
 from pocl.lora import target_layers

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.data import Split, blocks_to_read
+from pocl.batching import blocks_to_read
+from pocl.data import Split
 from pocl.generation import Generator, decode
 from pocl.metrics import rouge_l
 from pocl.objective import example_cross_entropy

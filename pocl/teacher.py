@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl import distributed
+from pocl.batching import blocks_to_read
 from pocl.console import say
-from pocl.data import Batch, Split, blocks_to_read
+from pocl.data import Batch, Split
 from pocl.errors import UserError
 from pocl.files import read_json, write_json
 from pocl.models import Head, make_head, response_states

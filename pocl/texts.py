@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
-from pocl.data import OVERHEAD_TOKENS, Batch, Split, cut_rows, micro_batches
+from pocl.batching import OVERHEAD_TOKENS, cut_rows, micro_batches
+from pocl.data import Batch, Split
 from pocl.generation import generate
 from pocl.on_policy import OnPolicy, OnPolicyState, Response
 from pocl.sampling import Sampling

@@ -12,16 +12,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from pocl.batching import READING_TOKENS, blocks_by_length, blocks_to_read, check_shares
 from pocl.data import (
     FORMAT_VERSION,
     IGNORE,
-    READING_TOKENS,
     Batch,
     Split,
-    blocks_by_length,
-    blocks_to_read,
     check_record,
-    check_shares,
     check_tokenizer,
     collate,
     load_split,

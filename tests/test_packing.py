@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 import train
-from pocl.data import collate, cut_rows
+from pocl.batching import cut_rows
+from pocl.data import collate
 from pocl.losses import LOSSES
 from pocl.models import keeps_apart, make_head, response_states
 from pocl.objective import StudentObjective, Term

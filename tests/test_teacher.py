@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 import train
 from pocl import teacher as teachers
-from pocl.data import READING_TOKENS, blocks_to_read, load_split
+from pocl.batching import READING_TOKENS, blocks_to_read
+from pocl.data import load_split
 from pocl.errors import UserError
 from pocl.models import count_parameters, load_model
 from pocl.offload import place

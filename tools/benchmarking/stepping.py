@@ -27,16 +27,8 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
-from pocl.data import (
-    IGNORE,
-    OVERHEAD_TOKENS,
-    Batch,
-    Split,
-    blocks_by_length,
-    load_split,
-    micro_batches,
-    read_instructions,
-)
+from pocl.batching import OVERHEAD_TOKENS, blocks_by_length, micro_batches
+from pocl.data import IGNORE, Batch, Split, load_split, read_instructions
 from pocl.errors import UserError
 from pocl.losses import LOSSES
 from pocl.models import DTYPES, fuse_activations, make_head, response_labels, response_states, trunk
