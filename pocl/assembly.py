@@ -26,12 +26,12 @@ from pocl.models import (
     check_head,
     check_same_tokenizer,
     count_parameters,
-    keeps_apart,
     load_model,
     shared_vocabulary,
     train_only_last_layers,
     weights_bytes,
     weights_fingerprint,
+    why_not_packed,
 )
 from pocl.objective import StudentObjective, Term
 from pocl.offload import place
@@ -189,15 +189,16 @@ def packs(config: TrainConfig, student: PreTrainedModel, teacher: TeacherSource 
     if not wants_packing(config):
         return False
     models = {"student": student} | ({"teacher": teacher.model} if isinstance(teacher, OnlineTeacher) else {})
-    mixing = [name for name, model in models.items() if not keeps_apart(model, device)]
-    if not mixing:
-        say("micro-batches are packed, without padding")
-        return True
-    why = f"the {mixing[0]} ({models[mixing[0]].config.model_type}) does not keep packed examples apart"
-    if config.optimiser.packing == "on":
-        raise UserError(f"--packing on: {why} with --attention {config.models.attention}; give --packing off")
-    say(f"micro-batches are padded: {why}")
-    return False
+    for name, model in models.items():
+        why = why_not_packed(model, device)
+        if why is None:
+            continue
+        if config.optimiser.packing == "on":
+            raise UserError(f"--packing on: the {name} cannot, {why}; give --packing off")
+        say(f"micro-batches are padded: for the {name} they cannot be packed, {why}")
+        return False
+    say("micro-batches are packed, without padding")
+    return True
 
 
 def make_recipe(config: TrainConfig, stages: Curriculum, *, packed: bool) -> Recipe:

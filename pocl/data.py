@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pocl.attention import Segments
 from pocl.errors import UserError
 from pocl.files import check_object, read_json, read_jsonl, value_sha256
 
@@ -96,6 +97,7 @@ class Batch:
     labels: Tensor  # likewise, the next token; -100 where it is no response token
     places: Tensor  # [N]: where the response tokens are, counted through the rows
     position_ids: Tensor | None = None  # packed: [1, T], 0 where an example begins
+    segments: Segments | None = None  # packed: where the examples are
 
     @staticmethod
     def of(
@@ -104,11 +106,12 @@ class Batch:
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
-        *rest: Tensor,
+        position_ids: Tensor | None = None,
+        segments: Segments | None = None,
     ) -> "Batch":
-        """A batch from tensors on the CPU; ``rest`` are the position ids, where it is packed."""
+        """A batch from tensors on the CPU."""
         places = (labels != IGNORE).flatten().nonzero().flatten()
-        return Batch(example_ids, num_labels, input_ids, attention_mask, labels, places, *rest)
+        return Batch(example_ids, num_labels, input_ids, attention_mask, labels, places, position_ids, segments)
 
     @property
     def num_response_tokens(self) -> int:
@@ -120,14 +123,17 @@ class Batch:
         kept = self.attention_mask.bool()
         positions = self.attention_mask.cumsum(-1) - 1
         parts = (part[kept][None] for part in (self.input_ids, self.attention_mask, self.labels, positions))
-        return Batch.of(self.example_ids, self.num_labels, *parts)
+        return Batch.of(self.example_ids, self.num_labels, *parts, Segments.of(self.attention_mask.sum(-1)))
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with what models read on another device."""
         parts = {name: getattr(self, name) for name in ("input_ids", "attention_mask", "labels", "places")}
         if self.position_ids is not None:
             parts["position_ids"] = self.position_ids
-        return replace(self, **{name: send(part, device) for name, part in parts.items()})
+        sent = replace(self, **{name: send(part, device) for name, part in parts.items()})
+        if self.segments is None:
+            return sent
+        return replace(sent, segments=self.segments.at(send(self.segments.offsets, device)))
 
     def sum_by_example(self, values: Tensor) -> Tensor:
         """The sum of a value of each response token over each example, in float64.  [N] -> [B]."""

@@ -55,16 +55,21 @@ class Engine:
             "managed_gradient_accumulation": False,
             "gradient_clipping": clip_grad,
             "fp16": _FP16 if dtype == "fp16" else {"enabled": False},
-            "bf16": {"enabled": dtype == "bf16"},
+            # Its check asks every gradient of its own; the norm of all says the same.
+            "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": False},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": None,
         }
         self._module, self.world_size = module, world_size
-        self._norm: float | None = None
+        self._adamw, self._norm = optimizer, torch.zeros(())
         if self.zero_stage == 0 and dtype == "fp32":
             # DeepSpeed steps the plain AdamW here, clips without telling the norm: clip just before the step instead.
             config["gradient_clipping"] = 0.0
             optimizer.register_step_pre_hook(lambda *_: self._clip(parameters, clip_grad))
+        elif self.zero_stage < 3 and dtype == "bf16":
+            optimizer.register_step_pre_hook(
+                lambda *_: self._leave_out_unless_finite(self._optimizer._global_grad_norm)
+            )
         with contextlib.redirect_stdout(io.StringIO()):  # what it prints of its own building
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
@@ -103,15 +108,21 @@ class Engine:
                 "fp16 gradients overflow at the smallest loss scale: the run diverges, this is no lack of range; "
                 "lower --lr, or use --dtype bf16"
             ) from error
-        norm = self._norm if self._norm is not None else self._engine.get_global_grad_norm()
+        clips = self.zero_stage == 0 and not self.scales_loss
+        norm = self._norm if clips else self._engine.get_global_grad_norm()
         norm = float("nan" if norm is None else norm)
         return norm, self._engine.was_step_applied() and math.isfinite(norm)
 
     def _clip(self, parameters: list[nn.Parameter], clip_grad: float) -> None:
-        self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip_grad))
-        if not math.isfinite(self._norm):
-            for parameter in parameters:
-                parameter.grad = None  # AdamW passes over it: neither weights nor moments change
+        self._norm = torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
+        self._leave_out_unless_finite(self._norm)
+
+    def _leave_out_unless_finite(self, norm: Tensor) -> None:
+        """Have AdamW change neither weights nor moments, nor count the step, where the norm is not finite.
+
+        Its fused kernel looks at ``found_inf`` on the device, which is not waited for.
+        """
+        self._adamw.found_inf = (~(norm.isfinite() & (norm >= 0))).float().reshape(())
 
     def fresh_optimizer(self) -> None:
         """Forget AdamW's moments and its step count, as a new optimiser would start; weights stay."""

@@ -2,8 +2,9 @@
 
 import hashlib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -20,6 +21,8 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from pocl import attention
+from pocl.attention import Segments
 from pocl.data import Batch, collate, tokenizer_fingerprint
 from pocl.errors import UserError, first_line
 from pocl.lora import about_base, adapter_chain, merge_adapter
@@ -65,15 +68,16 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(path: str, dtype: str = "fp32", attention: str = "auto") -> PreTrainedModel:
+def load_model(path: str, dtype: str = "fp32", attention_name: str = "auto") -> PreTrainedModel:
     """A causal language model from safetensors, in evaluation mode on the CPU; an adapter folder's is merged.
 
-    ``attention`` is transformers' name of what computes it.  Raises UserError where the folder holds no configuration
-    or no safetensors; pickled weights and remote code are refused, since both run what a stranger wrote.
+    ``attention_name`` is transformers' name of what computes it; ``auto`` is this project's wherever that would be
+    sdpa.  Raises UserError where the folder holds no configuration or no safetensors; pickled weights and remote code
+    are refused, since both run what a stranger wrote.
     """
     base, adapters = adapter_chain(path)
     with about_base(path, base):
-        model = _load_whole(base, dtype, attention)
+        model = _load_whole(base, dtype, attention_name)
     for folder in adapters:
         merge_adapter(model, folder)
     return model.eval()
@@ -113,14 +117,14 @@ def _load_config(path: str) -> PretrainedConfig:
         raise UserError(f"cannot load a model from {path!r}: {first_line(error)}") from error
 
 
-def _load_whole(path: str, dtype: str, attention: str) -> PreTrainedModel:
+def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:
     config = _load_config(path)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=DTYPES[dtype],
-            attn_implementation=None if attention == "auto" else attention,
+            attn_implementation=None if attention_name == "auto" else attention_name,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -134,7 +138,15 @@ def _load_whole(path: str, dtype: str, attention: str) -> PreTrainedModel:
         raise UserError(f"the weights in {path!r} lack {len(missing)} tensor(s), such as {missing[0]}")
     model.config.use_cache = False
     fuse_activations(model)
+    if attention_name == "auto":
+        attend_by_example(model)
     return model
+
+
+def attend_by_example(model: PreTrainedModel) -> None:
+    """Have packed examples attend to themselves alone, where the model's attention is sdpa."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(attention.NAME)
 
 
 def fuse_activations(model: nn.Module) -> None:
@@ -169,11 +181,16 @@ def trunk(model: PreTrainedModel) -> nn.Module:
 def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The trunk's hidden states at the positions that have a label.  -> [N, H].
 
-    No attention mask goes in: padding stands to the right of every response, where a causal trunk never looks, and the
-    examples of a packed batch are told apart by their positions (``keeps_apart``).
+    No attention mask goes in: padding stands to the right of every response, where a causal trunk never looks. The
+    examples of a packed batch are told apart by ``pocl.attention``, or by their positions (``why_not_packed``).
     """
-    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    states = trunk(model)(input_ids=batch.input_ids, use_cache=False, **positions).last_hidden_state  # [B, T, H]
+    others: dict[str, Any] = {}
+    if batch.position_ids is not None:
+        others["position_ids"] = batch.position_ids
+        if model.config._attn_implementation == attention.NAME:
+            # A mask of four dimensions is passed through as it is: no other one is made.
+            others |= {"segments": batch.segments, "attention_mask": batch.attention_mask[None, None]}
+    states = trunk(model)(input_ids=batch.input_ids, use_cache=False, **others).last_hidden_state  # [B, T, H]
     return states.flatten(0, 1).index_select(0, batch.places)
 
 
@@ -240,16 +257,59 @@ def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
         )
 
 
-@torch.no_grad()
-def keeps_apart(model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether the model reads two examples of a packed batch as it reads each alone (tried on short ones)."""
+def never_packed(model: PreTrainedModel, device: torch.device) -> str | None:
+    """Why the model cannot read packed batches on this device, as far as its kind says that; None where it may."""
+    name = model.config.model_type
     if "position_ids" not in inspect.signature(trunk(model).forward).parameters:
-        return False
-    batch = collate([0, 1], [[1, 2, 3], [4, 5]], [[6, 7, 8, 9], [2, 3, 1]], max_length=16).to(device)
-    wanted = response_states(model, batch).float()
-    found = response_states(model, batch.packed()).float()
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 3e-2
-    return torch.allclose(found, wanted, atol=tolerance * float(wanted.abs().max()), rtol=0)
+        return f"{name} takes no positions"
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"{name} has layers of {', '.join(sorted(kinds))}"
+    if device.type == "cuda" and model.dtype not in (torch.bfloat16, torch.float16):
+        return "flash attention wants --dtype bf16 or fp16"
+    return None
+
+
+def why_not_packed(model: PreTrainedModel, device: torch.device) -> str | None:
+    """Why the model cannot read packed batches: by its kind, or since it does not read two short examples, and learn
+    from them, as it does from each alone. None where it can.
+    """
+    name, never = model.config.model_type, never_packed(model, device)
+    if never is not None:
+        return never
+    padded = collate([0, 1], [[1, 2, 3], [4, 5]], [[6, 7, 8, 9], [2, 3, 1]], max_length=16)
+    packed = padded.packed()
+    length = packed.input_ids.shape[1]
+    mixed = replace(packed, position_ids=torch.arange(length)[None], segments=Segments.of(torch.tensor([length])))
+    try:
+        wanted, found, wrong = (_states_and_gradient(model, batch.to(device)) for batch in (padded, packed, mixed))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        return f"{name} with {model.config._attn_implementation} fails: {first_line(error)}"
+    # Rounding, beside what it would be to read both examples as one.
+    allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25
+    for a, b, c in zip(wanted, found, wrong, strict=True):
+        if not torch.norm(b - a) <= allowed * torch.norm(c - a):
+            return f"{name} with {model.config._attn_implementation} does not keep packed examples apart"
+    return None
+
+
+def _states_and_gradient(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The states of a batch [N, H], and the gradient of a sum of them by what the embeddings gave, without padding."""
+    given: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        given.append(output.detach().requires_grad_())
+        return given[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            states = response_states(model, batch)
+            weights = torch.linspace(-1.0, 1.0, states.numel(), device=states.device).reshape(states.shape)
+            (gradient,) = torch.autograd.grad((states.float() * weights).sum(), given[:1])
+    finally:
+        hook.remove()
+    return states.detach().float(), gradient[batch.attention_mask.bool()].float()
 
 
 def shared_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, num_tokens: int) -> int | None:

@@ -32,8 +32,9 @@ class ModelOptions:
     )
     dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of student and teacher; master weights stay fp32", "fp32")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = flag(
-        "what computes attention, by its name in transformers; auto: what that takes by itself; flash_attention_2 "
-        "wants a GPU, --dtype bf16 and the package flash-attn",
+        "what computes attention, by its name in transformers; auto: this project's for packed examples where "
+        "transformers would take sdpa, else what it takes; flash_attention_2 wants a GPU, --dtype bf16 and the "
+        "package flash-attn",
         "auto",
     )
     train_last_layers: int | None = flag(
@@ -157,8 +158,9 @@ class OptimiserOptions:
     )
     batch_size: int | None = flag("largest micro-batch of one rank [examples; default: as --max-tokens allows]", None)
     packing: Literal["auto", "on", "off"] = flag(
-        "lay the examples of a micro-batch one behind the other, without padding. auto: where --attention is "
-        "flash_attention_2 or flex_attention and keeps them apart (sdpa and eager do it by a mask, which is slower)",
+        "lay the examples of a micro-batch one behind the other, without padding. auto: where the models read them so "
+        "as they read each alone, which is tried first; not with --attention sdpa or eager, which keep them apart by "
+        "a mask of all tokens times all tokens",
         "auto",
     )
     seed: int = flag("seed of shuffling, dropout and sampling", 10)

@@ -22,7 +22,7 @@ from pocl.data import Split
 from pocl.difficulty import read_order
 from pocl.errors import UserError
 from pocl.lora import target_layers
-from pocl.models import DTYPES, load_skeleton
+from pocl.models import DTYPES, load_skeleton, never_packed
 from pocl.options import TrainConfig
 from pocl.planner import (
     Amount,
@@ -71,12 +71,15 @@ def show_plan(
     Raises UserError where the run does not fit this machine.
     """
     stages = make_stages(config, len(train))
-    amount, exact = _amount(config, run, train, stages, device)
-    with FakeTensorMode():
+    fake = FakeTensorMode()
+    with fake:
         student = load_skeleton(config.models.model, config.models.dtype)
         prepare(student)
-        activations, shape = max((activation_bytes(student, *shape), shape) for shape in amount.largest)
         teacher = load_skeleton(config.models.teacher, config.models.dtype) if config.models.teacher else None
+    packed = wants_packing(config) and not any(never_packed(model, device) for model in (student, teacher) if model)
+    amount, exact = _amount(config, run, train, stages, device, packed=packed)
+    with fake:
+        activations, shape = max((activation_bytes(student, *shape), shape) for shape in amount.largest)
         width = student.config.hidden_size
         sketches = sketch(student), None if teacher is None else sketch(teacher)
         if config.lora.lora_rank:
@@ -104,7 +107,7 @@ def show_plan(
 
 
 def _amount(
-    config: TrainConfig, run: RunDir, train: Split, stages: Curriculum, device: torch.device
+    config: TrainConfig, run: RunDir, train: Split, stages: Curriculum, device: torch.device, *, packed: bool
 ) -> tuple[Amount, bool]:
     """(what all stages put through the student, whether that is exact: it is once the ranking is known)."""
     pools, given = make_pools(config, len(train)), config.curriculum
@@ -121,7 +124,7 @@ def _amount(
         rank=0,
         world_size=distributed.world_size(),
         overhead=OVERHEAD_TOKENS[device.type],
-        packed=wants_packing(config),
+        packed=packed,
     )
     amounts = [
         count_stage(
@@ -131,7 +134,7 @@ def _amount(
             global_batch_size=config.optimiser.global_batch_size,
             cut=cut,
             num_ranks=distributed.world_size(),
-            packed=wants_packing(config),
+            packed=packed,
         )
         for stage in stages
     ]

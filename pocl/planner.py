@@ -4,6 +4,7 @@ Everything here is arithmetic on lengths and on models without weights (``load_s
 ``matmul_rate``, which measures this machine. Memory is in bytes, work in floating-point operations.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -64,16 +65,21 @@ def count_stage(
     batches = examples(0)[: steps * global_batch_size].reshape(steps, global_batch_size)
     chosen = np.unique(np.linspace(0, steps - 1, min(steps, _CUT_STEPS)).astype(int))
     cuts = [split.lengths[rows] for batch in batches[chosen] for rows in cut(batch)]
-    shapes = [(1, int(lengths.sum())) if packed else (len(lengths), int(lengths.max())) for lengths in cuts]
-    # A packed example pays attention to itself alone, a padded one to its padding as well.
-    pairs = sum(int((lengths**2).sum()) if packed else len(lengths) * int(lengths.max()) ** 2 for lengths in cuts)
+    shapes = [(len(lengths), int(lengths.max())) for lengths in cuts]
+    if packed:  # as many rows of its longest as hold its tokens
+        shapes = [
+            (math.ceil(lengths.sum() / length), length) for lengths, (_, length) in zip(cuts, shapes, strict=True)
+        ]
+        tokens_read, pairs = (sum(int((lengths**power).sum()) for lengths in cuts) for power in (1, 2))
+    else:  # attention is paid to padding as well
+        tokens_read, pairs = (sum(rows * length**power for rows, length in shapes) for power in (1, 2))
     scale = num_ranks * stage.epochs * steps / len(chosen)
     return Amount(
         steps=stage.steps(global_batch_size),
         samples=stage.steps(global_batch_size) * global_batch_size,
         tokens=tokens,
         response_tokens=response_tokens,
-        padded_tokens=scale * sum(rows * length for rows, length in shapes),
+        padded_tokens=scale * tokens_read,
         pairs=scale * pairs,
         largest=_largest(shapes),
     )

@@ -106,7 +106,7 @@ def ranks(config: TrainConfig) -> bool:
 def wants_packing(config: TrainConfig) -> bool:
     """Whether micro-batches are to be packed, where the models can."""
     given = config.optimiser.packing
-    return given == "on" or (given == "auto" and config.models.attention in ("flash_attention_2", "flex_attention"))
+    return given == "on" or (given == "auto" and config.models.attention not in ("sdpa", "eager"))
 
 
 def offloads_teacher(config: TrainConfig, student_bytes: int, teacher_bytes: int, device: torch.device) -> bool:

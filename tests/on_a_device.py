@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 import pocl.teacher  # noqa: E402
 from pocl.data import Split  # noqa: E402  The path stands before.
 from pocl.losses import LOSSES  # noqa: E402
-from pocl.models import make_head  # noqa: E402
+from pocl.models import attend_by_example, make_head  # noqa: E402
 from pocl.objective import BLOCK_NUMBERS, StudentObjective, Term  # noqa: E402
 from pocl.snapshot import Snapshot  # noqa: E402
 from pocl.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
@@ -124,8 +124,10 @@ def micro_batch(
 ) -> None:
     """One micro-batch of the trainer, forward and backward."""
     shape = {"vocab_size": 600, "end_id": 0}
-    student = moved(tiny_model(family, **shape))
-    other = moved(tiny_model(family, num_layers=3, width=48, seed=1, **shape))
+    student, other = tiny_model(family, **shape), tiny_model(family, num_layers=3, width=48, seed=1, **shape)
+    for model in (student, other):
+        attend_by_example(model)
+        moved(model)
     source: TeacherSource | None = None
     if teacher == "online":
         source = OnlineTeacher(other, DEVICE, fingerprint="")

@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 import train
-from pocl.data import load_split
+from pocl import distributed
+from pocl.data import collate, load_split
 from pocl.engine import Engine
 from pocl.errors import RunStopped
+from pocl.models import DTYPES
+from pocl.objective import StudentObjective, Term
+from pocl.rundir import ROOT
 from tests.golden import CASES, KEPT, curve
 from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
+from tests.tiny import tiny_model
 
 TWO_EPOCHS = ("--type", "fkl", "--curriculum", "whole-pool", "--num-stages", 1, "--epochs", 2, "--num-dev", 0)
 
@@ -105,6 +111,51 @@ def test_a_gradient_that_is_not_finite_stops_with_step_stage_and_examples(
     assert result.status == 1
     assert "the gradient is not finite at step 3, stage 1, in the batch of examples [" in result.last_line
     assert result.last_line.count(",") >= 7  # the eight of the batch
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "third"])
+@pytest.mark.parametrize(("stage", "dtype"), [*SETTINGS, (2, "bf16"), (3, "bf16")], ids=lambda value: str(value))
+def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(stage: int, dtype: str, first: bool) -> None:
+    device = distributed.start()
+    module = StudentObjective(tiny_model("llama", vocab_size=600, end_id=0).to(DTYPES[dtype]), chunk_tokens=20)
+    engine = Engine(
+        module,
+        lr=1e-2,
+        weight_decay=0.1,
+        clip_grad=1.0,
+        dtype=dtype,
+        config_path=ROOT / "scripts" / "deepspeed" / f"zero{stage}.json",
+        global_batch_size=2,
+        world_size=1,
+        device=device,
+    )
+    batch = collate([0, 1], [[5, 9], [7]], [[10, 11, 0], [12, 0]], max_length=16)
+
+    def step(factor: float) -> tuple[float, bool]:
+        engine.backward(engine.forward(batch, Term())[0] * factor, 5)
+        return engine.step(1e-2)
+
+    def kept() -> list[torch.Tensor]:
+        tensors = [tensor.clone() for tensor in engine.trained_weights().values()]
+        return tensors + [leaf.clone() for leaf in tree_leaves(engine.optimizer_state()) if torch.is_tensor(leaf)]
+
+    for _ in range(0 if first else 2):
+        norm, applied = step(1.0)
+        assert applied and math.isfinite(norm)
+    before = kept()
+    norm, applied = step(math.inf)
+    assert not applied and not math.isfinite(norm)
+    after = kept()
+    if not first:  # there are moments
+        assert len(before) > len(engine.trained_weights())
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+    else:  # which may be zeros now
+        weights = len(engine.trained_weights())
+        torch.testing.assert_close(after[:weights], before[:weights], rtol=0, atol=0)
+    norm, applied = step(1.0)
+    assert applied and math.isfinite(norm)
+    moved = [float((a.float() - b.float()).abs().max()) for a, b in zip(kept(), after, strict=False)]
+    assert max(moved) > 1e-3
 
 
 def test_fp16_at_its_smallest_scale_is_told_from_overflow() -> None:

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
+from pocl import attention
 from pocl.batching import OVERHEAD_TOKENS, blocks_by_length, micro_batches
 from pocl.data import IGNORE, Batch, Split, load_split, read_instructions
 from pocl.errors import UserError
@@ -130,6 +131,7 @@ class Variant:
     loss: Callable[[Bench, Batch, bool], Tensor]  # the objective of one, summed over its response tokens
     padded_to_max: bool = False
     cached: bool = False  # whether the teacher's states come from the cache
+    packed: bool = False  # whether examples lie one behind the other, and attend to themselves alone
     fused: bool = False  # whether the activations are single kernels, as load_model has them
     onednn: bool = False  # whether the products are oneDNN's, as train.py has them on this processor
 
@@ -137,6 +139,7 @@ class Variant:
         """Have this process multiply, and the models compute their activations, as the variant does."""
         (use_onednn if self.onednn else use_torchs_own)()
         for model in (bench.student, bench.teacher):
+            model.set_attn_implementation(attention.NAME if self.packed else "sdpa")
             fuse_activations(model) if self.fused else _as_transformers_has_them(model)
 
 
@@ -160,8 +163,17 @@ def by_length(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
 
 def by_tokens(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
     """The project's micro-batches, by a budget of tokens."""
+    return _within_budget(bench, examples, packed=False)
+
+
+def by_tokens_packed(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
+    """The same where no token is padding."""
+    return _within_budget(bench, examples, packed=True)
+
+
+def _within_budget(bench: Bench, examples: np.ndarray, *, packed: bool) -> list[np.ndarray]:
     limits = {"max_tokens": bench.max_tokens, "batch_size": None, "overhead": OVERHEAD_TOKENS[bench.device.type]}
-    limits |= {"rank": 0, "world_size": 1}
+    limits |= {"rank": 0, "world_size": 1, "packed": packed}
     return micro_batches(examples, bench.split.lengths, **limits)
 
 
@@ -226,7 +238,8 @@ def _term() -> Term:
     return Term(LOSSES["tfkl"].bind(), TEMPERATURE, TEMPERATURE**2, KD_RATIO)
 
 
-TIED = Variant("+ one tied gradient", by_tokens, module_loss, cached=True)
+PACKED = Variant("+ packed, no padding", by_tokens_packed, chunked_loss, cached=True, packed=True)
+TIED = replace(PACKED, name="+ one tied gradient", loss=module_loss)
 FUSED = replace(TIED, name="+ GELU in one kernel", fused=True)
 WHOLE = replace(FUSED, name="+ products by oneDNN", onednn=True) if onednn_is_better() else FUSED
 VARIANTS: tuple[Variant, ...] = (
@@ -237,6 +250,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("+ chunks, gradient forward", by_length, chunked_loss),
     Variant("+ cached teacher", by_length, chunked_loss, cached=True),
     Variant("+ token budget", by_tokens, chunked_loss, cached=True),
+    PACKED,
     TIED,
     FUSED,
     *([WHOLE] if WHOLE is not FUSED else []),
@@ -268,6 +282,8 @@ def forward_backward(bench: Bench, variant: Variant, examples: np.ndarray) -> tu
         batch = bench.split.batch(positions)
         if variant.padded_to_max:
             batch = pad_to(batch, bench.split.max_length)
+        if variant.packed:
+            batch = batch.packed()
         processed += batch.input_ids.numel()
         loss = variant.loss(bench, batch.to(bench.device), variant.cached) / num_tokens
         loss.backward()

@@ -1,0 +1,119 @@
+"""Attention of packed examples: each to itself alone, without a mask and without padding.
+
+transformers' ``sdpa`` keeps packed examples apart by a mask of all tokens times all tokens, which is more work than
+the padding was. Here the CPU attends to one example after the other, by that same ``sdpa``, and a GPU to all of them
+in one call of torch's own flash attention. What is not packed (answers, padded batches) goes to ``sdpa`` as it is.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "by_example"  # what --attention auto chooses wherever transformers would take sdpa
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the examples of a packed row are."""
+
+    lengths: tuple[int, ...]  # of B examples
+    offsets: Tensor  # [B + 1], int32, on the device of the row: where each begins, and where the last ends
+
+    @staticmethod
+    def of(lengths: Tensor) -> "Segments":
+        """From the examples' lengths [B], on the CPU."""
+        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        offsets[1:] = lengths.cumsum(0)
+        return Segments(tuple(lengths.tolist()), offsets)
+
+    def at(self, offsets: Tensor) -> "Segments":
+        """The same with the offsets on another device."""
+        return replace(self, offsets=offsets)
+
+
+def attention_by_example(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Segments | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment of a packed row.
+
+    [1, heads, N, D], [1, key heads, N, D], [1, key heads, N, D] -> ([1, N, heads, D], None), as transformers wants it.
+    Without ``segments`` this is ``sdpa``.  Raises NotImplementedError for scores that are more than scaled products.
+    """
+    if segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    for name in ("softcap", "s_aux", "position_bias"):
+        if options.get(name) is not None:
+            raise NotImplementedError(f"attention with {name} has no packed form here")
+    window = options.pop("sliding_window", None)  # a token sees itself and what is before it, so many in all
+    if query.device.type == "cpu":
+        return _one_by_one(module, query, key, value, segments, window, options), None
+    return _at_once(query, key, value, segments, window, **options), None
+
+
+def _one_by_one(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    window: int | None,
+    options: dict[str, Any],
+) -> Tensor:
+    parts = (states.split(segments.lengths, dim=2) for states in (query, key, value))
+    attended = []
+    for part, length in zip(zip(*parts, strict=True), segments.lengths, strict=True):
+        mask = None if window is None or length <= window else _band(length, window, query.device)
+        attended.append(sdpa_attention_forward(module, *part, mask, **options)[0])
+    return torch.cat(attended, dim=1)
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """[1, 1, length, length]: True for oneself and the ``window`` - 1 tokens before."""
+    ones = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+    return ones.tril().triu(1 - window)
+
+
+def _at_once(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    window: int | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> Tensor:
+    rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # [N, heads, D]
+    longest = max(segments.lengths)
+    left = -1 if window is None or longest <= window else window - 1  # tokens before oneself; -1: all
+    attended, *_others = torch.ops.aten._flash_attention_forward(
+        *rows,
+        segments.offsets,
+        segments.offsets,
+        longest,
+        longest,
+        dropout,
+        left < 0,  # causal, which the window is by itself
+        False,  # no mask of what was dropped, for debugging
+        scale=scaling,
+        window_size_left=left,
+        window_size_right=0,
+    )
+    return attended[None]
+
+
+AttentionInterface.register(NAME, attention_by_example)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # for what is not packed
