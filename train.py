@@ -53,8 +53,10 @@ def main() -> None:
     device = distributed.start()
     distributed.seed_everything(config.optimiser.seed)
     tokenizer = load_tokenizer(config.models.model)
-    config = with_sizes(config, len(tokenizer), device)
-    run = open_run(config, device)
+    run = run_folder(config, device)
+    config = with_sizes(config, len(tokenizer), device, begun=run.begun_with())
+    # Before anything is loaded.
+    run.check_options(run_options(config), distributed.world_size(), weights_only=config.run.resume_weights)
     if config.run.plan:
         plan(config, run, tokenizer, device)
         return
@@ -108,14 +110,12 @@ def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, d
     )
 
 
-def open_run(config: TrainConfig, device: torch.device) -> RunDir:
-    """The run's folder, checked for another run's options, before anything is loaded."""
+def run_folder(config: TrainConfig, device: torch.device) -> RunDir:
+    """The run's folder, where this machine can do what is asked."""
     check_shares(config.optimiser.global_batch_size, distributed.world_size())
     check_precision(deepspeed_config(config), config.models.dtype, device)
     name = config.run.run_name or f"seed{config.optimiser.seed}"
-    run = RunDir(Path(config.run.output_dir) / config.loss.type / name)
-    run.check_options(run_options(config), distributed.world_size(), weights_only=config.run.resume_weights)
-    return run
+    return RunDir(Path(config.run.output_dir) / config.loss.type / name)
 
 
 def run_options(config: TrainConfig) -> dict[str, dict[str, object]]:

@@ -115,5 +115,19 @@ def _at_once(
     return attended[None]
 
 
+def whole_mask(seen: Tensor, num_queries: int) -> Tensor:
+    """Who attends to whom, for the last ``num_queries`` of T tokens.  [B, T] -> [B, 1, num_queries, T], bool.
+
+    ``seen`` says which are tokens; padding attends to itself, since attention to nothing is not a number. transformers
+    would make this of ``seen`` too, and wait for the device to know whether there is padding.
+    """
+    if num_queries == 1:
+        return seen[:, None, None]
+    length = seen.shape[1]
+    behind = torch.ones(num_queries, length, dtype=torch.bool, device=seen.device).tril_(length - num_queries)
+    oneself = torch.zeros_like(behind).diagonal_scatter(behind.new_ones(num_queries), length - num_queries)
+    return (seen[:, None] & behind | oneself)[:, None]
+
+
 AttentionInterface.register(NAME, attention_by_example)
 AttentionMaskInterface.register(NAME, sdpa_mask)  # for what is not packed

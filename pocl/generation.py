@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -16,11 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
+from pocl.attention import whole_mask
 from pocl.batching import blocks_by_length
 from pocl.console import Progressing
+from pocl.data import send
 from pocl.kv_cache import roomy_cache
-from pocl.models import end_ids, make_head, trunk
-from pocl.sampling import NgramBan, Sampling, example_uniforms, next_tokens
+from pocl.models import end_ids, make_head, takes_whole_masks, trunk
+from pocl.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 
 # Rows are dropped once this share of the batch is done: dropping copies the cache.
 _COMPACT_AT = 0.125
@@ -82,7 +85,7 @@ def generate(
     """One answer per prompt of one batch, as token ids without the end-of-text token, in the order of the prompts."""
     was_training = model.training
     model.eval()
-    answers = _Decoder(model, prompts, example_ids, sampling, eos_ids).run(make_head(model, vocab_size))
+    answers = Decoder(model, prompts, example_ids, sampling, eos_ids).run(make_head(model, vocab_size))
     model.train(was_training)
     return answers
 
@@ -120,8 +123,11 @@ def decode(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]]) -> 
     return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
 
 
-class _Decoder:
-    """One batch of prompts being answered. ``rows`` are the prompts that are still unfinished."""
+class Decoder:
+    """One batch of prompts being answered: one column of tokens a round, for the rows that are not known to be done.
+
+    What the rounds need lies on the device, and they do not wait for it (``_Watch``).
+    """
 
     def __init__(
         self,
@@ -131,61 +137,95 @@ class _Decoder:
         sampling: Sampling,
         eos_ids: Sequence[int],
     ) -> None:
-        self.model, self.sampling, self.eos_ids = model, sampling, set(eos_ids)
-        self.device = next(model.parameters()).device
-        self.answers: list[list[int]] = [[] for _ in prompts]
-        self.rows = list(range(len(prompts)))
+        self.model, self.sampling, self.eos_ids = model, sampling, sorted(eos_ids)
+        device = next(model.parameters()).device
         self.takes_positions = "position_ids" in inspect.signature(trunk(model).forward).parameters
-        longest = max(len(prompt) for prompt in prompts)
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):  # padded on the left: every row's next token is in the last column
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        self.input_ids, self.mask = ids.to(self.device), mask.to(self.device)
-        self.cache = roomy_cache()
-        self.bans = [NgramBan(prompt, sampling.no_repeat_ngram) for prompt in prompts]
+        self.length = max(len(prompt) for prompt in prompts)  # columns that are filled
+        tokens = torch.full((len(prompts), self.length + sampling.max_new_tokens), -1)
+        for row, prompt in enumerate(prompts):  # padded on the left: every row's next token is in the same column
+            tokens[row, self.length - len(prompt) : self.length] = torch.tensor(prompt)
+        seen = tokens >= 0
+        seen[:, self.length :] = True
         uniforms = np.stack([example_uniforms(int(example_id), sampling) for example_id in example_ids])
-        self.uniforms = torch.from_numpy(uniforms).to(self.device)  # [B, max_new_tokens]
+        # Of the rows that go on: prompt and answer [B, columns], where they are tokens, and what is drawn with.
+        self.tokens, self.seen = send(tokens, device), send(seen, device)
+        self.uniforms = send(torch.from_numpy(uniforms), device)  # [B, max_new_tokens]
+        self.done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        self.rows = send(torch.arange(len(prompts)), device)  # which prompts these are
+        self.positions = self.seen[:, : self.length].cumsum(-1).sub_(1).clamp_(min=0)
+        self.ends = send(torch.tensor(self.eos_ids, dtype=torch.long), device)
+        self.answers = torch.full((len(prompts), sampling.max_new_tokens), -1, device=device)
+        self.cache, self.watch = roomy_cache(), _Watch(device)
+        self.whole_masks = takes_whole_masks(model)
 
     def run(self, head: Callable[[Tensor], Tensor]) -> list[list[int]]:
         """Decode until every row is done -> answers in the order of the prompts."""
-        active = [True] * len(self.rows)
         for step in range(self.sampling.max_new_tokens):
-            logits = self._forward(head)
-            bans = [self.bans[row] for row in self.rows]
-            tokens = next_tokens(logits, bans, self.uniforms[:, step], self.sampling)
-            for i, (row, token) in enumerate(zip(self.rows, tokens.tolist(), strict=True)):
-                if not active[i]:
-                    continue
-                if token in self.eos_ids:
-                    active[i] = False
-                else:
-                    self.answers[row].append(token)
-                    self.bans[row].append(token)
-            if not any(active):
+            self.add_column(head, step)
+            done = self.watch.look(self.done)
+            if all(done):
                 break
-            self.input_ids = tokens[:, None]
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
-            if active.count(False) >= _COMPACT_AT * len(active):
-                self._drop_finished([i for i, goes_on in enumerate(active) if goes_on])
-                active = [True] * len(self.rows)
-        return self.answers
+            if sum(done) >= _COMPACT_AT * len(done):
+                self._keep([i for i, is_done in enumerate(done) if not is_done])
+        ends = {-1, *self.eos_ids}
+        return [list(takewhile(lambda token: token not in ends, answer)) for answer in self.answers.tolist()]
+
+    def add_column(self, head: Callable[[Tensor], Tensor], step: int) -> None:
+        """One more token for every row, the done ones too."""
+        logits = self._forward(head)
+        if self.sampling.no_repeat_ngram:
+            ban_repeated(logits, self.tokens[:, : self.length], self.sampling.no_repeat_ngram)
+        chosen = choose_tokens(logits, self.uniforms[:, step], self.sampling)
+        self.answers[self.rows, step] = chosen
+        self.tokens[:, self.length] = chosen
+        self.length += 1
+        self.positions = self.positions[:, -1:] + 1
+        self.done |= (chosen[:, None] == self.ends).any(-1)
 
     def _forward(self, head: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits of the next token.  -> [B, V], float32."""
-        positions = {}
+        new = self.positions.shape[1]  # all columns at first, then one
+        inputs = {"input_ids": self.tokens[:, self.length - new : self.length].clamp(min=0)}
         if self.takes_positions:
-            all_positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-            positions["position_ids"] = all_positions[:, -self.input_ids.shape[1] :]
-        output = trunk(self.model)(
-            input_ids=self.input_ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **positions
-        )
+            inputs["position_ids"] = self.positions
+        inputs["attention_mask"] = self.seen[:, : self.length]
+        if self.whole_masks:
+            inputs["attention_mask"] = whole_mask(self.seen[:, : self.length], new)
+        output = trunk(self.model)(**inputs, past_key_values=self.cache, use_cache=True)
         self.cache = output.past_key_values
         return head(output.last_hidden_state[:, -1]).float()
 
-    def _drop_finished(self, kept: Sequence[int]) -> None:
-        self.rows = [self.rows[i] for i in kept]
-        keep = torch.tensor(kept, device=self.device)
+    def _keep(self, kept: Sequence[int]) -> None:
+        """Let the other rows leave the batch."""
+        self.watch.forget()
+        keep = send(torch.tensor(kept), self.rows.device)
         self.cache.batch_select_indices(keep)
-        self.input_ids, self.mask, self.uniforms = self.input_ids[keep], self.mask[keep], self.uniforms[keep]
+        for name in ("tokens", "seen", "uniforms", "done", "rows", "positions"):
+            setattr(self, name, getattr(self, name)[keep])
+
+
+class _Watch:
+    """Which rows of a batch are done. Of a GPU it tells what was so a round ago, so that the next one is on its way
+    while this one is computed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.waits = device.type != "cuda"
+        self.copied: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def look(self, done: Tensor) -> list[bool]:
+        """Which are known to be done.  [B] -> B booleans."""
+        if self.waits:
+            return done.tolist()
+        before = self.copied
+        here, event = torch.empty(done.shape, dtype=done.dtype, pin_memory=True), torch.cuda.Event()
+        here.copy_(done, non_blocking=True)
+        event.record()
+        self.copied = here, event
+        if before is None:
+            return [False] * len(done)
+        before[1].synchronize()
+        return before[0].tolist()
+
+    def forget(self) -> None:
+        """The rows are others from now on."""
+        self.copied = None

@@ -14,14 +14,19 @@ _AHEAD = 64  # positions: so many tokens are written before everything is copied
 class RoomyLayer(DynamicLayer):
     """One layer's keys and values [B, heads, positions, size of a head], the first part of a larger tensor each."""
 
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Begin with no position."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self._rooms = self.keys, self.values
+        self.is_initialized = True
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Take in the keys and values of new positions -> those of all positions."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-            self._rooms = self.keys, self.values
         length = self.keys.shape[2]
         stop = length + key_states.shape[2]
         if stop > self._rooms[0].shape[2]:

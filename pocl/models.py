@@ -5,6 +5,7 @@ import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -22,7 +23,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl import attention
-from pocl.attention import Segments
+from pocl.attention import Segments, whole_mask
 from pocl.data import Batch, collate, tokenizer_fingerprint
 from pocl.errors import UserError, first_line
 from pocl.lora import about_base, adapter_chain, merge_adapter
@@ -310,6 +311,39 @@ def _states_and_gradient(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, 
     finally:
         hook.remove()
     return states.detach().float(), gradient[batch.attention_mask.bool()].float()
+
+
+_TAKES_WHOLE_MASKS: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()
+
+
+def takes_whole_masks(model: PreTrainedModel) -> bool:
+    """Whether the model can be told who attends to whom (``whole_mask``) in place of what is padding; tried once."""
+    if model not in _TAKES_WHOLE_MASKS:
+        _TAKES_WHOLE_MASKS[model] = _takes_whole_masks(model)
+    return _TAKES_WHOLE_MASKS[model]
+
+
+@torch.no_grad()
+def _takes_whole_masks(model: PreTrainedModel) -> bool:
+    config, device = model.config, next(model.parameters()).device
+    windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention"
+    }
+    if config._attn_implementation != attention.NAME or windows:
+        return False
+    ids, seen = torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([[False, True, True], [True, True, True]])
+    inputs = {"input_ids": ids.to(device), "use_cache": False}
+    if "position_ids" in inspect.signature(trunk(model).forward).parameters:
+        inputs["position_ids"] = torch.tensor([[0, 0, 1], [0, 1, 2]]).to(device)
+    masks = seen.to(device), whole_mask(seen.to(device), 3)
+    try:
+        wanted, found = (
+            trunk(model)(attention_mask=mask, **inputs).last_hidden_state[:, -1].float() for mask in masks
+        )
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    allowed = 1e-4 if model.dtype in (torch.float32, torch.float64) else 3e-2
+    return bool(torch.norm(found - wanted) <= allowed * torch.norm(wanted))
 
 
 def shared_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, num_tokens: int) -> int | None:

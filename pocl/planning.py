@@ -4,7 +4,9 @@ Like the entry points, this file reads the options.
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,16 +25,22 @@ from pocl.teacher import cache_bytes
 
 # Of a GPU's memory, for the weights of student and teacher; the rest is for what the teacher computes.
 _TEACHERS_SHARE = 0.8
-
-
 _CPU_TOKENS = 4096  # the largest micro-batch of a CPU where nothing is said
+_SIZES = (("loss", "chunk_tokens"), ("optimiser", "max_tokens"), ("generation", "eval_batch_size"))
 
 
-def with_sizes(config: TrainConfig, vocab_size: int, device: torch.device) -> TrainConfig:
+def with_sizes(
+    config: TrainConfig, vocab_size: int, device: torch.device, *, begun: Mapping[str, Any] | None = None
+) -> TrainConfig:
     """The options with what is computed at once, where nothing was given: it is part of what the run is.
 
-    Like the size of chunks, it follows from the models and the machine alone.
+    It is what the run had when it was ``begun``, by the options of its config.json, so that it goes on where memory is
+    of another size; else it follows from the models and the machine.
     """
+    for group, name in _SIZES:
+        before = (begun or {}).get(group, {}).get(name)
+        if getattr(getattr(config, group), name) is None and type(before) is int and before > 0:
+            config = replace(config, **{group: replace(getattr(config, group), **{name: before})})
     memory = distributed.device_memory(device)
     loss, optimiser, generation = config.loss, config.optimiser, config.generation
     if loss.chunk_tokens is None:

@@ -82,6 +82,10 @@ class RunDir:
         check_object(last["files"], {name: (int,) for name in last["files"]}, f"{path} is damaged: 'files'")
         return last
 
+    def begun_with(self) -> dict[str, Any] | None:
+        """The options of the run that this folder holds, by group; None where it holds none."""
+        return self._read_config()["options"] if self.config.is_file() else None
+
     def check_options(self, options: Mapping[str, Any], world_size: int, *, weights_only: bool = False) -> None:
         """Raise UserError where this folder holds a run with other options, or a checkpoint of other ranks.
 

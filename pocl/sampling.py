@@ -53,6 +53,24 @@ class NgramBan:
         return self.followers.get(self.tail, []) if self.size else []
 
 
+def ban_repeated(logits: Tensor, tokens: Tensor, size: int) -> None:
+    """``NgramBan`` of a whole batch, on its device: -inf in ``logits`` for what would repeat an n-gram of the row.
+
+    [B, V], [B, T]; -1 in ``tokens`` is padding on the left, which is in no n-gram.
+    """
+    length = tokens.shape[1]
+    if length < size:
+        return
+    after = tokens[:, size - 1 :]  # what stood behind each run of size - 1 tokens
+    repeats, tail = after >= 0, tokens[:, length - size + 1 :]
+    if size > 1:
+        repeats &= tail[:, :1] >= 0
+    for i in range(size - 1):
+        repeats &= tokens[:, i : i + after.shape[1]] == tail[:, i : i + 1]
+    bound = torch.where(repeats, -torch.inf, torch.inf).to(logits.dtype)
+    logits.scatter_reduce_(1, after.clamp(min=0), bound, "amin")
+
+
 def example_uniforms(example_id: int, sampling: Sampling) -> np.ndarray:
     """The uniform numbers with which one example's tokens are drawn: its own, whatever its batch.
 
@@ -64,7 +82,10 @@ def example_uniforms(example_id: int, sampling: Sampling) -> np.ndarray:
 
 
 def next_tokens(logits: Tensor, bans: Sequence[NgramBan], uniforms: Tensor, sampling: Sampling) -> Tensor:
-    """The next token of each row after the ban of repeated n-grams, which changes ``logits``.  [B, V], [B] -> [B]."""
+    """The next token of each row after its own ban, which changes ``logits``.  [B, V], [B] -> [B].
+
+    For vLLM, whose requests come and go one by one.
+    """
     banned = [(row, token) for row, ban in enumerate(bans) for token in ban.banned()]
     if banned:
         rows, tokens = torch.tensor(banned, device=logits.device).T

@@ -1,4 +1,4 @@
-"""Micro-batches of the trainer on a device that is not the CPU: what would wait for it, or mix it up with the CPU?
+"""Micro-batches and answers on a device that is not the CPU: what would wait for it, or mix it up with the CPU?
 
     python tests/on_a_device.py
 
@@ -30,9 +30,11 @@ sys.path.insert(0, str(ROOT))
 
 import pocl.teacher  # noqa: E402
 from pocl.data import Split  # noqa: E402  The path stands before.
+from pocl.generation import Decoder  # noqa: E402
 from pocl.losses import LOSSES  # noqa: E402
-from pocl.models import attend_by_example, make_head  # noqa: E402
+from pocl.models import attend_by_example, make_head, takes_whole_masks  # noqa: E402
 from pocl.objective import BLOCK_NUMBERS, StudentObjective, Term  # noqa: E402
+from pocl.sampling import Sampling  # noqa: E402
 from pocl.snapshot import Snapshot  # noqa: E402
 from pocl.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
 from pocl.texts import Text  # noqa: E402
@@ -146,6 +148,19 @@ def micro_batch(
     assert {parameter.grad.device for parameter in student.parameters()} == {DEVICE}
 
 
+def answering(family: str, sampling: Sampling) -> None:
+    """The first columns of answers to three prompts."""
+    model = tiny_model(family, vocab_size=600, end_id=0).eval()
+    attend_by_example(model)
+    assert takes_whole_masks(model)  # tried where there are numbers
+    moved(model)
+    decoder = Decoder(model, [[5, 6, 7], [8] * 9, [4]], [3, 1, 2], sampling, [0, 9])
+    with torch.no_grad():
+        for step in range(3):
+            decoder.add_column(make_head(model), step)
+    assert decoder.answers.device == DEVICE and decoder.length == 9 + 3
+
+
 def cases() -> dict[str, Callable[[], object]]:
     """Every case by its name."""
     split, folder = make_split(), Path(tempfile.mkdtemp())
@@ -156,6 +171,8 @@ def cases() -> dict[str, Callable[[], object]]:
         found[f"{family}, online"] = lambda family=family: micro_batch(family, kd, **shared)
         found[f"{family}, packed"] = lambda family=family: micro_batch(family, kd, packed=True, **shared)
         found[f"{family}, cached"] = lambda family=family: micro_batch(family, kd, teacher="cached", **shared)
+        for kind, sampling in (("greedy", Sampling(8, temperature=0.0)), ("sampled", Sampling(8, top_p=0.9, top_k=9))):
+            found[f"{family}, {kind}"] = lambda family=family, sampling=sampling: answering(family, sampling)
     found["sft"] = lambda: micro_batch("gpt2", Term(), teacher="none", **shared)
     found["selective reliance"] = lambda: micro_batch("gpt2", kd, teacher="cached", reliance=True, **shared)
     for name, loss in LOSSES.items():

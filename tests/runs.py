@@ -126,6 +126,17 @@ def launch(
     return Result(process.returncode, process.stdout + process.stderr)
 
 
+def examples_of(batch: Any) -> list[tuple[list[int], list[int]]]:
+    """(input tokens, labels) of each example of a micro-batch, padded or packed; padding has to have no label."""
+    if batch.segments is not None:
+        parts = (tensor[0].split(batch.segments.lengths) for tensor in (batch.input_ids, batch.labels))
+        return [(ids.tolist(), labels.tolist()) for ids, labels in zip(*parts, strict=True)]
+    lengths = batch.attention_mask.sum(-1).tolist()
+    assert all((row[length:] == -100).all() for row, length in zip(batch.labels, lengths, strict=True))
+    rows = zip(batch.input_ids.tolist(), batch.labels.tolist(), lengths, strict=True)
+    return [(ids[:length], labels[:length]) for ids, labels, length in rows]
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The records of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -16,7 +16,7 @@ from pocl.data import IGNORE
 from pocl.losses import LOSSES
 from pocl.ranking import SIGNALS
 from pocl.texts import Text, TextSource
-from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments
+from tests.runs import Folders, call, examples_of, make_folders, read_jsonl, train_arguments
 
 FACTORS: dict[str, list[Any]] = {
     "type": ["sft", "fkl", *(f"t{name}" for name in ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl"))],
@@ -143,11 +143,13 @@ def check_pools(choice: Choice, run: Path, records: list[dict[str, Any]], steps:
 def check_targets(text: Text, split: Any) -> None:
     """Every label is the next token of the example's own prompt and response; gold text has gold targets."""
     rows = split.table[[int(position) for position in text.positions]]
-    for i, (prompt, gold) in enumerate(zip(rows["prompt_ids"], rows["response_ids"], strict=True)):
-        labels, inputs = text.batch.labels[i], text.batch.input_ids[i].tolist()
-        response = labels[labels != IGNORE].tolist()
-        assert inputs[: len(prompt)] == prompt and response
-        assert labels[: len(prompt) - 1].tolist() == [IGNORE] * (len(prompt) - 1)
-        assert inputs[len(prompt) : len(prompt) + len(response) - 1] == response[:-1]
+    for prompt, gold, (inputs, labels) in zip(
+        rows["prompt_ids"], rows["response_ids"], examples_of(text.batch), strict=True
+    ):
+        first = len(prompt) - 1
+        response = labels[first:]
+        assert inputs[: len(prompt)] == prompt and response and IGNORE not in response
+        assert labels[:first] == [IGNORE] * first
+        assert inputs[len(prompt) :] == response[:-1]
         if not text.of_student:
             assert response == gold

@@ -1,4 +1,4 @@
-"""A micro-batch never waits for its device: no number of it is asked for, and no tensor is on the wrong one."""
+"""Micro-batches and answers never wait for their device: no number of it is asked for, no tensor is elsewhere."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def test_what_waits_or_mixes_devices_is_noticed(raised: dict[str, Any]) -> None:
     assert {name: raised[name].split(":")[0] for name in NOTICED} == NOTICED
 
 
-def test_no_micro_batch_waits_for_its_device(raised: dict[str, Any]) -> None:
+def test_no_micro_batch_and_no_answer_waits_for_its_device(raised: dict[str, Any]) -> None:
     found = {name: error for name, error in raised.items() if name not in NOTICED}
-    assert len(found) >= 4 * 3 + 2 + 12  # families with each kind of teacher and packed, SFT, reliance, divergences
+    assert len(found) >= 4 * 5 + 2 + 12  # families (three ways to learn, two to answer), SFT, reliance, divergences
     assert found == dict.fromkeys(found)

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from pocl import distributed
-from pocl.generation import BuiltIn, answer_prompts, decode, even_blocks, generate
+from pocl.attention import whole_mask
+from pocl.generation import BuiltIn, _Watch, answer_prompts, decode, even_blocks, generate
 from pocl.kv_cache import RoomyLayer
-from pocl.sampling import Sampling, choose_tokens
+from pocl.models import attend_by_example, takes_whole_masks
+from pocl.sampling import NgramBan, Sampling, ban_repeated, choose_tokens
 from tests.tiny import FAMILIES, tiny_model
 
 # Lengths 1 to 14; some repeat themselves, so that a ban of n-grams finds something in the prompt.
@@ -302,6 +304,70 @@ def test_generating_leaves_the_model_as_it_was(models: dict[str, PreTrainedModel
 def test_decoding_drops_special_tokens_and_outer_white_space(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = tokenizer.encode("  \n two words \n", add_special_tokens=False)
     assert decode(tokenizer, [[*ids, tokenizer.eos_token_id], []]) == ["two words", ""]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_the_ban_of_a_batch_is_that_of_each_row(size: int) -> None:
+    draw = np.random.default_rng(size)
+    for length in (1, 2, 5, 40):
+        rows = [draw.integers(0, 2, draw.integers(1, length + 1)).tolist() for _ in range(30)]
+        tokens = torch.tensor([[-1] * (length - len(row)) + row for row in rows])
+        logits = torch.zeros(30, 2)
+        ban_repeated(logits, tokens, size)
+        wanted = [sorted(set(NgramBan(row, size).banned())) for row in rows]
+        assert [row.isinf().nonzero().flatten().tolist() for row in logits] == wanted
+        assert length < 40 or any(wanted)
+        assert set(logits.unique().tolist()) <= {0.0, -torch.inf}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_known_a_round_late_changes_no_answer(
+    models: dict[str, PreTrainedModel], temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the loop is not told at once which rows are done."""
+    sampling, looks = Sampling(12, temperature=temperature, no_repeat_ngram=2), []
+    free = generate(models["gpt2"], PROMPTS, IDS, sampling=sampling, eos_ids=[])
+    eos_ids = [answer[3 + i] for i, answer in enumerate(free)]
+    wanted = generate(models["gpt2"], PROMPTS, IDS, sampling=sampling, eos_ids=eos_ids)
+
+    def late(watch: _Watch, done: Tensor) -> list[bool]:
+        before, watch.copied = watch.copied, done.clone()  # type: ignore[assignment]
+        looks.append(len(done))
+        return [False] * len(done) if before is None else before.tolist()  # type: ignore[union-attr]
+
+    monkeypatch.setattr(_Watch, "look", late)
+    assert generate(models["gpt2"], PROMPTS, IDS, sampling=sampling, eos_ids=eos_ids) == wanted
+    assert wanted == [cut(answer, eos_ids) for answer in free]
+    assert min(looks) < len(PROMPTS) and len({len(answer) for answer in wanted}) > 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_masks_give_the_answers_of_transformers_own(models: dict[str, PreTrainedModel], family: str) -> None:
+    model = copy.deepcopy(models[family])
+    attend_by_example(model)
+    assert takes_whole_masks(model) and not takes_whole_masks(models[family])
+    for options in ({"temperature": 0.0}, {}):
+        sampling = Sampling(12, **options)
+        answers = [generate(m, PROMPTS, IDS, sampling=sampling, eos_ids=[]) for m in (model, models[family])]
+        assert answers[0] == answers[1]
+
+
+def test_a_model_with_windows_makes_its_own_masks() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = MistralForCausalLM(MistralConfig(vocab_size=600, intermediate_size=64, sliding_window=5, **sizes)).eval()
+    attend_by_example(model)
+    assert not takes_whole_masks(model)
+    model.config.sliding_window = None
+    assert takes_whole_masks(copy.deepcopy(model))
+
+
+def test_whole_masks_are_causal_and_leave_nobody_without_a_token() -> None:
+    seen = torch.tensor([[False, False, True, True], [True, True, True, True]])
+    padded, whole = whole_mask(seen, 4)[:, 0].int().tolist()
+    assert padded == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert whole == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert whole_mask(seen, 2)[0, 0].int().tolist() == [[0, 0, 1, 0], [0, 0, 1, 1]]
+    assert whole_mask(seen, 1)[:, 0].int().tolist() == [[[0, 0, 1, 1]], [[1, 1, 1, 1]]]
 
 
 @pytest.mark.parametrize(("count", "ranks", "sizes"), [(0, 1, []), (5, 1, [5]), (65, 1, [33, 32]), (60, 4, [15] * 4)])

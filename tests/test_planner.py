@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ from pocl.planner import (
     with_adapters,
 )
 from pocl.planning import offloads_teacher, prompts_together, with_sizes
-from tests.runs import Folders, Result, call, make_folders, train_arguments
+from tests.runs import Folders, Result, call, make_folders, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, ROOT, save_model, tiny_model, tiny_tokenizer
 
 
@@ -372,16 +373,36 @@ def test_sizes_that_are_not_given_follow_from_model_and_machine(
     command = ["--model", str(folders.student), "--type", "sft", "--data-dir", "d", "--output-dir", "o"]
     monkeypatch.setattr(distributed, "device_memory", lambda device: 10**9)
 
-    def sizes(device: str, *flags: str) -> tuple[int | None, int | None, int | None]:
-        config = with_sizes(parse_train([*command, *flags]), 600, torch.device(device))
+    def sizes(device: str, *flags: str, begun: dict[str, Any] | None = None) -> tuple[int | None, ...]:
+        config = with_sizes(parse_train([*command, *flags]), 600, torch.device(device), begun=begun)
         return config.loss.chunk_tokens, config.optimiser.max_tokens, config.generation.eval_batch_size
 
     assert sizes("cpu") == (192, 4096, 64)
     assert sizes("cuda", "--max-length", "512") == (1024, 16_384, 512)
     assert prompts_together(str(folders.student), "bf16", 512, torch.device("cuda")) == 1024
     assert sizes("cuda", "--max-tokens", "77", "--eval-batch-size", "3", "--chunk-tokens", "5") == (5, 77, 3)
+    begun = {"loss": {"chunk_tokens": 8}, "optimiser": {"max_tokens": 9}, "generation": {}}
+    assert sizes("cpu", begun=begun) == (8, 9, 64)
+    assert sizes("cuda", "--max-tokens", "77", "--max-length", "512", begun=begun) == (8, 77, 512)
     with pytest.raises(UserError, match="no folder"):
         prompts_together("./nowhere", "fp32", 512, torch.device("cpu"))
+
+
+def test_a_run_goes_on_where_memory_is_another(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the sizes that it was begun with."""
+    command = train_arguments(folders, tmp_path, "--type", "sft", "--num-dev", 0, teacher=False)
+    train_until_stage(command, 2)
+    config = json.loads((tmp_path / "sft" / "seed10" / "config.json").read_text())["options"]
+    monkeypatch.setattr(distributed, "device_memory", lambda device: 10**7)
+    parsed = parse_train(command)
+    assert with_sizes(parsed, 600, torch.device("cpu")).loss.chunk_tokens != config["loss"]["chunk_tokens"]
+    result = call(train, command)
+    assert result.status == 0 and "going on from step" in result.output, result.output
+    assert json.loads((tmp_path / "sft" / "seed10" / "config.json").read_text())["options"] == config
+    result = call(train, [*command, "--chunk-tokens", "7"])
+    assert result.status == 2 and "chunk_tokens was" in result.last_line
 
 
 def test_a_plan_counts_an_offloaded_teacher_by_its_head(
