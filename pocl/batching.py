@@ -84,7 +84,8 @@ def cut_rows(
 
     A micro-batch costs its tokens (rows times its longest; ``packed``: the sum of its rows) and ``overhead`` tokens
     for being one more (``OVERHEAD_TOKENS`` of the device). It holds at most ``max_tokens`` of them, but for one row
-    alone that is longer, and at most ``batch_size`` rows where that is given.
+    alone that is longer, and at most ``batch_size`` rows where that is given. Of packed cuts, which all have as many
+    tokens, one of about equal micro-batches is taken: the largest decides the memory.
     """
     num_rows = len(widths)
     cost = np.full(num_rows + 1, np.inf)  # of the best cut of the first rows, by their number
@@ -95,6 +96,8 @@ def cut_rows(
         tokens = np.cumsum(widths[first:]) if packed else width * np.arange(1, left + 1)
         most = min(max(1, int((tokens <= max_tokens).sum())), batch_size or num_rows, left)
         with_this = cost[first] + overhead + tokens[:most]
+        if packed:  # less than one micro-batch more would cost
+            with_this += 0.5 * overhead * (tokens[:most] / max_tokens) ** 2
         better = first + 1 + np.flatnonzero(with_this < cost[first + 1 : first + 1 + most])
         cost[better], start[better] = with_this[better - first - 1], first
     slices, stop = [], num_rows

@@ -289,12 +289,23 @@ def test_an_attention_that_is_not_there_is_refused(folders: Folders, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_packed_cut_counts_no_padding() -> None:
+def test_a_packed_cut_counts_no_padding_and_is_even() -> None:
     widths = np.array([100, 40, 30, 30])
     assert cut_rows(widths, max_tokens=200, overhead=5, packed=True) == [slice(0, 4)]
+    assert cut_rows(widths, max_tokens=199, overhead=5, packed=True) == [slice(0, 1), slice(1, 4)]
     assert cut_rows(widths, max_tokens=100, overhead=5, packed=True) == [slice(0, 1), slice(1, 4)]
-    assert cut_rows(widths, max_tokens=200, batch_size=3, overhead=5, packed=True) in (
-        [slice(0, 1), slice(1, 4)],
-        [slice(0, 2), slice(2, 4)],
-        [slice(0, 3), slice(3, 4)],
-    )
+    assert cut_rows(widths, max_tokens=200, batch_size=3, overhead=5, packed=True) == [slice(0, 1), slice(1, 4)]
+    assert cut_rows(np.array([300, 20, 10]), max_tokens=100, overhead=5, packed=True) == [slice(0, 1), slice(1, 3)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_packed_cut_has_as_few_micro_batches_as_there_can_be(seed: int) -> None:
+    widths = np.sort(np.random.default_rng(seed).integers(1, 512, 64))[::-1]
+    for max_tokens in (600, 2048, 4096):
+        cuts = cut_rows(widths, max_tokens=max_tokens, overhead=64, packed=True)
+        sizes = [int(widths[rows].sum()) for rows in cuts]
+        fewest, room = 0, 0  # filled one after the other, which is the least for runs
+        for width in widths.tolist():
+            fewest, room = (fewest, room - width) if width <= room else (fewest + 1, max_tokens - width)
+        assert len(cuts) == fewest and max(sizes) <= max_tokens and sum(sizes) == widths.sum()
+        assert max(sizes) <= 1.1 * sum(sizes) / len(sizes) + widths.max()
