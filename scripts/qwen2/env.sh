@@ -15,4 +15,4 @@ SFT_TEACHER=(--lr 2e-5 --epochs 5)
 KD=(--global-batch-size 32 --lr 5e-5 --epochs 20)
 KD_MATCHED=(--lr 5e-5 --epochs 20)
 POCL=(--lr 5e-5)
-MEMORY=(--max-tokens 2048 --gradient-checkpointing) # flags that change memory and speed, not the result
+MEMORY=(--gradient-checkpointing) # flags that change memory and speed, not the result
