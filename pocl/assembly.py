@@ -190,7 +190,7 @@ def packs(config: TrainConfig, student: PreTrainedModel, teacher: TeacherSource 
         return False
     models = {"student": student} | ({"teacher": teacher.model} if isinstance(teacher, OnlineTeacher) else {})
     for name, model in models.items():
-        why = why_not_packed(model, device)
+        why = why_not_packed(model, device, learns=model is student)
         if why is None:
             continue
         if config.optimiser.packing == "on":

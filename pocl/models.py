@@ -271,9 +271,9 @@ def never_packed(model: PreTrainedModel, device: torch.device) -> str | None:
     return None
 
 
-def why_not_packed(model: PreTrainedModel, device: torch.device) -> str | None:
+def why_not_packed(model: PreTrainedModel, device: torch.device, *, learns: bool = True) -> str | None:
     """Why the model cannot read packed batches: by its kind, or since it does not read two short examples, and learn
-    from them, as it does from each alone. None where it can.
+    from them where it ``learns``, as it does from each alone. None where it can.
     """
     name, never = model.config.model_type, never_packed(model, device)
     if never is not None:
@@ -283,7 +283,9 @@ def why_not_packed(model: PreTrainedModel, device: torch.device) -> str | None:
     length = packed.input_ids.shape[1]
     mixed = replace(packed, position_ids=torch.arange(length)[None], segments=Segments.of(torch.tensor([length])))
     try:
-        wanted, found, wrong = (_states_and_gradient(model, batch.to(device)) for batch in (padded, packed, mixed))
+        wanted, found, wrong = (
+            _states_and_gradient(model, batch.to(device), learns=learns) for batch in (padded, packed, mixed)
+        )
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         return f"{name} with {model.config._attn_implementation} fails: {first_line(error)}"
     # Rounding, beside what it would be to read both examples as one.
@@ -294,8 +296,13 @@ def why_not_packed(model: PreTrainedModel, device: torch.device) -> str | None:
     return None
 
 
-def _states_and_gradient(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The states of a batch [N, H], and the gradient of a sum of them by what the embeddings gave, without padding."""
+def _states_and_gradient(model: PreTrainedModel, batch: Batch, *, learns: bool) -> list[Tensor]:
+    """The states of a batch [N, H]; where the model ``learns`` also the gradient of a sum of them by the embeddings'
+    output, without padding.
+    """
+    if not learns:  # an offloaded model could not keep what the backward pass wants
+        with torch.no_grad():
+            return [response_states(model, batch).float()]
     given: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -310,7 +317,7 @@ def _states_and_gradient(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, 
             (gradient,) = torch.autograd.grad((states.float() * weights).sum(), given[:1])
     finally:
         hook.remove()
-    return states.detach().float(), gradient[batch.attention_mask.bool()].float()
+    return [states.detach().float(), gradient[batch.attention_mask.bool()].float()]
 
 
 _TAKES_WHOLE_MASKS: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()

@@ -207,13 +207,13 @@ def test_a_model_that_mixes_packed_examples_is_found_out() -> None:
     assert said in str(why_not_packed(tiny_model("opt", vocab_size=600, end_id=0), CPU))
     for dtype in (torch.float32, torch.bfloat16):
         mixing = tiny_model("llama", vocab_size=600, end_id=0).to(dtype)
-        assert why_not_packed(mixing, CPU) is None
+        assert why_not_packed(mixing, CPU) is None and why_not_packed(mixing, CPU, learns=False) is None
         forward = mixing.base_model.forward
         mixing.base_model.forward = lambda input_ids, position_ids=None, forward=forward, **_: forward(
             input_ids, use_cache=False
         )
         assert "takes no positions" not in str(why_not_packed(mixing, CPU))
-        assert said in str(why_not_packed(mixing, CPU))
+        assert said in str(why_not_packed(mixing, CPU)) and said in str(why_not_packed(mixing, CPU, learns=False))
 
 
 def test_the_name_of_the_attention_is_in_no_model_folder(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_model_that_cannot_be_packed_is_padded_or_refused(tmp_path: Path) -> N
         assert said in result.output
         assert result.status == (2 if packing == "on" else 0), result.output
         assert (tmp_path / "out" / "sft" / "seed10").exists() == (packing == "auto")
-    with mock.patch("pocl.assembly.why_not_packed", lambda model, device: "it mixes them"):
+    with mock.patch("pocl.assembly.why_not_packed", lambda model, device, **_: "it mixes them"):
         result = call(train, train_arguments(folders, tmp_path / "other", *shared, teacher=False))
     assert result.status == 0
     assert "micro-batches are padded: for the student they cannot be packed, it mixes them" in result.output
