@@ -31,12 +31,12 @@ from pocl.models import (
     train_only_last_layers,
     weights_bytes,
     weights_fingerprint,
-    why_not_packed,
 )
 from pocl.objective import StudentObjective, Term
 from pocl.offload import place
 from pocl.on_policy import OnPolicy
 from pocl.options import TrainConfig
+from pocl.packing import why_not_packed
 from pocl.planning import (
     cache_place,
     offloads_teacher,

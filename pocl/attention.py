@@ -49,13 +49,13 @@ def attention_by_example(
     """Causal attention within each segment of a packed row.
 
     [1, heads, N, D], [1, key heads, N, D], [1, key heads, N, D] -> ([1, N, heads, D], None), as transformers wants it.
-    Without ``segments`` this is ``sdpa``.  Raises NotImplementedError for scores that are more than scaled products.
+    Without ``segments`` this is ``sdpa``.  Raises ValueError for scores that are more than scaled products.
     """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
-            raise NotImplementedError(f"attention with {name} has no packed form here")
+            raise ValueError(f"attention with {name} has no packed form here")
     window = options.pop("sliding_window", None)  # a token sees itself and what is before it, so many in all
     if query.device.type == "cpu":
         return _one_by_one(module, query, key, value, segments, window, options), None

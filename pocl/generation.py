@@ -22,7 +22,8 @@ from pocl.batching import blocks_by_length
 from pocl.console import Progressing
 from pocl.data import send
 from pocl.kv_cache import roomy_cache
-from pocl.models import end_ids, make_head, takes_whole_masks, trunk
+from pocl.models import end_ids, make_head, trunk
+from pocl.packing import takes_whole_masks
 from pocl.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 
 # Rows are dropped once this share of the batch is done: dropping copies the cache.

@@ -1,11 +1,9 @@
 """Student, teacher and tokenizer: loading with checks, trunk and head apart, the vocabulary that both share."""
 
 import hashlib
-import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,8 +21,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl import attention
-from pocl.attention import Segments, whole_mask
-from pocl.data import Batch, collate, tokenizer_fingerprint
+from pocl.data import Batch, tokenizer_fingerprint
 from pocl.errors import UserError, first_line
 from pocl.lora import about_base, adapter_chain, merge_adapter
 
@@ -183,7 +180,7 @@ def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The trunk's hidden states at the positions that have a label.  -> [N, H].
 
     No attention mask goes in: padding stands to the right of every response, where a causal trunk never looks. The
-    examples of a packed batch are told apart by ``pocl.attention``, or by their positions (``why_not_packed``).
+    examples of a packed batch are told apart by ``pocl.attention``, or by their positions (``pocl.packing``).
     """
     others: dict[str, Any] = {}
     if batch.position_ids is not None:
@@ -256,101 +253,6 @@ def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
             f"{name!r} ({model.config.model_type}) changes its logits behind the head in a way that is not known "
             f"here; add it to make_head in pocl/models.py"
         )
-
-
-def never_packed(model: PreTrainedModel, device: torch.device) -> str | None:
-    """Why the model cannot read packed batches on this device, as far as its kind says that; None where it may."""
-    name = model.config.model_type
-    if "position_ids" not in inspect.signature(trunk(model).forward).parameters:
-        return f"{name} takes no positions"
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        return f"{name} has layers of {', '.join(sorted(kinds))}"
-    if device.type == "cuda" and model.dtype not in (torch.bfloat16, torch.float16):
-        return "flash attention wants --dtype bf16 or fp16"
-    return None
-
-
-def why_not_packed(model: PreTrainedModel, device: torch.device, *, learns: bool = True) -> str | None:
-    """Why the model cannot read packed batches: by its kind, or since it does not read two short examples, and learn
-    from them where it ``learns``, as it does from each alone. None where it can.
-    """
-    name, never = model.config.model_type, never_packed(model, device)
-    if never is not None:
-        return never
-    padded = collate([0, 1], [[1, 2, 3], [4, 5]], [[6, 7, 8, 9], [2, 3, 1]], max_length=16)
-    packed = padded.packed()
-    length = packed.input_ids.shape[1]
-    mixed = replace(packed, position_ids=torch.arange(length)[None], segments=Segments.of(torch.tensor([length])))
-    try:
-        wanted, found, wrong = (
-            _states_and_gradient(model, batch.to(device), learns=learns) for batch in (padded, packed, mixed)
-        )
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        return f"{name} with {model.config._attn_implementation} fails: {first_line(error)}"
-    # Rounding, beside what it would be to read both examples as one.
-    allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25
-    for a, b, c in zip(wanted, found, wrong, strict=True):
-        if not torch.norm(b - a) <= allowed * torch.norm(c - a):
-            return f"{name} with {model.config._attn_implementation} does not keep packed examples apart"
-    return None
-
-
-def _states_and_gradient(model: PreTrainedModel, batch: Batch, *, learns: bool) -> list[Tensor]:
-    """The states of a batch [N, H]; where the model ``learns`` also the gradient of a sum of them by the embeddings'
-    output, without padding.
-    """
-    if not learns:  # an offloaded model could not keep what the backward pass wants
-        with torch.no_grad():
-            return [response_states(model, batch).float()]
-    given: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        given.append(output.detach().requires_grad_())
-        return given[-1]
-
-    hook = model.get_input_embeddings().register_forward_hook(keep)
-    try:
-        with torch.enable_grad():
-            states = response_states(model, batch)
-            weights = torch.linspace(-1.0, 1.0, states.numel(), device=states.device).reshape(states.shape)
-            (gradient,) = torch.autograd.grad((states.float() * weights).sum(), given[:1])
-    finally:
-        hook.remove()
-    return [states.detach().float(), gradient[batch.attention_mask.bool()].float()]
-
-
-_TAKES_WHOLE_MASKS: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()
-
-
-def takes_whole_masks(model: PreTrainedModel) -> bool:
-    """Whether the model can be told who attends to whom (``whole_mask``) in place of what is padding; tried once."""
-    if model not in _TAKES_WHOLE_MASKS:
-        _TAKES_WHOLE_MASKS[model] = _takes_whole_masks(model)
-    return _TAKES_WHOLE_MASKS[model]
-
-
-@torch.no_grad()
-def _takes_whole_masks(model: PreTrainedModel) -> bool:
-    config, device = model.config, next(model.parameters()).device
-    windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {
-        "full_attention"
-    }
-    if config._attn_implementation != attention.NAME or windows:
-        return False
-    ids, seen = torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([[False, True, True], [True, True, True]])
-    inputs = {"input_ids": ids.to(device), "use_cache": False}
-    if "position_ids" in inspect.signature(trunk(model).forward).parameters:
-        inputs["position_ids"] = torch.tensor([[0, 0, 1], [0, 1, 2]]).to(device)
-    masks = seen.to(device), whole_mask(seen.to(device), 3)
-    try:
-        wanted, found = (
-            trunk(model)(attention_mask=mask, **inputs).last_hidden_state[:, -1].float() for mask in masks
-        )
-    except (RuntimeError, TypeError, ValueError):
-        return False
-    allowed = 1e-4 if model.dtype in (torch.float32, torch.float64) else 3e-2
-    return bool(torch.norm(found - wanted) <= allowed * torch.norm(wanted))
 
 
 def shared_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, num_tokens: int) -> int | None:

@@ -22,8 +22,9 @@ from pocl.data import Split
 from pocl.difficulty import read_order
 from pocl.errors import UserError
 from pocl.lora import target_layers
-from pocl.models import DTYPES, load_skeleton, never_packed
+from pocl.models import DTYPES, load_skeleton
 from pocl.options import TrainConfig
+from pocl.packing import never_packed
 from pocl.planner import (
     Amount,
     Sketch,

@@ -32,8 +32,9 @@ import pocl.teacher  # noqa: E402
 from pocl.data import Split  # noqa: E402  The path stands before.
 from pocl.generation import Decoder  # noqa: E402
 from pocl.losses import LOSSES  # noqa: E402
-from pocl.models import attend_by_example, make_head, takes_whole_masks  # noqa: E402
+from pocl.models import attend_by_example, make_head  # noqa: E402
 from pocl.objective import BLOCK_NUMBERS, StudentObjective, Term  # noqa: E402
+from pocl.packing import takes_whole_masks  # noqa: E402
 from pocl.sampling import Sampling  # noqa: E402
 from pocl.snapshot import Snapshot  # noqa: E402
 from pocl.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402

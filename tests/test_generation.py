@@ -15,7 +15,8 @@ from pocl import distributed
 from pocl.attention import whole_mask
 from pocl.generation import BuiltIn, _Watch, answer_prompts, decode, even_blocks, generate
 from pocl.kv_cache import RoomyLayer
-from pocl.models import attend_by_example, takes_whole_masks
+from pocl.models import attend_by_example
+from pocl.packing import takes_whole_masks
 from pocl.sampling import NgramBan, Sampling, ban_repeated, choose_tokens
 from tests.tiny import FAMILIES, tiny_model
 

@@ -22,8 +22,9 @@ from pocl.attention import Segments, attention_by_example
 from pocl.batching import cut_rows
 from pocl.data import collate
 from pocl.losses import LOSSES
-from pocl.models import attend_by_example, load_model, make_head, never_packed, response_states, why_not_packed
+from pocl.models import attend_by_example, load_model, make_head, response_states
 from pocl.objective import StudentObjective, Term
+from pocl.packing import never_packed, why_not_packed
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 
@@ -184,7 +185,7 @@ def flash_attention_on_the_cpu() -> Iterator[list[str]]:
 
 def test_what_attends_otherwise_is_not_packed() -> None:
     states = [torch.randn(1, 2, 3, 4)] * 3
-    with pytest.raises(NotImplementedError, match="softcap"):
+    with pytest.raises(ValueError, match="softcap"):
         attention_by_example(None, *states, None, segments=Segments.of(torch.tensor([1, 2])), softcap=30.0)  # type: ignore[arg-type]
     gemma = Gemma2Config(
         vocab_size=600, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
