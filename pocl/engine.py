@@ -122,7 +122,8 @@ class Engine:
 
         Its fused kernel looks at ``found_inf`` on the device, which is not waited for.
         """
-        self._adamw.found_inf = (~(norm.isfinite() & (norm >= 0))).float().reshape(())
+        weights = self._adamw.param_groups[0]["params"][0]  # on the CPU, where DeepSpeed offloads the optimiser
+        self._adamw.found_inf = (~(norm.isfinite() & (norm >= 0))).float().reshape(()).to(weights.device)
 
     def fresh_optimizer(self) -> None:
         """Forget AdamW's moments and its step count, as a new optimiser would start; weights stay."""
