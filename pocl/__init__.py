@@ -4,8 +4,9 @@ The files of this package stand in five layers, and imports run down only:
 
    5  assembly  plan_report  planning  planner  trainer  config
    4  difficulty  scoring  buckets  evaluation  vllm_backend  texts  snapshot  checkpoints  recipe  teacher  engine
-   3  objective  generation  models  lora  data  batching  tied  kv_cache  packing  vllm_worker  vllm_choice
-   2  offload  journal  diagnostics  intervals  metrics  interrupt  rundir  parts  tables  console  sampling  attention
+   3  objective  fused  generation  models  lora  data  batching  tied  kv_cache  packing  vllm_worker  vllm_choice
+   2  token_objective  kernel  offload  journal  diagnostics  intervals  metrics  interrupt  rundir  parts  tables
+      console  sampling  attention
    1  losses  curriculum  pools  ranking  on_policy  options  flags  distributed  products  files  statefile  errors
 """
 

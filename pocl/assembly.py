@@ -20,9 +20,11 @@ from pocl.engine import Engine
 from pocl.errors import UserError
 from pocl.evaluation import DevSet, Example
 from pocl.files import value_sha256
+from pocl.fused import why_not_fused
 from pocl.lora import add_adapters
 from pocl.losses import loss_type
 from pocl.models import (
+    DTYPES,
     check_head,
     check_same_tokenizer,
     count_parameters,
@@ -32,7 +34,7 @@ from pocl.models import (
     weights_bytes,
     weights_fingerprint,
 )
-from pocl.objective import StudentObjective, Term
+from pocl.objective import StudentObjective
 from pocl.offload import place
 from pocl.on_policy import OnPolicy
 from pocl.options import TrainConfig
@@ -48,6 +50,7 @@ from pocl.rundir import ROOT, RunDir
 from pocl.sampling import Sampling
 from pocl.scoring import Limits
 from pocl.teacher import OnlineTeacher, TeacherSource, cached_teacher
+from pocl.token_objective import Term
 
 
 def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Split, DevSet | None]:
@@ -171,8 +174,9 @@ def deepspeed_config(config: TrainConfig) -> Path:
 def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int | None, device: torch.device) -> Engine:
     """Student and objective under DeepSpeed."""
     prepare_student(config, student)
+    fused = fuses(config, vocab_size or student.get_output_embeddings().out_features, device)
     return Engine(
-        StudentObjective(student, chunk_tokens=config.loss.chunk_tokens, vocab_size=vocab_size),
+        StudentObjective(student, chunk_tokens=config.loss.chunk_tokens, vocab_size=vocab_size, fused=fused),
         lr=config.optimiser.lr,
         weight_decay=config.optimiser.weight_decay,
         clip_grad=config.optimiser.clip_grad,
@@ -199,6 +203,23 @@ def packs(config: TrainConfig, student: PreTrainedModel, teacher: TeacherSource 
         return False
     say("micro-batches are packed, without padding")
     return True
+
+
+def fuses(config: TrainConfig, vocab_size: int, device: torch.device) -> bool:
+    """Whether the objective goes through the GPU's kernel.  Raises UserError where --fused-objective on cannot."""
+    wanted = config.loss.fused_objective
+    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
+        return False
+    loss = loss_type(config.loss.type)
+    divergence = loss and loss.bind(skew=config.loss.skew, teacher_weight=config.loss.teacher_weight)
+    why = why_not_fused(divergence, device, DTYPES[config.models.dtype], vocab_size=vocab_size)
+    if why is None:
+        say("cross-entropy, divergence and gradient are one kernel")
+        return True
+    if wanted == "on":
+        raise UserError(f"--fused-objective on: {why}; give --fused-objective off")
+    say(f"cross-entropy, divergence and gradient are torch's operations: {why}")
+    return False
 
 
 def make_recipe(config: TrainConfig, stages: Curriculum, *, packed: bool) -> Recipe:

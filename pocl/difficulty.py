@@ -23,12 +23,13 @@ from pocl.diagnostics import diagnose, summary
 from pocl.errors import UserError
 from pocl.files import read_jsonl, write_json, write_jsonl
 from pocl.models import response_labels, weights_fingerprint
-from pocl.objective import Term, chunks_needed, distillation_objective
+from pocl.objective import chunks_needed, distillation_objective
 from pocl.parts import Parts
 from pocl.ranking import columns_of, rank_examples
 from pocl.rundir import RunDir
 from pocl.scoring import Limits, score_examples
 from pocl.teacher import TeacherSource
+from pocl.token_objective import Term
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ ValueAndSlope = tuple[Tensor, Tensor]  # [N], [N, V]
 # Bounds logits below, less their maximum. exp(-1e4) is exactly 0 in float64; without the bound a vocabulary entry that
 # both models mask gives 0 * (inf - inf).
 MIN_SHIFTED = -1e4
-_MAX_LOG_RATIO = 80.0  # exp(88) is the largest that float32 holds
+MAX_LOG_RATIO = 80.0  # exp(88) is the largest that float32 holds
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _log_mixture_over(ratio: Tensor, weight: float) -> Tensor:
     Through the ratio, since probabilities underflow, and log m - log first would be two large numbers and mostly their
     rounding. It is bounded where an exponential would overflow: what it is multiplied with is 0 there.
     """
-    bounded = ratio.clamp(min=-_MAX_LOG_RATIO, max=_MAX_LOG_RATIO)
+    bounded = ratio.clamp(min=-MAX_LOG_RATIO, max=MAX_LOG_RATIO)
     bounded.add_(math.log1p(-weight))
     # In place where no autograd wants what is between: a fifth less time.
     return (bounded.exp() + weight).log() if bounded.requires_grad else bounded.exp_().add_(weight).log_()

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 
 from pocl import distributed
 from pocl.data import Batch, send
-from pocl.losses import Divergence, Softmax, softmax, through_softmax
-from pocl.models import Head, make_head, response_labels, response_states
+from pocl.fused import fused_objective
+from pocl.models import Head, aligned, make_head, response_labels, response_states
 from pocl.tied import TiedGradient, lookups_of, tied_embedding
+from pocl.token_objective import Term, token_objective
 
 # So many numbers of a chunk's logits are worked on at a time. On the CPU that is what its caches hold: at V = 50,257
 # ten rows took two thirds to three quarters of the time that 256 took. A GPU wants long kernels (not measured yet).
@@ -39,17 +40,6 @@ class Objective:
     divergence: Tensor  # [N], nats, at T, before T^k, detached; zeros without a teacher
 
 
-@dataclass(frozen=True)
-class Term:
-    """The divergence of a stage: the function, its temperature T, the factor T^k, and the KD ratio r."""
-
-    divergence: Divergence | None = None  # None: cross-entropy alone
-    temperature: float = 1.0
-    scale: float = 1.0
-    kd_ratio: float = 0.0  # where each token has its own ratio, this is only its upper bound
-    cross_entropy: bool = True  # False: the objective is the divergence's part alone, as on the student's own text
-
-
 def distillation_objective(
     student_states: Tensor,
     student_head: Head,
@@ -61,11 +51,13 @@ def distillation_objective(
     kd_ratio: Tensor | None = None,
     num_chunks: int = 1,
     tied: TiedGradient | None = None,
+    fused: bool = False,
 ) -> Objective:
     """The objective of N response tokens, summed.  [N, H_s], [N, H_t], [N] -> Objective.
 
     ``kd_ratio`` [N] gives each token a ratio of its own in place of the term's. ``tied`` takes the gradient by the
-    head's weight, to hand it on with that of the embedding.
+    head's weight, to hand it on with that of the embedding. ``fused``: what is learnt from goes through the GPU's
+    kernel (``pocl.fused``).
 
     The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other. Where gradients are
     enabled, ``loss`` carries those of the states and of the head's parameters, and is differentiated once.
@@ -75,24 +67,26 @@ def distillation_objective(
     num_tokens = _check_rows(student_states, teacher_states, labels)
     learns = torch.is_grad_enabled()
     parameters = student_head.trained_parameters() if learns else []
-    parameter_gradients = _unfilled_gradients(student_head, student_states, num_chunks) if learns else []
+    head = aligned(student_head)
+    parameter_gradients = _unfilled_gradients(student_head, head, student_states, num_chunks) if learns else []
 
     def chunk(piece: slice) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """(objective, cross-entropy, divergence) of some tokens, and their gradient by the states."""
         rows = student_states[piece].detach().requires_grad_(learns)
         with _frozen(parameters):  # their gradients are added up below, without one more tensor of the head's size
-            product = student_head.module(rows)
-        student_logits = student_head.logits(product)
+            product = head.module(rows)
+        student_logits = head.logits(product)
         known = None if kd_ratio is None else kd_ratio[piece]
         with torch.no_grad():
             no_teacher = teacher_states is None or teacher_head is None
             teacher_logits = None if no_teacher else teacher_head(teacher_states[piece])
             # In place: the gradient takes the memory of the logits.
-            values = _in_blocks(student_logits.detach(), teacher_logits, labels[piece], term, known, learns=learns)
+            parts = (student_logits.detach(), teacher_logits, labels[piece], term, known)
+            values = fused_objective(*parts) if fused and learns else _in_blocks(*parts, learns=learns)
         if not learns:
             return values, None
         del teacher_logits
-        by_rows, by_product = torch.autograd.grad(student_logits, (rows, product), student_logits.detach())
+        by_rows, by_product = _back_to_rows(head, rows, product, student_logits)
         _add_up(parameter_gradients, rows.detach(), by_product, first=piece.start == 0)
         return values, by_rows
 
@@ -104,7 +98,8 @@ def distillation_objective(
     losses, cross_entropies, divergences = (torch.cat(column) for column in zip(*values, strict=True))
     loss = losses.sum()
     if learns:
-        known = [torch.cat(state_gradients), *parameter_gradients]
+        num_rows = student_head.module.out_features
+        known = [torch.cat(state_gradients), *(gradient[:num_rows] for gradient in parameter_gradients)]
         if tied is not None:
             place = next(i for i, parameter in enumerate(parameters) if parameter is tied.weight)
             tied.of_head = known.pop(1 + place)
@@ -136,17 +131,29 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _unfilled_gradients(head: Head, states: Tensor, num_chunks: int) -> list[Tensor]:
-    """Room for the gradients by the head's trained parameters, weight [V, H] and bias [V].
+def _unfilled_gradients(head: Head, aligned_head: Head, states: Tensor, num_chunks: int) -> list[Tensor]:
+    """Room for the gradients by the head's trained parameters, weight [V, H] and bias [V], V as aligned.
 
     It is there before any logits, whose room can then be used again by those of the next chunk. Where chunks are added
     up it is in float32 at least, where bfloat16 would swallow addends.
     """
-    module, dtype = head.module, states.dtype
-    if num_chunks > 1:
-        dtype = torch.promote_types(dtype, torch.float32)
-    shapes = {id(module.weight): (module.out_features, module.in_features), id(module.bias): (module.out_features,)}
+    num_rows, width = aligned_head.module.out_features, aligned_head.module.in_features
+    dtype = torch.promote_types(states.dtype, torch.float32) if num_chunks > 1 else states.dtype
+    shapes = {id(head.module.weight): (num_rows, width), id(head.module.bias): (num_rows,)}
     return [states.new_empty(shapes[id(parameter)], dtype=dtype) for parameter in head.trained_parameters()]
+
+
+def _back_to_rows(head: Head, rows: Tensor, product: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients by what went into the head [n, H] and by what its module gave [n, V], from that by the logits,
+    which stands in their place.
+    """
+    if not head.only_cuts:
+        by_rows, by_product = torch.autograd.grad(logits, (rows, product), logits.detach())
+        return by_rows, by_product
+    by_product = product.detach()
+    by_product[:, logits.shape[1] :].zero_()
+    (by_rows,) = torch.autograd.grad(product, rows, by_product)
+    return by_rows, by_product
 
 
 def _add_up(totals: Sequence[Tensor], rows: Tensor, gradient: Tensor, *, first: bool) -> None:
@@ -214,49 +221,6 @@ def _in_blocks(
     return tuple(torch.cat(column) for column in zip(*blocks, strict=True))
 
 
-def token_objective(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor,
-    term: Term,
-    kd_ratio: Tensor | None = None,
-    *,
-    learns: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(objective, cross-entropy, divergence) of each token, and the objective's gradient by the student's logits.
-
-    [N, V], [N, V], [N] -> 3 x [N], [N, V] in float32 at least; no gradient unless it ``learns``.
-    """
-    plain = softmax(student_logits)
-    tempered = plain.tempered(term.temperature)
-    cross_entropy = -plain.logp_of(labels)
-    if term.divergence is None or teacher_logits is None:
-        gradient = None
-        if learns:
-            gradient = plain.probs
-            gradient.scatter_add_(-1, labels[:, None], gradient.new_full((len(labels), 1), -1.0))
-        return cross_entropy, cross_entropy, torch.zeros_like(cross_entropy), gradient
-    divergence, slope = term.divergence(tempered, softmax(teacher_logits, term.temperature))
-    ratio = torch.full_like(cross_entropy, term.kd_ratio) if kd_ratio is None else kd_ratio  # [N]
-    weight = ratio * term.scale
-    objective = weight * divergence
-    gradient = None
-    if learns:
-        gradient = through_softmax(slope, tempered, weight[:, None] / term.temperature)
-    # At r = 1 cross-entropy is left out, so that an infinite one cannot turn 0 * inf into NaN.
-    if term.cross_entropy and (kd_ratio is not None or term.kd_ratio < 1.0):
-        objective = objective + (1.0 - ratio) * cross_entropy
-        if gradient is not None:
-            _add_cross_entropy(gradient, plain, labels, 1.0 - ratio)
-    return objective, cross_entropy, divergence, gradient
-
-
-def _add_cross_entropy(gradient: Tensor, q: Softmax, labels: Tensor, weight: Tensor) -> None:
-    """Add weight * (q - 1 at the label), cross-entropy's gradient by the logits.  [N, V], [N], [N]."""
-    gradient.addcmul_(q.weights, weight[:, None] / q.total)
-    gradient.scatter_add_(-1, labels[:, None], -weight[:, None])
-
-
 def chunk_bytes(chunk_tokens: int, vocab_size: int, device_type: str) -> int:
     """The memory that a chunk takes at its worst moment, student's and teacher's logits and a block [bytes]."""
     block = min(max(BLOCK_NUMBERS[device_type], vocab_size), chunk_tokens * vocab_size)
@@ -288,10 +252,11 @@ class StudentObjective(nn.Module):
 
     sharded = False
 
-    def __init__(self, student: PreTrainedModel, *, chunk_tokens: int, vocab_size: int | None = None) -> None:
+    def __init__(
+        self, student: PreTrainedModel, *, chunk_tokens: int, vocab_size: int | None = None, fused: bool = False
+    ) -> None:
         super().__init__()
-        self.student = student
-        self.chunk_tokens = chunk_tokens
+        self.student, self.chunk_tokens, self.fused = student, chunk_tokens, fused
         self.head = make_head(student, vocab_size)
         self.tied = tied_embedding(student.get_input_embeddings(), self.head.module)
 
@@ -326,6 +291,7 @@ class StudentObjective(nn.Module):
             kd_ratio=kd_ratio,
             num_chunks=num_chunks,
             tied=tied,
+            fused=self.fused,
         )
         return result.loss, result.cross_entropy, result.divergence
 

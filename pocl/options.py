@@ -95,6 +95,11 @@ class LossOptions:
     chunk_tokens: int | None = flag(
         "response tokens whose logits are held at a time [tokens; default: by vocabulary and memory]", None
     )
+    fused_objective: Literal["auto", "on", "off"] = flag(
+        "cross-entropy, divergence and gradient of a token in one kernel (Triton). auto: on a GPU, where it gives the "
+        "same as torch's operations, which is tried first",
+        "auto",
+    )
 
 
 @dataclass(frozen=True)

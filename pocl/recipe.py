@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from pocl.curriculum import Curriculum, Stage
-from pocl.objective import Term
+from pocl.token_objective import Term
 
 
 @dataclass(frozen=True)

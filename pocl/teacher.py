@@ -22,7 +22,7 @@ from pocl.console import say
 from pocl.data import Batch, Split
 from pocl.errors import UserError
 from pocl.files import read_json, write_json
-from pocl.models import Head, make_head, response_states
+from pocl.models import Head, aligned, make_head, response_states
 from pocl.offload import place_head
 from pocl.parts import Parts
 
@@ -53,7 +53,7 @@ class OnlineTeacher:
         self, model: PreTrainedModel, device: torch.device, *, fingerprint: str, vocab_size: int | None = None
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.head: Head = make_head(model, vocab_size)
+        self.head: Head = aligned(make_head(model, vocab_size))
         self.device, self.fingerprint = device, fingerprint
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class CachedTeacher:
         vocab_size: int | None = None,
     ) -> None:
         place_head(model, device)
-        self.head: Head = make_head(model.eval().requires_grad_(False), vocab_size)
+        self.head: Head = aligned(make_head(model.eval().requires_grad_(False), vocab_size))
         self.dtype, self.device, self.fingerprint = model.dtype, device, fingerprint
         self._states = _open(folder, split, model, mode="r")
         starts = _starts(split)

@@ -25,7 +25,6 @@ from pocl.generation import BuiltIn
 from pocl.interrupt import Interrupt
 from pocl.journal import Journal, peak_memory_gb
 from pocl.lora import merged_weights
-from pocl.objective import Term
 from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.pools import Pools
 from pocl.recipe import Recipe
@@ -33,6 +32,7 @@ from pocl.rundir import RunDir
 from pocl.snapshot import Snapshot
 from pocl.teacher import TeacherSource
 from pocl.texts import Text, TextSource
+from pocl.token_objective import Term
 
 
 class Trainer:

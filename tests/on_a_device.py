@@ -32,13 +32,14 @@ import pocl.teacher  # noqa: E402
 from pocl.data import Split  # noqa: E402  The path stands before.
 from pocl.generation import Decoder  # noqa: E402
 from pocl.losses import LOSSES  # noqa: E402
-from pocl.models import attend_by_example, make_head  # noqa: E402
-from pocl.objective import BLOCK_NUMBERS, StudentObjective, Term  # noqa: E402
+from pocl.models import HEAD_ROWS, attend_by_example, make_head  # noqa: E402
+from pocl.objective import BLOCK_NUMBERS, StudentObjective  # noqa: E402
 from pocl.packing import takes_whole_masks  # noqa: E402
 from pocl.sampling import Sampling  # noqa: E402
 from pocl.snapshot import Snapshot  # noqa: E402
 from pocl.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
 from pocl.texts import Text  # noqa: E402
+from pocl.token_objective import Term  # noqa: E402
 from pocl.trainer import Trainer  # noqa: E402
 from tests.tiny import FAMILIES, tiny_model  # noqa: E402
 
@@ -189,7 +190,7 @@ def cases() -> dict[str, Callable[[], object]]:
 
 def main() -> None:
     """Try every case."""
-    BLOCK_NUMBERS[NAME] = BLOCK_NUMBERS["cuda"]
+    BLOCK_NUMBERS[NAME], HEAD_ROWS[NAME] = BLOCK_NUMBERS["cuda"], HEAD_ROWS["cuda"]
     pocl.teacher.place_head = lambda model, device: None  # it is there
     raised = {}
     with OnTheDevice():

@@ -21,7 +21,8 @@ from pocl.data import collate  # noqa: E402
 from pocl.engine import Engine  # noqa: E402
 from pocl.losses import LOSSES  # noqa: E402
 from pocl.models import make_head, response_states  # noqa: E402
-from pocl.objective import StudentObjective, Term  # noqa: E402
+from pocl.objective import StudentObjective  # noqa: E402
+from pocl.token_objective import Term  # noqa: E402
 from tests.tiny import tiny_model  # noqa: E402
 
 GLOBAL_BATCH, MICRO_BATCH, STEPS = 8, 2, 3

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pocl import distributed
+from pocl import distributed, fused
 from pocl.models import response_states
 from tests.runs import Result, call
 from tools import benchmark
@@ -26,6 +26,10 @@ def run(output_dir: Path, *extra: object) -> Result:
     return call(benchmark, [*FLAGS, "--no-memory", "--output-dir", output_dir, *extra])
 
 
+def names_of(pair: str, device: str) -> list[str]:
+    return [variant.name for variant in stepping.variants_of(pair, torch.device(device))]
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     output_dir = tmp_path_factory.mktemp("benchmark")
@@ -36,7 +40,7 @@ def test_the_variants_stand_in_their_order_with_equal_losses_and_gradients(measu
     output_dir, result = measured
     assert result.status == 0, result.output
     told = json.loads((output_dir / "benchmark.json").read_text())
-    assert [record["name"] for record in told["steps"]] == [variant.name for variant in VARIANTS]
+    assert [record["name"] for record in told["steps"]] == names_of("micro", "cpu")
     assert all(record["name"] in result.output for record in told["steps"])
     for record in told["steps"]:
         assert record["losses"] == pytest.approx(told["steps"][0]["losses"], rel=1e-5)
@@ -51,11 +55,23 @@ def test_the_variants_stand_in_their_order_with_equal_losses_and_gradients(measu
     assert told["machine"]["flops_per_second"] > 1e9 and told["machine"]["bytes_per_second"] > 1e8
 
 
-def test_a_pair_without_gelu_has_no_row_for_it() -> None:
-    names = {pair: [variant.name for variant in stepping.variants_of(pair)] for pair in stepping.PAIRS}
-    assert names["micro"] == [variant.name for variant in VARIANTS]
-    assert set(names["micro"]) - set(names["opt"]) == {stepping.FUSED.name}
-    assert names["smollm2"] == names["opt"]
+def test_a_pair_has_rows_for_what_differs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stepping, "onednn_is_better", lambda: True)
+    monkeypatch.setattr(fused, "find_spec", lambda name: True)
+    always = [*(variant.name for variant in VARIANTS), "the last, teacher online"]
+    gelu, onednn, aligned, kernel = (
+        variant.name for variant in (stepping.GELU, stepping.ONEDNN, stepping.ALIGNED, stepping.KERNEL)
+    )
+    for pair, device, more in (
+        ("gpt2", "cpu", [gelu, onednn]),
+        ("opt", "cpu", [onednn]),
+        ("gpt2", "cuda", [gelu, aligned, kernel]),
+        ("opt", "cuda", [kernel]),
+        ("smollm2", "cuda", [kernel]),
+    ):
+        assert names_of(pair, device) == [*always[:-1], *more, always[-1]], (pair, device)
+    monkeypatch.setattr(fused, "find_spec", lambda name: None)
+    assert kernel not in names_of("gpt2", "cuda")
 
 
 def test_sizes_that_are_not_given_follow_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,8 +112,8 @@ def test_bf16_variants_agree_within_its_rounding(tmp_path: Path) -> None:
 def test_a_variant_that_computes_something_else_is_not_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, error: str
 ) -> None:
-    def wrong(bench: Bench, batch: stepping.Batch, cached: bool) -> Tensor:
-        return factor * VARIANTS[3].loss(bench, batch, cached)
+    def wrong(bench: Bench, batch: stepping.Batch, variant: Variant) -> Tensor:
+        return factor * VARIANTS[3].loss(bench, batch, variant)
 
     variants: Sequence[Variant] = [*VARIANTS[:3], dataclasses.replace(VARIANTS[3], loss=wrong), *VARIANTS[4:]]
     monkeypatch.setattr(stepping, "VARIANTS", variants)

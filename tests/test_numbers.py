@@ -17,8 +17,9 @@ from pocl.data import collate, load_split
 from pocl.engine import Engine
 from pocl.errors import RunStopped
 from pocl.models import DTYPES
-from pocl.objective import StudentObjective, Term
+from pocl.objective import StudentObjective
 from pocl.rundir import ROOT
+from pocl.token_objective import Term
 from tests.golden import CASES, KEPT, curve
 from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import tiny_model

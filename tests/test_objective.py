@@ -18,18 +18,17 @@ from transformers import PreTrainedModel
 
 from pocl.data import Batch, collate
 from pocl.losses import LOSSES, slope_by_autograd
-from pocl.models import Head, make_head, response_labels, response_states
+from pocl.models import HEAD_ROWS, Head, aligned, make_head, response_labels, response_states
 from pocl.objective import (
     BLOCK_NUMBERS,
     Objective,
     StudentObjective,
-    Term,
     automatic_chunk_tokens,
     chunks_needed,
     distillation_objective,
     example_cross_entropy,
-    token_objective,
 )
+from pocl.token_objective import Term, token_objective
 from tests import steps
 
 END = 0
@@ -189,6 +188,70 @@ def test_the_module_gives_what_the_full_logits_computation_gives(
     )
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
     assert divergence.sum().item() == pytest.approx(sum(divergences).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("multiple", [16, 64, 1000])
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "qwen2"])
+def test_rows_that_a_device_wants_behind_a_head_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[str, PreTrainedModel],
+    teacher: PreTrainedModel,
+    family: str,
+    multiple: int,
+) -> None:
+    student, batch = copy.deepcopy(models[family]), make_batch()
+    kd = Term(LOSSES["tfkl"].bind(), 1.33, 1.33**2, 0.7)
+    for its_teacher, term, vocab_size in ((teacher, kd, 600), (None, Term(), None)):
+        monkeypatch.setitem(HEAD_ROWS, "cpu", 1)
+        plain = objective(student, its_teacher, batch, term, 1, vocab_size)
+        wanted = gradients(student, plain.loss)
+        monkeypatch.setitem(HEAD_ROWS, "cpu", multiple)
+        assert aligned(make_head(student)).module.out_features % multiple == 0
+        for num_chunks in (1, 4):
+            found = objective(student, its_teacher, batch, term, num_chunks, vocab_size)
+            assert found.divergence.tolist() == pytest.approx(plain.divergence.tolist(), rel=1e-11)
+            assert_same_gradients(gradients(student, found.loss), wanted)
+            module = StudentObjective(student, chunk_tokens=7, vocab_size=vocab_size)  # a tied weight has one gradient
+            states = None if its_teacher is None else response_states(teacher, batch).detach()
+            loss, *_ = module(batch, term, states, its_teacher and make_head(teacher, vocab_size))
+            assert_same_gradients(gradients(student, loss), wanted)
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.3, None), (1.0, 2.0), (0.3, 2.0)])
+@pytest.mark.parametrize("vocab_size", [None, 5])
+def test_a_head_with_a_bias_a_scale_or_a_cap_can_have_rows_behind_it(
+    monkeypatch: pytest.MonkeyPatch, scale: float, cap: float | None, vocab_size: int | None
+) -> None:
+    torch.manual_seed(0)
+    module, other = (torch.nn.Linear(3, 7, dtype=torch.float64) for _ in range(2))
+    states, labels = torch.randn(20, 3, dtype=torch.float64, requires_grad=True), torch.randint(5, (20,))
+    found = []
+    for multiple in (1, 16):
+        monkeypatch.setitem(HEAD_ROWS, "cpu", multiple)
+        head, teacher_head = Head(module, scale, cap, vocab_size), aligned(Head(other, scale, cap, vocab_size))
+        result = distillation_objective(
+            states,
+            head,
+            states.detach() + 1.0,
+            teacher_head,
+            labels,
+            term=Term(LOSSES["jsd"].bind(), kd_ratio=0.5),
+            num_chunks=3,
+        )
+        parts = torch.autograd.grad(result.loss, (states, module.weight, module.bias))
+        found.append([result.divergence, *parts])
+    for plain, more in zip(*found, strict=True):
+        torch.testing.assert_close(more, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_a_head_that_needs_no_rows_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = Head(torch.nn.Linear(3, 32))
+    assert aligned(head) is head  # a CPU asks for none
+    monkeypatch.setitem(HEAD_ROWS, "cpu", 16)
+    assert aligned(head) is head
+    head.module.weight.data = torch.empty(0)  # its rows are on all ranks, as under ZeRO-3
+    monkeypatch.setitem(HEAD_ROWS, "cpu", 64)
+    assert aligned(head) is head
 
 
 def test_heads_see_response_positions_only_and_no_chunk_is_too_large(

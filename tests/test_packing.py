@@ -23,8 +23,9 @@ from pocl.batching import cut_rows
 from pocl.data import collate
 from pocl.losses import LOSSES
 from pocl.models import attend_by_example, load_model, make_head, response_states
-from pocl.objective import StudentObjective, Term
+from pocl.objective import StudentObjective
 from pocl.packing import never_packed, why_not_packed
+from pocl.token_objective import Term
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 

@@ -570,12 +570,6 @@ def test_install_follows_changed_requirements(tmp_path: Path) -> None:
     assert len(notes.read_text().splitlines()) == 2
 
 
-def test_requirements_are_pinned() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-vllm.txt"):
-        lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
-        assert lines and all(re.fullmatch(r"[A-Za-z0-9_-]+==[0-9][0-9.]*", line) for line in lines)
-
-
 # SeqKD and GKD.
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pocl.models import Head
-from pocl.objective import Term, distillation_objective
+from pocl.objective import distillation_objective
 from pocl.tied import lookups_of, tied_embedding
+from pocl.token_objective import Term
 
 IDS = torch.tensor([[3, 1, 4, 1], [5, 1, 2, 6]])
 LABELS = torch.tensor([2, 7, 1, 8, 2, 8, 1, 8])

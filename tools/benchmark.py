@@ -84,7 +84,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="pocl-benchmark-") as folder:
         bench = make_bench(what, device, Path(folder))
-        names = [variant.name for variant in variants_of(what.pair)]
+        names = [variant.name for variant in variants_of(what.pair, device)]
         names += divergences.contenders() if what.loss_tokens else []
         # Before this process grows: on a small machine there is room for one of them.
         peaks = measure_memory(what, names, Path(folder)) if what.memory else {}
@@ -175,9 +175,9 @@ def measure_steps(what: BenchmarkOptions, bench: Bench) -> list[dict[str, Any]]:
     optimizer = stepping.fresh_optimizer(bench.student)
     records: list[dict[str, Any]] = [
         {"name": variant.name, "losses": [], "loss_error": 0.0, "gradient_error": 0.0, "processed": 0, "seconds": []}
-        for variant in variants_of(what.pair)
+        for variant in variants_of(what.pair, bench.device)
     ]
-    for variant in variants_of(what.pair):  # what is only slow at first
+    for variant in variants_of(what.pair, bench.device):  # what is only slow at first
         variant.set_up(bench)
         forward_backward(bench, variant, global_batch(what, 0)[:1])
         optimizer.zero_grad()
@@ -202,7 +202,7 @@ def measure_round(
 ) -> None:
     """One step of each variant on the same global batch [G], added to the records; the comparison is not timed."""
     wanted = None
-    for variant, record in zip(variants_of(what.pair), records, strict=True):
+    for variant, record in zip(variants_of(what.pair, bench.device), records, strict=True):
         taken = Stopwatch(bench.device)
         variant.set_up(bench)
         with taken:
@@ -291,7 +291,7 @@ def memory_of(what: BenchmarkOptions, name: str, work_dir: Path) -> float:
 
 def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
     """The most that one step needs beyond the bare program, models, gradients and AdamW included.  -> GB, as JSON."""
-    variants, losses = {variant.name: variant for variant in variants_of(what.pair)}, divergences.contenders()
+    variants, losses = {variant.name: variant for variant in variants_of(what.pair, device)}, divergences.contenders()
     if what.memory_of not in (*variants, *losses) or not what.work_dir:
         raise UserError(f"--memory-of {what.memory_of!r} wants --work-dir and one of {[*variants, *losses]}")
     if what.memory_of in variants:

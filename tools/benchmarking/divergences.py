@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pocl.fused import never_fused
 from pocl.losses import LOSSES
-from pocl.models import make_head
-from pocl.objective import Term, chunks_needed, distillation_objective
+from pocl.models import Head, aligned, make_head
+from pocl.objective import chunks_needed, distillation_objective
+from pocl.token_objective import Term
 from tools.benchmarking.stepping import TEMPERATURE
 
 TEACHER_WEIGHT = 0.1
@@ -32,6 +34,7 @@ class Rows:
     labels: Tensor  # [N]
     student: PreTrainedModel
     teacher: PreTrainedModel
+    teacher_head: Head  # as train.py has it
     chunk_tokens: int
     compiled: bool = True  # False: without the compiler, whose own memory would be measured as well
 
@@ -62,7 +65,8 @@ def make_rows(
 
     labels = torch.randint(vocab_size, (num_tokens,), device=head.device, generator=generator)
     both = states(width).requires_grad_(), states(teacher_width)
-    return Rows(*both, labels, student, teacher, chunk_tokens=chunk_tokens, compiled=compiled)
+    limits = {"chunk_tokens": chunk_tokens, "compiled": compiled}
+    return Rows(*both, labels, student, teacher, aligned(make_head(teacher)), **limits)
 
 
 def ours(rows: Rows) -> Tensor:
@@ -72,10 +76,11 @@ def ours(rows: Rows) -> Tensor:
         rows.student_states,
         make_head(rows.student),
         rows.teacher_states,
-        make_head(rows.teacher),
+        rows.teacher_head,
         rows.labels,
         term=term,
         num_chunks=chunks_needed(len(rows.labels), rows.chunk_tokens),
+        fused=never_fused(term.divergence, rows.labels.device, rows.teacher_states.dtype) is None,
     )
     return result.loss / len(rows.labels)
 

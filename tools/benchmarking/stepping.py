@@ -6,7 +6,7 @@ gradients are equal up to rounding.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,18 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
-from pocl import attention
+from pocl import attention, models
 from pocl.batching import OVERHEAD_TOKENS, blocks_by_length, micro_batches
 from pocl.data import IGNORE, Batch, Split, load_split, read_instructions
 from pocl.errors import UserError
+from pocl.fused import never_fused
 from pocl.losses import LOSSES
-from pocl.models import DTYPES, fuse_activations, make_head, response_labels, response_states, trunk
-from pocl.objective import StudentObjective, Term, chunks_needed, distillation_objective
+from pocl.models import DTYPES, Head, aligned, fuse_activations, make_head, response_labels, response_states, trunk
+from pocl.objective import StudentObjective, chunks_needed, distillation_objective
 from pocl.products import onednn_is_better, use_onednn, use_torchs_own
 from pocl.rundir import ROOT
 from pocl.teacher import CachedTeacher
+from pocl.token_objective import Term
 from tools.process_data import tokenised
 
 TEMPERATURE, KD_RATIO = 1.5, 0.8  # as in the middle of the curriculum
@@ -56,6 +58,8 @@ def _smollm2(layers: int) -> LlamaConfig:
     sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": layers, **heads}
     return LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **sizes)
 
+
+HEAD_ROWS = dict(models.HEAD_ROWS)  # as train.py has it
 
 # name -> (student, teacher)
 PAIRS: dict[str, Callable[[], tuple[PreTrainedConfig, PreTrainedConfig]]] = {
@@ -121,6 +125,11 @@ class Bench:
     chunk_tokens: int
     device: torch.device
 
+    @cached_property
+    def aligned_teacher_head(self) -> Head:
+        """The teacher's head as train.py has it."""
+        return aligned(make_head(self.teacher))
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -128,11 +137,13 @@ class Variant:
 
     name: str
     cut: Callable[[Bench, np.ndarray], list[np.ndarray]]  # a global batch [G] into micro-batches
-    loss: Callable[[Bench, Batch, bool], Tensor]  # the objective of one, summed over its response tokens
+    loss: Callable[[Bench, Batch, "Variant"], Tensor]  # the objective of one, summed over its response tokens
     padded_to_max: bool = False
     cached: bool = False  # whether the teacher's states come from the cache
     packed: bool = False  # whether examples lie one behind the other, and attend to themselves alone
-    fused: bool = False  # whether the activations are single kernels, as load_model has them
+    gelu: bool = False  # whether the activations are single kernels, as load_model has them
+    aligned: bool = False  # whether heads have rows added to them, where the device wants that
+    kernel: bool = False  # whether the objective is one kernel
     onednn: bool = False  # whether the products are oneDNN's, as train.py has them on this processor
 
     def set_up(self, bench: Bench) -> None:
@@ -140,7 +151,12 @@ class Variant:
         (use_onednn if self.onednn else use_torchs_own)()
         for model in (bench.student, bench.teacher):
             model.set_attn_implementation(attention.NAME if self.packed else "sdpa")
-            fuse_activations(model) if self.fused else _as_transformers_has_them(model)
+            fuse_activations(model) if self.gelu else _as_transformers_has_them(model)
+        models.HEAD_ROWS[bench.device.type] = HEAD_ROWS[bench.device.type] if self.aligned else 1
+
+    def teacher_head(self, bench: Bench) -> Head:
+        """The teacher's head."""
+        return bench.aligned_teacher_head if self.aligned else make_head(bench.teacher)
 
 
 def _as_transformers_has_them(model: nn.Module) -> None:
@@ -193,7 +209,7 @@ def naive_objective(student_logits: Tensor, teacher_logits: Tensor, labels: Tens
     return (tokens * (flat != IGNORE)).sum()
 
 
-def whole_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
+def whole_loss(bench: Bench, batch: Batch, variant: Variant) -> Tensor:
     """Both models as they come, logits at every position."""
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     with torch.no_grad():
@@ -201,7 +217,7 @@ def whole_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
     return naive_objective(bench.student(**inputs).logits, teacher_logits, batch.labels)
 
 
-def response_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
+def response_loss(bench: Bench, batch: Batch, variant: Variant) -> Tensor:
     """Heads and the same losses at response positions alone."""
     with torch.no_grad():
         teacher_logits = make_head(bench.teacher)(response_states(bench.teacher, batch))
@@ -209,27 +225,28 @@ def response_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
     return naive_objective(student_logits, teacher_logits, response_labels(batch))
 
 
-def chunked_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
+def chunked_loss(bench: Bench, batch: Batch, variant: Variant) -> Tensor:
     """The project's objective, on hidden states alone."""
     labels = response_labels(batch)
     return distillation_objective(
         response_states(bench.student, batch),
         make_head(bench.student),
-        _teacher_states(bench, batch, cached),
-        make_head(bench.teacher),
+        _teacher_states(bench, batch, cached=variant.cached),
+        variant.teacher_head(bench),
         labels,
         term=_term(),
         num_chunks=chunks_needed(len(labels), bench.chunk_tokens),
     ).loss
 
 
-def module_loss(bench: Bench, batch: Batch, cached: bool) -> Tensor:
+def module_loss(bench: Bench, batch: Batch, variant: Variant) -> Tensor:
     """The module that train.py trains, where a tied weight has one gradient."""
-    module = StudentObjective(bench.student, chunk_tokens=bench.chunk_tokens)
-    return module(batch, _term(), _teacher_states(bench, batch, cached), make_head(bench.teacher))[0]
+    module = StudentObjective(bench.student, chunk_tokens=bench.chunk_tokens, fused=variant.kernel)
+    states = _teacher_states(bench, batch, cached=variant.cached)
+    return module(batch, _term(), states, variant.teacher_head(bench))[0]
 
 
-def _teacher_states(bench: Bench, batch: Batch, cached: bool) -> Tensor:
+def _teacher_states(bench: Bench, batch: Batch, *, cached: bool) -> Tensor:
     with torch.no_grad():
         return bench.cached.states(batch) if cached else response_states(bench.teacher, batch)
 
@@ -240,8 +257,10 @@ def _term() -> Term:
 
 PACKED = Variant("+ packed, no padding", by_tokens_packed, chunked_loss, cached=True, packed=True)
 TIED = replace(PACKED, name="+ one tied gradient", loss=module_loss)
-FUSED = replace(TIED, name="+ GELU in one kernel", fused=True)
-WHOLE = replace(FUSED, name="+ products by oneDNN", onednn=True) if onednn_is_better() else FUSED
+GELU = replace(TIED, name="+ GELU in one kernel", gelu=True)
+ONEDNN = replace(GELU, name="+ products by oneDNN", onednn=True)
+ALIGNED = replace(GELU, name="+ heads of whole words", aligned=True)
+KERNEL = replace(ALIGNED, name="+ objective in one kernel", kernel=True)
 VARIANTS: tuple[Variant, ...] = (
     Variant("reference", in_order, whole_loss, padded_to_max=True),
     Variant("+ pad to the longest", in_order, whole_loss),
@@ -252,16 +271,23 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("+ token budget", by_tokens, chunked_loss, cached=True),
     PACKED,
     TIED,
-    FUSED,
-    *([WHOLE] if WHOLE is not FUSED else []),
-    replace(WHOLE, name="the last, teacher online", cached=False),  # as on text that the student has just written
 )
 
 
-def variants_of(pair: str) -> list[Variant]:
-    """The variants that differ on this pair: only GPT-2's activation is in need of fusing."""
-    has_gelu = any(getattr(shape, "activation_function", None) == "gelu_new" for shape in PAIRS[pair]())
-    return [variant for variant in VARIANTS if has_gelu or variant is not FUSED]
+def variants_of(pair: str, device: torch.device) -> list[Variant]:
+    """The variants that differ on this pair and device."""
+    shapes = PAIRS[pair]()
+    found = [*VARIANTS]
+    if any(getattr(shape, "activation_function", None) == "gelu_new" for shape in shapes):  # GPT-2's
+        found.append(GELU)
+    if device.type == "cpu" and onednn_is_better():
+        found.append(ONEDNN)
+    if any(shape.vocab_size % HEAD_ROWS[device.type] for shape in shapes):
+        found.append(ALIGNED)
+    if never_fused(_term().divergence, device, torch.float32) is None:
+        found.append(KERNEL)
+    # As on text that the student has just written.
+    return [*found, replace(found[-1], name="the last, teacher online", cached=False)]
 
 
 def fresh_optimizer(student: PreTrainedModel) -> torch.optim.Optimizer:
@@ -285,7 +311,7 @@ def forward_backward(bench: Bench, variant: Variant, examples: np.ndarray) -> tu
         if variant.packed:
             batch = batch.packed()
         processed += batch.input_ids.numel()
-        loss = variant.loss(bench, batch.to(bench.device), variant.cached) / num_tokens
+        loss = variant.loss(bench, batch.to(bench.device), variant) / num_tokens
         loss.backward()
         total += float(loss.detach())
     return total, processed

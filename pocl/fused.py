@@ -1,0 +1,142 @@
+"""The token objective by one kernel on a GPU (pocl/kernel.py): when it can be used, its trial beforehand, its call.
+
+Counted for the paper's step of 64 examples and a vocabulary of 50,257: torch's operations pass some thirty times over
+logits in float32, the kernel three times over those of both models as they are, and writes once.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pocl import losses
+from pocl.errors import first_line
+from pocl.token_objective import Term, token_objective
+
+# In the order of the kernel's numbers, which begin at 1; 0 is cross-entropy alone.
+_KINDS: tuple[Callable[..., Any], ...] = (
+    losses.forward_kl,
+    losses.reverse_kl,
+    losses.jensen_shannon,
+    losses.total_variation,
+    losses.skew_forward_kl,
+    losses.skew_reverse_kl,
+)
+# Eight entries a thread, which with 64 registers it needs no other memory for (compiled for an A800 and an H200).
+_BLOCK, _WARPS = 4096, 16
+_LOAD = 16  # entries: what a row is padded to where it has room, so that whole words can be read
+
+_ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of the norm of the gradient
+_ALLOWED_VALUES = 1e-4
+
+
+def never_fused(divergence: losses.Divergence | None, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why there is no kernel for this, as far as can be said beforehand; None where there is one."""
+    if device.type != "cuda":
+        return "that wants a GPU"
+    if dtype not in _ALLOWED:
+        return f"the kernel does not know {dtype}"
+    if divergence is not None and _function(divergence) not in _KINDS:
+        return f"pocl/kernel.py has no {getattr(_function(divergence), '__name__', 'kernel of this divergence')}"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    return None
+
+
+def why_not_fused(
+    divergence: losses.Divergence | None, device: torch.device, dtype: torch.dtype, *, vocab_size: int
+) -> str | None:
+    """Why the kernel is not used: see ``never_fused``, or it fails, or gives something else than torch's operations.
+
+    None where it can be used. It is tried on a few random tokens, at T = 1 and another one.
+    """
+    never = never_fused(divergence, device, dtype)
+    if never is not None:
+        return never
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = ((3.0 * torch.randn(4, vocab_size, generator=generator)).to(device, dtype) for _ in range(2))
+    labels = torch.arange(4, device=device) % vocab_size
+    for temperature in (1.0, 1.5):
+        term = Term(divergence, temperature, temperature**2, 0.6)
+        try:
+            found = student.clone()
+            values = fused_objective(found, teacher, labels, term)
+        except Exception as error:  # whatever a compiler of somebody else's may raise
+            return f"the kernel fails: {first_line(error)}"
+        *wanted, gradient = token_objective(student, teacher, labels, term)
+        pairs = [*zip(values, wanted, strict=True), (found.float(), gradient)]
+        allowed = [_ALLOWED_VALUES] * len(wanted) + [_ALLOWED[dtype]]
+        if not all(_close(a, b, most) for (a, b), most in zip(pairs, allowed, strict=True)):
+            return "the kernel gives something else than torch's operations"
+    return None
+
+
+def _close(found: Tensor, wanted: Tensor, allowed: float) -> bool:
+    return bool(torch.norm(found - wanted) <= allowed * torch.norm(wanted))
+
+
+def _function(divergence: losses.Divergence) -> Callable[..., Any]:
+    return getattr(divergence, "func", divergence)  # a divergence with a parameter is a partial
+
+
+def fused_objective(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    term: Term,
+    kd_ratio: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``token_objective`` by one kernel: (objective, cross-entropy, divergence) of each token, float32.
+
+    [N, V], [N, V], [N] -> 3 x [N]. The gradient by the student's logits overwrites them. Both logits may be the front
+    of wider rows; up to 15 of the student's entries behind are set to 0.  Raises what Triton raises where it cannot
+    compile.
+    """
+    from pocl import kernel
+
+    num_tokens, num_entries = student_logits.shape
+    objective, cross_entropy, divergence = (
+        torch.empty(num_tokens, dtype=torch.float32, device=labels.device) for _ in range(3)
+    )
+    if num_tokens == 0:
+        return objective, cross_entropy, divergence
+    kind, parameter, temperature, teacher = 0, 0.0, 1.0, student_logits
+    if term.divergence is not None and teacher_logits is not None:
+        kind, temperature, teacher = 1 + _KINDS.index(_function(term.divergence)), term.temperature, teacher_logits
+        parameter = next(iter(getattr(term.divergence, "keywords", {}).values()), 0.0)
+    if student_logits.stride(1) != 1 or teacher.stride(1) != 1 or teacher.shape != student_logits.shape:
+        raise ValueError(
+            f"logits of shape {tuple(student_logits.shape)} and {tuple(teacher.shape)}, rows in one piece"
+        )
+    weight, weight_of_labels = term.weights(kd_ratio, objective)
+    wider = num_entries + -num_entries % _LOAD
+    kernel.token_objective[(num_tokens,)](
+        student_logits,
+        teacher,
+        labels,
+        weight,
+        weight if weight_of_labels is None else weight_of_labels,
+        objective,
+        cross_entropy,
+        divergence,
+        student_logits.stride(0),
+        teacher.stride(0),
+        num_entries,
+        wider if _has_room(student_logits, wider) and _has_room(teacher, wider) else num_entries,
+        1.0 / temperature,
+        parameter,
+        KIND=kind,
+        TEMPERED=temperature != 1.0,
+        CROSS_ENTROPY=kind == 0 or weight_of_labels is not None,
+        BLOCK=_BLOCK,
+        num_warps=_WARPS,
+    )
+    return objective, cross_entropy, divergence
+
+
+def _has_room(logits: Tensor, width: int) -> bool:
+    """Whether every row has so many entries, those behind its own included, that are no other row's."""
+    stored = logits.untyped_storage().nbytes() // logits.element_size() - logits.storage_offset()
+    return logits.stride(0) >= width and (len(logits) - 1) * logits.stride(0) + width <= stored
