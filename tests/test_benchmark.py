@@ -78,7 +78,7 @@ def test_sizes_that_are_not_given_follow_from_the_device(monkeypatch: pytest.Mon
     monkeypatch.setattr(distributed, "device_memory", lambda device: 80 * 10**9)
     given = benchmark.BenchmarkOptions(pair="gpt2", dtype="bf16")
     on_cpu, on_gpu = (benchmark.with_sizes(given, torch.device(name)) for name in ("cpu", "cuda"))
-    assert (on_cpu.batch, on_cpu.batch_size, on_cpu.max_tokens, on_cpu.chunk_tokens) == (16, 4, 4 * 512, 192)
+    assert (on_cpu.batch, on_cpu.batch_size, on_cpu.max_tokens, on_cpu.chunk_tokens) == (16, 4, 4 * 512, 128)
     assert (on_gpu.batch, on_gpu.batch_size, on_gpu.max_tokens, on_gpu.chunk_tokens) == (64, 8, 16_384, 4096)
     said = dataclasses.replace(given, batch=6, batch_size=3, max_tokens=99, chunk_tokens=7)
     assert benchmark.with_sizes(said, torch.device("cuda")) == said

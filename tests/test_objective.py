@@ -390,11 +390,11 @@ def test_chunks_are_as_few_as_the_limit_allows(tokens: int, limit: int, chunks: 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_automatic_chunks_are_halved_until_they_fit_a_sixteenth_of_memory(device: str) -> None:
-    # Two tensors of logits, 4 x 50,257 bytes a token, and 15 of a block of 2^19 numbers take 0.11 GB at 192 tokens.
-    assert automatic_chunk_tokens(50_257, 8 * 10**9, "cpu") == 192
-    assert automatic_chunk_tokens(50_257, 15 * 10**8, "cpu") == 96
-    assert automatic_chunk_tokens(50_257, 3 * 10**9, device) == {"cpu": 192, "cuda": 32}[device]
-    assert automatic_chunk_tokens(600, 10**15, device) == {"cpu": 192, "cuda": 4096}[device]
+    # Two tensors of logits, 4 x 50,257 bytes a token, and 15 of a block of 2^19 numbers take 0.08 GB at 128 tokens.
+    assert automatic_chunk_tokens(50_257, 8 * 10**9, "cpu") == 128
+    assert automatic_chunk_tokens(50_257, 12 * 10**8, "cpu") == 64
+    assert automatic_chunk_tokens(50_257, 3 * 10**9, device) == {"cpu": 128, "cuda": 32}[device]
+    assert automatic_chunk_tokens(600, 10**15, device) == {"cpu": 128, "cuda": 4096}[device]
     assert automatic_chunk_tokens(10**6, 10**6, device) == 1
 
 

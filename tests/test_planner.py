@@ -377,7 +377,7 @@ def test_sizes_that_are_not_given_follow_from_model_and_machine(
         config = with_sizes(parse_train([*command, *flags]), 600, torch.device(device), begun=begun)
         return config.loss.chunk_tokens, config.optimiser.max_tokens, config.generation.eval_batch_size
 
-    assert sizes("cpu") == (192, 4096, 64)
+    assert sizes("cpu") == (128, 4096, 64)
     assert sizes("cuda", "--max-length", "512") == (1024, 16_384, 512)
     assert prompts_together(str(folders.student), "bf16", 512, torch.device("cuda")) == 1024
     assert sizes("cuda", "--max-tokens", "77", "--eval-batch-size", "3", "--chunk-tokens", "5") == (5, 77, 3)

@@ -48,7 +48,7 @@ def test_a_pocl_run_leaves_every_file_that_the_design_names(ranked: Path) -> Non
     config = json.loads((ranked / "config.json").read_text())
     assert config["options"]["loss"]["type"] == "tfkl"
     assert config["options"]["optimiser"]["min_lr"] == 1e-7  # defaults are resolved
-    assert config["options"]["loss"]["chunk_tokens"] == 192  # 600 entries: the CPU's largest
+    assert config["options"]["loss"]["chunk_tokens"] == 128  # 600 entries: the CPU's largest
     assert set(config["fingerprints"]) == {"student", "teacher", "data"}
     assert list((ranked / "tensorboard").iterdir())
 
