@@ -30,6 +30,8 @@ for argument in "$@"; do
     esac
 done
 
+# Making it anew would empty the folder that the link leads to: another project's, perhaps.
+[[ ! -L "$VENV" ]] || die "$VENV is a link to $(readlink "$VENV"); remove it, the environment is made here"
 command -v "$PYTHON" >/dev/null || die "$PYTHON is not on PATH; install Python 3.11, 3.12 or 3.13, or give PYTHON=..."
 version="$("$PYTHON" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')" || die "$PYTHON does not run"
 # numpy, transformers and matplotlib at their pins want 3.11 or later.

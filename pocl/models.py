@@ -57,6 +57,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    _check_place(path)
     # Without any of these files AutoTokenizer returns an empty tokenizer, silently.
     if Path(path).is_dir() and not _has_tokenizer(Path(path)):
         raise UserError(f"no tokenizer in {path!r}: none of {', '.join(_TOKENIZER_FILES)} is there")
@@ -105,17 +106,26 @@ def load_config(path: str) -> PretrainedConfig:
 
 
 def _load_config(path: str) -> PretrainedConfig:
-    folder = Path(path)
-    if folder.is_dir():
-        _check_folder(folder)
-    elif folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) > 2:  # no hub name looks like that
-        raise UserError(f"{path} is no folder; a model wants config.json, model.safetensors and its tokenizer")
+    _check_place(path)
+    if Path(path).is_dir():
+        _check_folder(Path(path))
     try:
-        if not folder.is_dir() and find_adapter_config_file(path):  # transformers would not merge it
+        if not Path(path).is_dir() and find_adapter_config_file(path):  # transformers would not merge it
             raise UserError(f"{path} is an adapter on the hub; download it to a folder, and give that")
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except _LOADING_ERRORS as error:
         raise UserError(f"cannot load a model from {path!r}: {first_line(error)}") from error
+
+
+def _check_place(path: str) -> None:
+    """Raise UserError where no model can be: no folder is there, and no hub name looks like that, or it is a run's."""
+    folder = Path(path)
+    if not folder.is_dir() and (folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) > 2):
+        raise UserError(f"{path} is no folder; a model wants config.json, model.safetensors and its tokenizer")
+    if not (folder / "config.json").is_file() or not (folder / "best").is_dir():
+        return
+    if not _has_tokenizer(folder) and not list(folder.glob("*.safetensors")):
+        raise UserError(f"{path} is the folder of a run; its student is {folder / 'best'}")
 
 
 def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:

@@ -52,6 +52,8 @@ place_ranks() {
         return
     fi
     if [[ -n "${HOSTFILE:-}" ]]; then
+        # DeepSpeed would take this machine alone, without a word.
+        [[ -f "$HOSTFILE" || "${DRY_RUN:-0}" == 1 ]] || die "HOSTFILE=$HOSTFILE: there is no such file"
         LAUNCHER_FLAGS=(--hostfile "$HOSTFILE" ${NUM_GPUS:+--num_gpus "$NUM_GPUS"})
         return
     fi

