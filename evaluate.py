@@ -32,7 +32,7 @@ from pocl.evaluation import (
 from pocl.files import read_json, read_jsonl, value_sha256, write_json, write_jsonl
 from pocl.flags import parse
 from pocl.generation import Generator
-from pocl.models import load_model, load_tokenizer, weights_fingerprint
+from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import EvaluateOptions, GenerationOptions
 from pocl.planning import prompts_together
 from pocl.sampling import Sampling
@@ -79,7 +79,7 @@ def score_file(path: Path, sets: Mapping[str, Sequence[Example]], output_dir: Pa
     summary = {name: summarise({0: mean_scores(scored)})}
     if output_dir:
         write_jsonl(output_dir / name / "answers.jsonl", scored)
-        write_json(output_dir / "summary.json", summary)
+        write_summary(output_dir, name, summary[name])
     return summary
 
 
@@ -89,6 +89,7 @@ def sample_and_score(
     """Answer and score every set under every seed, writing each result as soon as it is there."""
     device = distributed.start()
     tokenizer = load_tokenizer(what.tokenizer or what.model)
+    check_positions(what.model, what.max_length)
     model = load_model(what.model, what.dtype)
     with open_generator(
         generation.generation_backend,

@@ -36,7 +36,7 @@ from pocl.curriculum import Curriculum
 from pocl.difficulty import write_diagnostics
 from pocl.engine import check_precision, read_deepspeed_config
 from pocl.errors import run_main
-from pocl.files import write_json
+from pocl.files import read_jsonl, value_sha256, write_json
 from pocl.models import check_head, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import LoraOptions, TrainConfig
 from pocl.plan_report import show_plan
@@ -133,6 +133,8 @@ def start_run(
     fingerprints = {"student": weights_fingerprint(student), "data": data_fingerprint(config)}
     if teacher:
         fingerprints["teacher"] = teacher.fingerprint
+    if config.curriculum.difficulty_file:
+        fingerprints["ranking"] = value_sha256(read_jsonl(Path(config.curriculum.difficulty_file)))
     run.check_fingerprints(fingerprints)
     distributed.barrier()  # everyone has checked before rank 0 writes
     if distributed.is_main():

@@ -26,6 +26,7 @@ from pocl.losses import loss_type
 from pocl.models import (
     DTYPES,
     check_head,
+    check_positions,
     check_same_tokenizer,
     count_parameters,
     load_model,
@@ -57,11 +58,15 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
     """The training split, and the dev split as prompts and references (None with --num-dev 0)."""
     data_dir = Path(config.data.data_dir)
     check_tokenizer(data_dir, tokenizer, config.models.model)
+    for model in filter(None, (config.models.model, config.models.teacher)):
+        check_positions(model, config.data.max_length)
     train = load_split(data_dir, "train", max_length=config.data.max_length, num_examples=config.data.num_train)
     if len(train) == 0:
         raise UserError(f"{data_dir} holds no training example; run tools/process_data.py with a smaller --num-dev")
     dev = load_split(data_dir, "dev", max_length=config.data.max_length, num_examples=config.data.num_dev)
     if len(dev) == 0:
+        if config.curriculum.advance == "converged" or config.on_policy.on_policy == "adaptive":
+            raise UserError(f"{data_dir} holds no dev example: --advance converged, --on-policy adaptive follow them")
         return train, None
     generation = config.generation
     sampling = Sampling(
@@ -120,17 +125,19 @@ def load_teacher(
 
 def teacher_cache(config: TrainConfig, teacher: PreTrainedModel, train: Split) -> tuple[Path | None, dict[str, Any]]:
     """(where the teacher's states are kept, or None for an online teacher; what they depend on)."""
-    data_dir, chosen = Path(config.data.data_dir), cache_place(config, train, teacher)
     key: dict[str, Any] = {
         "teacher": weights_fingerprint(teacher),
         "data": data_fingerprint(config),
         "max_length": config.data.max_length,
         "examples": len(train),
     }
+    beside = Path(config.data.data_dir) / "teacher-cache" / value_sha256([key, config.models.dtype])[:16]
+    made = distributed.broadcast((beside / "manifest.json").is_file())
+    chosen = cache_place(config, train, teacher, made=made)
     if chosen == "off":
         return None, key
     if chosen == "auto":
-        return data_dir / "teacher-cache" / value_sha256([key, config.models.dtype])[:16], key
+        return beside, key
     return Path(chosen), key
 
 

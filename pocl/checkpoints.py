@@ -94,7 +94,10 @@ class Checkpoints:
         disk refuses: the checkpoint before stays.
         """
         rank = distributed.rank()
-        folder = self.run.checkpoints / f"step-{position.step}"
+        # Of one step there can be two: asked for behind an epoch's last step, and at the epoch's end. The first must
+        # not be written over: last.json points to it.
+        within = "-within" if position.step_in_epoch else ""
+        folder = self.run.checkpoints / f"step-{position.step}{within}"
         weights = self.engine.trained_weights()
         state = {
             "optimizer": self.engine.optimizer_state(),

@@ -105,6 +105,13 @@ def load_config(path: str) -> PretrainedConfig:
         return _load_config(base)
 
 
+def check_positions(path: str, max_length: int) -> None:
+    """Raise UserError where the model has no place for texts of ``max_length`` tokens; the last is only predicted."""
+    places = getattr(load_config(path), "max_position_embeddings", None)
+    if places is not None and max_length - 1 > places:
+        raise UserError(f"--max-length {max_length}, but {path!r} reads at most {places} tokens; lower it")
+
+
 def _load_config(path: str) -> PretrainedConfig:
     _check_place(path)
     if Path(path).is_dir():

@@ -61,10 +61,12 @@ class OnPolicyState:
         return [self.buffer[i] for i in chosen]
 
     def after_dev_loss(self, loss: float) -> "OnPolicyState":
-        """The state after a dev evaluation: the threshold rises where the loss did."""
-        rose = self.last_dev_loss is not None and loss >= self.last_dev_loss + LOSS_MARGIN
-        threshold = min(1.0, self.threshold + THRESHOLD_STEP) if rose else self.threshold
-        return replace(self, threshold=threshold, last_dev_loss=loss)
+        """The state after a dev evaluation: the threshold rises where the loss did since it last rose."""
+        if self.last_dev_loss is None:
+            return replace(self, last_dev_loss=loss)
+        if loss < self.last_dev_loss + LOSS_MARGIN:
+            return self
+        return replace(self, threshold=min(1.0, self.threshold + THRESHOLD_STEP), last_dev_loss=loss)
 
     def as_json(self) -> dict[str, Any]:
         """The state as JSON values."""

@@ -125,8 +125,11 @@ def offloads_teacher(config: TrainConfig, student_bytes: int, teacher_bytes: int
     return device.type == "cuda" and student_bytes + teacher_bytes > room
 
 
-def cache_place(config: TrainConfig, train: Split, teacher: PreTrainedModel) -> str:
-    """Where the teacher's states are kept: off, auto (beside the processed data) or a folder."""
+def cache_place(config: TrainConfig, train: Split, teacher: PreTrainedModel, *, made: bool = False) -> str:
+    """Where the teacher's states are kept: off, auto (beside the processed data) or a folder.
+
+    ``made``: they are beside the data already, and need no room any more.
+    """
     place = config.models.teacher_cache
     if config.on_policy.on_policy != "off":
         return "off"  # text that the student writes is in no cache
@@ -134,4 +137,4 @@ def cache_place(config: TrainConfig, train: Split, teacher: PreTrainedModel) -> 
         return place
     seen_once = config.curriculum.num_stages * config.curriculum.epochs == 1
     room = distributed.broadcast(shutil.disk_usage(config.data.data_dir).free)
-    return "off" if seen_once or room < 2 * cache_bytes(train, teacher) else "auto"
+    return "off" if not made and (seen_once or room < 2 * cache_bytes(train, teacher)) else "auto"

@@ -61,6 +61,7 @@ def make_tables(rows: Mapping[str, Path], metrics: Sequence[str], *, published: 
     scores = [{name: row[metric] for name, row in read.items()} for metric in metrics]  # [metric][row][set]
     sets = list(dict.fromkeys(key for row in scores[0].values() for key in row))
     _check_prompts(scores[0], sets)
+    _check_sets(rows)
     pairs = [name for name in rows if name.endswith(POCL) and name.removesuffix(POCL) in rows]
     pairs = [name for name in pairs if set(scores[0][name]) & set(scores[0][name.removesuffix(POCL)])]
     unlike = {name: _other_updates(rows[name], rows[name.removesuffix(POCL)]) for name in pairs}
@@ -131,6 +132,16 @@ def _check_prompts(scores: Mapping[str, Mapping[str, np.ndarray]], sets: Sequenc
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise UserError(f"the rows answered different numbers of prompts of {key} ({said}); evaluate them alike")
+
+
+def _check_sets(rows: Mapping[str, Path]) -> None:
+    """Raise UserError where two rows were asked other prompts under a set's name, by the fingerprints of the sets."""
+    first: dict[str, tuple[str, str]] = {}  # set -> fingerprint, row
+    for row, folder in rows.items():
+        place = folder if (folder / "summary.json").is_file() else folder / "eval"
+        for name, summary in read_json(place / "summary.json").items():
+            if "set" in summary and first.setdefault(name, (summary["set"], row))[0] != summary["set"]:
+                raise UserError(f"{first[name][1]} and {row} answered other prompts of {name}; evaluate them alike")
 
 
 def _samples(row: Mapping[str, np.ndarray], sets: Sequence[str]) -> dict[str, list[np.ndarray]]:

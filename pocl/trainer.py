@@ -121,6 +121,8 @@ class Trainer:
         place = self.ranker.place(stage, epoch) if self.ranker else None
         if self.ranker is None or place is None:
             return
+        if self.position.step_in_epoch and not self.ranker.made(place):
+            return  # the epoch began without one
         ranked = self.ranker.rank(place, self._whole_student, self.snapshot.values)
         if ranked is None:
             return

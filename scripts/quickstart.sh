@@ -74,10 +74,8 @@ train() {
 
 # evaluate MODEL OUTPUT_DIR: greedy answers to the held-out prompts.
 evaluate() {
-    if [[ ! -f "$2/summary.json" ]]; then
-        launch evaluate.py --model "$1" --output-dir "$2" --sets "$SET" --num-examples "$NUM_EVAL" --seeds 10 \
-            --sampling-temperature 0 --max-length "$MAX_LENGTH" --max-prompt-length "$MAX_PROMPT"
-    fi
+    launch evaluate.py --model "$1" --output-dir "$2" --sets "$SET" --num-examples "$NUM_EVAL" --seeds 10 \
+        --sampling-temperature 0 --max-length "$MAX_LENGTH" --max-prompt-length "$MAX_PROMPT"
 }
 
 # no_dry_run COMMAND...: what DRY_RUN=1 leaves out.
@@ -118,10 +116,11 @@ train "$RESULTS/teacher" --type sft --model "$CHECKPOINTS/smollm2-135m" --train-
 TEACHER=$RESULTS/teacher/sft/seed10/best
 
 step "4/7  the student: layers $LAYERS of the teacher, then a warm-up"
+STUDENT="$CHECKPOINTS/student-${LAYERS// /-}" # train.py refuses another student in the same results
 # shellcheck disable=SC2086  # the layers are words
-[[ -f $CHECKPOINTS/student/config.json ]] ||
-    run_python tools/make_student.py --model "$TEACHER" --layers $LAYERS --output-dir "$CHECKPOINTS/student"
-train "$RESULTS/warmup" --type sft --model "$CHECKPOINTS/student" --curriculum whole-pool --num-stages 1 \
+[[ -f $STUDENT/config.json ]] ||
+    run_python tools/make_student.py --model "$TEACHER" --layers $LAYERS --output-dir "$STUDENT"
+train "$RESULTS/warmup" --type sft --model "$STUDENT" --curriculum whole-pool --num-stages 1 \
     --epochs 1 --lr 1e-3 --global-batch-size 8 --num-dev 0 --num-train "$NUM_WARMUP"
 WARM=$RESULTS/warmup/sft/seed10/best
 if ((PAIR)); then
@@ -135,7 +134,7 @@ train "$RESULTS/pocl" --type "$TYPE" --model "$WARM" --teacher "$TEACHER" --epoc
 POCL=$RESULTS/pocl/$TYPE/seed10
 
 step "6/7  evaluation on $NUM_EVAL held-out prompts of data/$SET"
-evaluate "$CHECKPOINTS/student" "$RESULTS/eval/before"
+evaluate "$STUDENT" "$RESULTS/eval/before"
 evaluate "$WARM" "$RESULTS/eval/warmup"
 evaluate "$POCL/best" "$RESULTS/eval/pocl"
 evaluate "$TEACHER" "$RESULTS/eval/teacher"

@@ -26,7 +26,7 @@ from pocl.errors import UserError, run_main
 from pocl.files import replace_folder, value_sha256, write_json
 from pocl.flags import flag, parse
 from pocl.generation import Generator, decode
-from pocl.models import load_model, load_tokenizer, weights_fingerprint
+from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import Backend
 from pocl.parts import Parts
 from pocl.planning import prompts_together
@@ -76,6 +76,7 @@ def main() -> None:
     tokenizer = load_tokenizer(what.model)
     check_tokenizer(data_dir, tokenizer, what.model)
     train = load_split(data_dir, "train", max_length=what.max_length, num_examples=what.num_train)
+    check_positions(what.model, what.max_length)
     model = load_model(what.model, what.dtype)
     sampling = Sampling(
         what.max_length - manifest["max_prompt_length"],
@@ -165,7 +166,8 @@ def write(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         train.table.map(replace_response).flatten_indices().save_to_disk(str(temporary / "train"))
-        datasets.load_from_disk(str(data_dir / "dev")).save_to_disk(str(temporary / "dev"))
+        dev = datasets.load_from_disk(str(data_dir / "dev"))
+        dev.save_to_disk(str(temporary / "dev"), num_shards=None if len(dev) else 1)
         changed = dict(manifest) | {"responses_of": dict(key), "fingerprint": value_sha256([manifest, key])}
         changed["examples"] = dict(manifest["examples"]) | {"train": len(train)}
         write_json(temporary / "manifest.json", changed)

@@ -154,7 +154,8 @@ def write_folder(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         for name, split in splits.items():
-            split.flatten_indices().save_to_disk(str(temporary / name))
+            # An empty split is written without a file unless one is asked for, and cannot be read then.
+            split.flatten_indices().save_to_disk(str(temporary / name), num_shards=None if len(split) else 1)
         write_json(temporary / "contamination.json", contamination)
         write_json(temporary / "manifest.json", manifest)
         replace_folder(temporary, output_dir)

@@ -99,7 +99,7 @@ class Reproduction:
         if self.scale.quickstart_pair:
             pair = {name: ROOT / "results" / "quickstart" / name / "sft" / "seed10" / "best" for name in PAIR}
             self.models, given = {"STUDENT": str(pair["warmup"])}, pair["teacher"]
-        self.teacher_given = self.scale.quickstart_pair or given.is_dir()
+        self.teacher_given = self.scale.quickstart_pair or (given.is_dir() and not self.is_half_trained(given))
         self.teacher = given if self.teacher_given else self.run_folder(TEACHER) / "best"
         self.lock = Lock()
         self.slots: Queue[dict[str, str]] = Queue()
@@ -110,9 +110,16 @@ class Reproduction:
         """Where the run of a row lies."""
         return self.results / row.run / f"seed{self.what.train_seed}"
 
+    def is_half_trained(self, teacher: Path) -> bool:
+        """Whether it is the best so far of this table's own teacher, whose training was cut off."""
+        run = self.run_folder(TEACHER)
+        if teacher.resolve() != (run / "best").resolve() or not (run / "config.json").is_file():
+            return False
+        return not ((run / "ledger.json").is_file() and read_json(run / "ledger.json")["finished"])
+
     def evaluation_folder(self, row: Row) -> Path:
         """Where its evaluation lies."""
-        given = row == TEACHER and self.teacher_given
+        given = row == TEACHER and self.teacher.resolve() != (self.run_folder(row) / "best").resolve()
         return self.results / "teacher-evaluation" if given else self.run_folder(row) / "eval"
 
     def step(
