@@ -17,6 +17,7 @@ matplotlib.use("Agg")  # no screen
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
 from pocl.console import quiet_libraries, say
@@ -31,7 +32,8 @@ from tools.curves import read_stages
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 # From the easiest to the hardest; dark on light, so that print and colour-blind readers see the order.
 BUCKET_COLORS = ("#9ecae1", "#4292c6", "#08519c", "#031c3b")
-MOST_CATEGORIES = 12
+MOST_CATEGORIES = 20
+PALE_TO_DARK = LinearSegmentedColormap.from_list("difficulty", BUCKET_COLORS)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def draw_agreement(axes: Axes, ranking: Sequence[Mapping[str, Any]], found: Mapp
         return
     one, other = columns[:2]
     x, y = ([record[f"{column}_rank"] for record in ranking] for column in (one, other))
-    points = axes.scatter(x, y, c=percentile, cmap="Blues", s=9, linewidths=0.2, edgecolors=GREY)
+    points = axes.scatter(x, y, c=percentile, cmap=PALE_TO_DARK, s=9, linewidths=0)
     axes.figure.colorbar(points, ax=axes, label="difficulty percentile")
     agreement = found["agreement"][f"{NAMES[one]} and {NAMES[other]}"]
     said = "" if agreement is None else f", Kendall's τ {agreement:+.2f}"
@@ -127,9 +129,10 @@ def draw_lengths(axes: Axes, ranking: Sequence[Mapping[str, Any]], stages: Seque
         )
     for end in stages[:-1]:
         axes.axvline(end / len(ranking), color=GREY, lw=0.6, ls=":")
-    axes.set(xlabel="difficulty percentile (dotted: the stages' pools end)", ylabel="tokens", ylim=(0, None))
+    axes.set(xlabel="difficulty percentile (dotted: the stages' pools end)", ylabel="tokens")
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])  # room for the legend
     axes.set_title("difficulty and length")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
 
 
 def draw_categories(axes: Axes, categories: Mapping[str, Mapping[str, float]]) -> None:
@@ -139,10 +142,13 @@ def draw_categories(axes: Axes, categories: Mapping[str, Mapping[str, float]]) -
         say_nothing(axes, "the data names no categories")
         return
     rows = sorted(categories.items(), key=lambda row: -row[1]["examples"])[:MOST_CATEGORIES]
+    if len(rows) < len(categories):
+        axes.set_title(f"difficulty by category, the {len(rows)} largest of {len(categories)}")
     rows.sort(key=lambda row: -row[1]["mean_percentile"])
     axes.barh([f"{name} ({row['examples']})" for name, row in rows], [row["mean_percentile"] for _, row in rows])
     for bar in axes.patches:
         bar.set_color(BLUE)
+    axes.tick_params(axis="y", labelsize=10 if len(rows) <= 12 else 8)
     axes.axvline(0.5, color=GREY, lw=0.6, ls=":")
     axes.set(xlim=(0, 1), xlabel="mean difficulty percentile")
 
@@ -158,9 +164,11 @@ def draw_buckets(axes: Axes, buckets: Sequence[Mapping[str, Any]], key: str, tit
         axes.plot(bucket["steps"], bucket[key], "o-", color=color, ms=4, label=f"quarter {bucket['bucket']}{name}")
     axes.set(xlabel="optimiser step")
     axes.margins(y=0.1)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.2 * (high - low))  # room for the legend
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
 
 
 def draw_forgetting(axes: Axes, buckets: Sequence[Mapping[str, Any]]) -> None:

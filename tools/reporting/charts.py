@@ -114,7 +114,7 @@ def scale_of(values: Iterable[float], start: float, stop: float, wide: tuple[flo
     """The scale of an axis from round value to round value; it begins at 0 where the values are not far from it."""
     known = [value for value in values if math.isfinite(value)] + list(wide or ())
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    if low > 0 and low < 0.7 * high:
+    if low > 0 and (low < 0.7 * high or low == high):
         low = 0.0
     marks = ticks(low, high, 4)
     return Scale(marks[0], marks[-1], start, stop)

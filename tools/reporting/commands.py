@@ -163,9 +163,13 @@ def options_table(entry: Entry) -> Html | None:
     for group, values in options.items():
         for name, value in values.items():
             standard = usual.get(group, {}).get(name, dataclasses.MISSING)
-            words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            shown = words if standard == value else tag("b", words)
-            default = "" if standard is dataclasses.MISSING else str(standard)
+            shown = _words(value) if standard == value else tag("b", _words(value))
+            default = "" if standard is dataclasses.MISSING else _words(standard)
             rows.append([f"--{name.replace('_', '-')}", shown, default, group.replace("_", " ")])
     made = table(["option", "value", "default", "group"], rows, caption="options", text_columns=4)
     return tag("details", tag("summary", f"All {len(rows)} options; bold: not the default"), made)
+
+
+def _words(value: object) -> str:
+    """A value of an option as it is written behind its flag."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -102,8 +102,9 @@ def by_category(ranking: Ranking) -> Html | None:
         for name, row in rows
     ]
     left_out = note(f"The {MOST_CATEGORIES} largest of {len(found)}.") if len(found) > len(rows) else None
-    columns = ["category", "examples", "mean difficulty percentile: 0 is the easiest example, 100 the hardest"]
-    return join(tag("h4", "By category"), left_out, _bars(columns, body, "difficulty by category"))
+    meaning = note("Mean difficulty percentile: 0 is the easiest example, 100 the hardest.")
+    columns = ["category", "examples", "mean percentile"]
+    return join(tag("h4", "By category"), meaning, left_out, _bars(columns, body, "difficulty by category"))
 
 
 def bar(share: float, words: Node, look: str = "s1") -> Html:
@@ -119,6 +120,8 @@ def _bars(columns: Sequence[Node], rows: Sequence[Sequence[Node]], caption: str)
 def quarters(entry: Entry) -> Html:
     """ROUGE-L and loss of each quarter of the first ranking over stage ends, and what was forgotten."""
     found = buckets(entry.metrics)
+    if not found and not entry.rankings:
+        return note("This run ranked nothing, so there are no quarters to follow.")
     if not found:
         return note(
             "No quarter was asked at a stage’s end: ",
@@ -150,8 +153,10 @@ def quarters(entry: Entry) -> Html:
         for b in found
     ]
     columns = ["quarter", "ROUGE-L at the end", "cross-entropy at the end", "above its lowest"]
-    columns.append("forgotten: ROUGE-L at the end below its best stage end")
-    return join(tag("div", *charts, class_="charts", data_linked=True), _bars(columns, body, "what was forgotten"))
+    columns.append("forgotten")
+    meaning = note("Forgotten: how far ROUGE-L at the end is below its best stage end.")
+    drawn = tag("div", *charts, class_="charts", data_linked=True)
+    return join(drawn, meaning, _bars(columns, body, "what was forgotten"))
 
 
 def rerankings(entry: Entry) -> Html | None:

@@ -23,6 +23,7 @@ class StepPanel:
     shape: str  # mean: every step faintly and the running mean of a stage; steps and line: as they are
     dev: Mapping[str, str] | None = None  # columns of the dev evaluations that belong in it
     always: bool = False  # also where all values are 0
+    needs: str | None = None  # a column without which the panel says nothing
 
 
 PANELS = (
@@ -33,7 +34,13 @@ PANELS = (
     StepPanel("Divergence", "nats a token, before T^k", {"divergence": "divergence"}, "mean"),
     StepPanel("Loss", "the objective, nats a token", {"loss": "loss"}, "mean", always=True),
     StepPanel("Pool", "examples", {"pool": "pool"}, "steps", always=True),
-    StepPanel("Temperature and KD ratio", "", {"temperature": "temperature T", "kd_ratio": "KD ratio r"}, "steps"),
+    StepPanel(
+        "Temperature and KD ratio",
+        "",
+        {"temperature": "temperature T", "kd_ratio": "KD ratio r"},
+        "steps",
+        needs="kd_ratio",
+    ),
     StepPanel("Learning rate", "", {"lr": "learning rate"}, "line", always=True),
     StepPanel("Gradient norm", "before clipping", {"gradient_norm": "gradient norm"}, "mean"),
     StepPanel("Speed", "training tokens a second", {"tokens_per_second": "speed"}, "mean"),
@@ -114,7 +121,7 @@ def curves(entry: Entry) -> Html:
     if not entry.steps and not entry.dev:
         return note("metrics.jsonl holds no optimiser step yet, so there is nothing to draw.")
     charts = [chart for panel in PANELS if (chart := step_chart(entry, panel)) is not None]
-    words = "The numbered bands are the stages."
+    words = "The numbered bands are the stages." if len(entry.stages) > 1 else ""
     if any(panel.shape == "mean" for panel in PANELS) and len(entry.steps) > 1:
         words += " Faint: every step; clear: its running mean within a stage."
     skipped = sum(bool(record.get("skipped")) for record in entry.steps)
@@ -126,6 +133,8 @@ def curves(entry: Entry) -> Html:
 
 def step_chart(entry: Entry, panel: StepPanel) -> Html | None:
     """One panel; None where the run has no such values, or only noughts that say nothing."""
+    if panel.needs and not any(record.get(panel.needs) for record in entry.steps):
+        return None
     made = []
     for i, (column, name) in enumerate(panel.columns.items()):
         values = [record.get(column) for record in entry.steps]
@@ -176,7 +185,8 @@ def stage_table(entry: Entry) -> Html:
             + [count(trained), f"{ends[-1]['dev_rouge_l']:.2f}" if ends else "–"]
             + [f"{max(r['dev_rouge_l'] for r in ends):.2f}" if ends else "–"]
         )
-    columns = ["stage", "examples, easy to hard", "epochs", "T", "KD ratio", "steps planned", "steps trained"]
+    examples = "examples, easy to hard" if entry.rankings else "examples"
+    columns = ["stage", examples, "epochs", "T", "KD ratio", "steps planned", "steps trained"]
     return table([*columns, "dev ROUGE-L at its end", "highest"], rows, caption="stages")
 
 
