@@ -22,7 +22,7 @@ from pocl.batching import blocks_by_length
 from pocl.console import Progressing
 from pocl.data import send
 from pocl.kv_cache import roomy_cache
-from pocl.models import end_ids, make_head, trunk
+from pocl.models import aligned, end_ids, make_head, trunk
 from pocl.packing import takes_whole_masks
 from pocl.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 
@@ -86,7 +86,7 @@ def generate(
     """One answer per prompt of one batch, as token ids without the end-of-text token, in the order of the prompts."""
     was_training = model.training
     model.eval()
-    answers = Decoder(model, prompts, example_ids, sampling, eos_ids).run(make_head(model, vocab_size))
+    answers = Decoder(model, prompts, example_ids, sampling, eos_ids).run(aligned(make_head(model, vocab_size)))
     model.train(was_training)
     return answers
 

@@ -15,7 +15,7 @@ from pocl import distributed
 from pocl.attention import whole_mask
 from pocl.generation import BuiltIn, _Watch, answer_prompts, decode, even_blocks, generate
 from pocl.kv_cache import RoomyLayer
-from pocl.models import attend_by_example
+from pocl.models import HEAD_ROWS, attend_by_example
 from pocl.packing import takes_whole_masks
 from pocl.sampling import NgramBan, Sampling, ban_repeated, choose_tokens
 from tests.tiny import FAMILIES, tiny_model
@@ -351,6 +351,18 @@ def test_whole_masks_give_the_answers_of_transformers_own(models: dict[str, PreT
         sampling = Sampling(12, **options)
         answers = [generate(m, PROMPTS, IDS, sampling=sampling, eos_ids=[]) for m in (model, models[family])]
         assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_that_a_device_wants_behind_a_head_are_never_answered(
+    monkeypatch: pytest.MonkeyPatch, models: dict[str, PreTrainedModel], temperature: float
+) -> None:
+    sampling = Sampling(14, temperature=temperature, no_repeat_ngram=4)
+    answers = []
+    for multiple in (1, 64):
+        monkeypatch.setitem(HEAD_ROWS, "cpu", multiple)
+        answers.append(generate(models["gpt2"], PROMPTS, IDS, sampling=sampling, eos_ids=[]))
+    assert answers[0] == answers[1]
 
 
 def test_a_model_with_windows_makes_its_own_masks() -> None:
