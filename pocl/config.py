@@ -75,10 +75,11 @@ def _check_difficulty(config: TrainConfig) -> None:
     if set(options.difficulty) == {"snapshot"} and not options.difficulty_file:
         if config.on_policy.on_policy == "mixed" and config.on_policy.mixed_alpha == 1.0:
             raise UserError("--difficulty snapshot ranks by losses on references, and --mixed-alpha 1 trains on none")
-        if config.loss.selective_reliance != "off" and options.num_stages == 1 and options.rerank != "epoch":
+        never_ranked = options.num_stages == 1 and (options.rerank != "epoch" or options.epochs == 1)
+        if config.loss.selective_reliance != "off" and never_ranked:
             raise UserError(
                 "--selective-reliance wants a ranking, and --difficulty snapshot has none before the only stage; "
-                "give --rerank epoch"
+                "give --rerank epoch and --epochs above 1"
             )
     if options.advance == "converged" and config.data.num_dev == 0:
         raise UserError("--advance converged follows dev ROUGE-L; --num-dev 0 leaves none")

@@ -139,8 +139,9 @@ def _alone(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         if distributed.is_main():
             with suppress(OSError):  # a file system without locks, or a folder that _prepare complains of
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(folder.with_name(f".{folder.name}.lock").open("w"))
+                place = folder.resolve()  # "." has no name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((place.parent / f".{place.name}.lock").open("w"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

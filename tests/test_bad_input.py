@@ -58,6 +58,7 @@ TRAIN_MISTAKES: list[tuple[list[object], list[str]]] = [
     (["--advance", "converged", "--patience", 0], ["--patience is 0"]),
     (["--bucket-examples", -1], ["--bucket-examples is -1"]),
     (["--max-length", 100], ["leaves no room"]),
+    (["--max-length", 1026], ["--max-length 1026", "reads at most 1024 tokens"]),
     (["--top-p", 0], ["--top-p is 0"]),
     (["--sampling-temperature", -1], ["--sampling-temperature"]),
     (["--deepspeed-config", "nowhere.json"], ["nowhere.json does not exist"]),
@@ -86,6 +87,16 @@ def test_a_mistake_in_the_flags_is_found_before_any_model_is_loaded(
     monkeypatch.setattr(train, "load_model", never)
     for extra, _ in TRAIN_MISTAKES[:20]:
         assert call(train, train_arguments(folders, tmp_path, *extra)).status == 2
+
+
+def test_what_follows_the_dev_split_is_refused_where_the_data_holds_none(folders: Folders, tmp_path: Path) -> None:
+    raw, data = folders.data_root / "short" / "raw.jsonl", tmp_path / "data"
+    arguments = ["--raw", raw, "--tokenizer", folders.student, "--output-dir", data, "--max-prompt-length", 160]
+    assert call(process_data, [*arguments, "--num-dev", 0, "--num-workers", 1]).status == 0
+    for extra in (["--advance", "converged"], ["--type", "tjsd", "--on-policy", "adaptive"]):
+        result = call(train, train_arguments(folders, tmp_path / "r", "--data-dir", data, *extra))
+        refused(result, f"{data} holds no dev example", "--advance converged, --on-policy adaptive follow them")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_teacher_that_is_not_there_cannot_rank(folders: Folders, tmp_path: Path) -> None:
@@ -136,6 +147,17 @@ def test_a_damaged_or_unsafe_teacher_is_refused(folders: Folders, tmp_path: Path
     teacher = break_folder(folders.teacher, tmp_path / "teacher", change)
     refused(call(train, train_arguments(folders, tmp_path / "results", "--teacher", teacher)), *words)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_teacher_with_fewer_positions_than_the_texts_have_is_refused(folders: Folders, tmp_path: Path) -> None:
+    def shorten(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"n_positions": 100}))
+
+    teacher = break_folder(folders.teacher, tmp_path / "teacher", shorten)
+    result = call(train, train_arguments(folders, tmp_path / "r", "--teacher", teacher))
+    refused(result, f"--max-length 192, but '{teacher}' reads at most 100 tokens")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_folder_without_a_tokenizer_is_refused(folders: Folders, tmp_path: Path) -> None:

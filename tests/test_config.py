@@ -137,6 +137,23 @@ def test_an_unknown_type_names_the_closest() -> None:
     assert "did you mean 'tsrkl'?" in complaint("--type", "tsrk")
 
 
+def test_losses_of_training_rank_nothing_where_no_reference_is_trained_on() -> None:
+    flags = ["--on-policy", "mixed", "--mixed-alpha", "1"]
+    assert "--mixed-alpha 1 trains on none" in complaint("--difficulty", "snapshot", *flags)
+    parse_train([*BASE, "--difficulty", "snapshot", "length", *flags])
+    parse_train([*BASE, "--difficulty", "snapshot", "--on-policy", "mixed", "--mixed-alpha", "0.9"])
+
+
+def test_reliance_wants_a_ranking_before_training_ends() -> None:
+    flags = ["--selective-reliance", "linear", "--difficulty", "snapshot", "--temperature", "1", "--kd-ratio", "1"]
+    wanted = "--difficulty snapshot has none before the only stage; give --rerank epoch"
+    assert wanted in complaint(*flags, "--num-stages", "1")
+    assert wanted in complaint(*flags, "--num-stages", "1", "--rerank", "epoch", "--epochs", "1")
+    parse_train([*BASE, *flags, "--num-stages", "1", "--rerank", "epoch"])
+    parse_train([*BASE, *flags, "--num-stages", "1", "--difficulty-file", "ranking.jsonl"])
+    parse_train([*BASE, *flags])
+
+
 def test_an_unknown_curriculum_names_the_closest_and_all() -> None:
     message = complaint("--curriculum", "babystep")
     assert "did you mean 'baby-step'?" in message and "one-pass" in message and "whole-pool" in message

@@ -1,6 +1,8 @@
 """Every difficulty signal against a naive computation; ranking again; stages that end when they have converged."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import datasets
@@ -18,7 +20,7 @@ from pocl.pools import unranked_pools
 from pocl.ranking import EASY_IS_HIGH, SIGNALS, columns_of, rank_examples
 from pocl.snapshot import Snapshot
 from pocl.texts import TextSource
-from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments
+from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments, train_until_stage
 
 FROZEN = ["--lr", 1e-30, "--min-lr", 0, "--num-dev", 0]  # the student stays as it is
 
@@ -197,6 +199,45 @@ def test_a_run_that_ranks_again_and_is_cut_off_ends_with_the_same_weights(gpt2: 
     names = ["best/model.safetensors", "ledger.json", *(f"difficulty-stage{i}.jsonl" for i in (2, 3, 4))]
     for name in names:
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_run_that_stops_within_its_first_look_ranks_by_the_losses_of_all(
+    gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = ["--difficulty", "snapshot", "--num-stages", 2, "--num-dev", 0]
+    of_step = TextSource.of_step
+
+    def asked(self: TextSource, examples: np.ndarray, step: int) -> object:
+        if step == 2:  # of the six that look at all examples
+            os.kill(os.getpid(), signal.SIGTERM)
+        return of_step(self, examples, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextSource, "of_step", asked)
+        assert call(train, train_arguments(gpt2, tmp_path / "cut", *extra)).status == 143
+    cut, whole = run(gpt2, tmp_path / "cut", *extra), run(gpt2, tmp_path / "whole", *extra)
+    assert sorted(path.name for path in cut.glob("difficulty*")) == [
+        "difficulty-stage2.jsonl",
+        "difficulty-stage3.jsonl",
+    ]
+    for name in ("difficulty-stage2.jsonl", "best/model.safetensors", "ledger.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_resume_with_another_ranking_behind_the_same_path_is_refused(gpt2: Folders, tmp_path: Path) -> None:
+    ranking = tmp_path / "mine.jsonl"
+    about = {"prompt_tokens": 3, "response_tokens": 2, "category": ""}
+    lines = [json.dumps({"id": i} | about) + "\n" for i in range(8, 56)]
+    ranking.write_text("".join(lines))
+    arguments = train_arguments(gpt2, tmp_path, "--difficulty-file", ranking, "--num-dev", 0)
+    train_until_stage(arguments, 1)
+    ranking.write_text("".join(reversed(lines)))
+    result = call(train, arguments)
+    assert result.status == 2 and "was begun with another ranking than its paths hold now" in result.last_line
+    assert order(tmp_path / "tfkl" / "seed10") == list(range(8, 56))
+    ranking.write_text("".join(lines))
+    result = call(train, arguments)
+    assert result.status == 0 and "going on from step" in result.output, result.output
 
 
 def test_a_stage_ends_when_dev_rouge_l_has_not_risen(gpt2: Folders, tmp_path: Path) -> None:

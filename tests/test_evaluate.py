@@ -1,6 +1,7 @@
 """evaluate.py at scale: what is there is not answered again, the clean protocol, prompts that were trained on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -8,6 +9,7 @@ import pytest
 
 import evaluate
 from pocl.evaluation import load_set
+from pocl.files import write_jsonl
 from pocl.generation import BuiltIn
 from tests.runs import Folders, Result, call, make_folders, read_jsonl
 
@@ -94,3 +96,22 @@ def test_prompts_of_the_training_data_are_listed_and_left_out(folders: Folders, 
     )
     evaluated(folders, tmp_path / "fresh", "--seeds", 1, "--train-data", folders.data)
     assert summary(tmp_path / "fresh")["contaminated"]["ids"] == []  # type: ignore[index]
+
+
+def test_answers_of_one_set_keep_the_scores_of_another(folders: Folders, tmp_path: Path) -> None:
+    shutil.copytree(folders.data_root / "short", tmp_path / "data" / "short")
+    shutil.copytree(folders.data_root / "short", tmp_path / "data" / "other")
+    write_jsonl(tmp_path / "answers.jsonl", [{"text": "Yes."}] * 5)
+    for name in ("short", "other"):
+        arguments = ["--answers", tmp_path / "answers.jsonl", "--sets", name, "--data-root", tmp_path / "data"]
+        result = call(evaluate, [*arguments, "--output-dir", tmp_path / "eval"])
+        assert result.status == 0, result.output
+    found = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert sorted(found) == ["other", "short"] and found["other"] == found["short"]
+
+
+def test_a_length_that_the_model_has_no_positions_for_is_refused(folders: Folders, tmp_path: Path) -> None:
+    arguments = ["--model", folders.student, "--sets", "short", "--data-root", folders.data_root]
+    result = call(evaluate, [*arguments, "--max-length", 1026, "--output-dir", tmp_path / "eval"])
+    assert result.status == 2 and "--max-length 1026" in result.last_line, result.output
+    assert "reads at most 1024 tokens" in result.last_line and not (tmp_path / "eval").exists()

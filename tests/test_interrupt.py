@@ -1,6 +1,7 @@
 """A run that is asked to stop finishes its step, saves, says how to go on, and ends as if it had never stopped."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import train
+from pocl import checkpoints
 from pocl.errors import Interrupted, UserError, run_main
 from pocl.interrupt import Interrupt
 from pocl.rundir import RunDir
@@ -54,6 +56,38 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     losses = [[r["loss"] for r in read_jsonl(path / "metrics.jsonl") if "loss" in r] for path in (cut, whole)]
     assert losses[0] == losses[1] and len(losses[0]) == 14
+
+
+def test_a_disk_that_is_full_at_an_epochs_end_keeps_the_checkpoint_of_its_last_step(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = ["--type", "sft", "--curriculum", "whole-pool", "--num-stages", 1, "--epochs", 2, "--num-dev", 0]
+    cut, whole = (train_arguments(folders, tmp_path / name, *extra, teacher=False) for name in ("cut", "whole"))
+    of_step = TextSource.of_step
+
+    def asked(self: TextSource, examples: np.ndarray, step: int) -> object:
+        if step == 11:  # the last of the second epoch's six
+            os.kill(os.getpid(), signal.SIGTERM)
+        return of_step(self, examples, step)
+
+    def full(path: Path, state: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextSource, "of_step", asked)
+        result = call(train, cut)
+    assert result.status == 143 and "saved at step 12 of 12" in result.last_line, result.output
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_state", full)
+        result = call(train, cut)
+    assert result.status == 1 and "the checkpoint of step 12 is kept" in result.last_line, result.output
+    for arguments in (cut, whole):
+        result = call(train, arguments)
+        assert result.status == 0, result.output
+    for name in ("best/model.safetensors", "ledger.json", "checkpoints/last.json"):
+        ends = [(tmp_path / run / "sft" / "seed10" / name).read_bytes() for run in ("cut", "whole")]
+        assert ends[0] == ends[1], name
+    assert len(list((tmp_path / "cut" / "sft" / "seed10" / "checkpoints").glob("step-*"))) == 1
 
 
 def test_outside_of_training_signals_mean_what_they_meant() -> None:

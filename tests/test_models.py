@@ -33,6 +33,7 @@ from pocl.errors import UserError
 from pocl.models import (
     Head,
     check_head,
+    check_positions,
     check_same_tokenizer,
     count_parameters,
     end_ids,
@@ -154,6 +155,20 @@ def test_the_head_cuts_off_padded_vocabulary(teacher: PreTrainedModel) -> None:
     states = torch.randn(3, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert make_head(teacher)(states).shape == (3, 640)
     assert make_head(teacher, 600)(states).equal(make_head(teacher)(states)[:, :600])
+
+
+def test_a_text_is_as_long_as_the_model_has_positions_for_and_no_longer(gpt2_dir: Path) -> None:
+    model, longest = load_model(str(gpt2_dir)), 1024 + 1  # the last token is only predicted
+
+    def read(max_length: int) -> torch.Tensor:
+        return response_states(model, collate([0], [[5]], [[7] * max_length], max_length=max_length))
+
+    check_positions(str(gpt2_dir), longest)
+    assert read(longest).shape == (1024, 32)
+    with pytest.raises(IndexError):
+        read(longest + 1)
+    with pytest.raises(UserError, match=f"--max-length {longest + 1}, but .* reads at most 1024 tokens"):
+        check_positions(str(gpt2_dir), longest + 1)
 
 
 @pytest.fixture

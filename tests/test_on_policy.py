@@ -75,6 +75,15 @@ def test_the_threshold_rises_only_where_the_dev_loss_did() -> None:
     assert risen.threshold == 1.0
 
 
+def test_the_threshold_rises_where_the_dev_loss_creeps_up_in_steps_within_the_margin() -> None:
+    state = OnPolicyState()
+    thresholds = []
+    for loss in (2.0, 2.06, 2.12, 2.18, 2.24, 2.3):  # 2.12 and 2.24 are a margin above where it stood before
+        state = state.after_dev_loss(loss)
+        thresholds.append(state.threshold)
+    assert thresholds == pytest.approx([0.0, 0.0, 0.1, 0.1, 0.2, 0.2])
+
+
 def test_the_buffer_keeps_the_newest_and_survives_json() -> None:
     state = OnPolicyState().add([(i, [i, 0]) for i in range(5)], 3)
     assert [position for position, _ in state.buffer] == [2, 3, 4]

@@ -111,6 +111,33 @@ def test_a_row_that_fails_is_told_and_keeps_no_other(tmp_path: Path, monkeypatch
     assert "KLD: evaluate is done" in other.output
 
 
+@pytest.mark.parametrize("ledger", [None, {"finished": False}, {"finished": True}], ids=["begun", "half", "whole"])
+def test_a_half_trained_teacher_of_this_table_is_trained_on_and_a_whole_one_is_evaluated_where_it_lies(
+    ledger: dict[str, bool] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tmp_path / "results" / "gpt2" / "teacher" / "sft" / "seed10"
+    (teacher / "best").mkdir(parents=True)
+    write_json(teacher / "config.json", {})
+    if ledger:
+        write_json(teacher / "ledger.json", ledger)
+    result = reproduced(monkeypatch, tmp_path, {}, "--rows", "teacher", "KLD", "--teacher", teacher / "best")
+    assert result.status == 0, result.output
+    trained = ledger is None or not ledger["finished"]
+    assert ("preparation: train 0:00" in result.output) == trained
+    assert (teacher / "eval" / "summary.json").is_file()
+    assert not (tmp_path / "results" / "gpt2" / "teacher-evaluation").exists()
+
+
+def test_a_teacher_from_elsewhere_is_evaluated_beside_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    result = reproduced(monkeypatch, tmp_path, {}, "--rows", "teacher", "--teacher", tmp_path / "theirs")
+    assert result.status == 0 and "preparation: train" not in result.output, result.output
+    assert (tmp_path / "results" / "gpt2" / "teacher-evaluation" / "summary.json").is_file()
+    assert list((tmp_path / "theirs").iterdir()) == []
+
+
 def test_without_a_teacher_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = reproduced(monkeypatch, tmp_path, {"sft/teacher.sh": 1}, "--rows", "KLD")
     assert result.status == 1 and "nothing can be trained without it: error: no room left" in result.last_line

@@ -568,6 +568,40 @@ def test_a_dry_quickstart_deletes_nothing_and_does_not_say_that_it_is_done(tmp_p
     assert kept.is_dir() and "train.py" in result.stdout and "Done in" not in result.stdout
 
 
+def test_the_quickstart_asks_what_is_there_and_makes_a_student_of_its_own_for_other_layers(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for name in ("install.sh", "scripts/quickstart.sh", "scripts/common.sh", "data/sample/valid.jsonl"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    for name in ("before", "warmup", "pocl", "teacher"):
+        summary = project / "results" / "quickstart" / "eval" / name / "summary.json"
+        summary.parent.mkdir(parents=True)
+        summary.write_text("{}")
+
+    def commands(program: str, *flags: str) -> list[list[str]]:
+        """The arguments that the quickstart gives a program, wherever it calls it."""
+        result = run(project / "scripts" / "quickstart.sh", *flags, cwd=tmp_path, DRY_RUN="1")
+        assert result.returncode == 0, result.stderr
+        lines = [shlex.split(line) for line in result.stdout.splitlines() if program in line]
+        return [line[next(i for i, word in enumerate(line) if word.endswith(program)) + 1 :] for line in lines]
+
+    def value(arguments: list[str], flag: str) -> str:
+        return arguments[arguments.index(flag) + 1]
+
+    asked = [value(command, "--output-dir") for command in commands("evaluate.py")]
+    assert asked == [f"results/quickstart/eval/{name}" for name in ("before", "warmup", "pocl", "teacher")]
+    (usual,) = commands("make_student.py")
+    first = value(usual, "--output-dir")
+    (project / first).mkdir(parents=True)
+    (project / first / "config.json").write_text("{}")
+    assert commands("make_student.py") == []  # it is there
+    (other,) = commands("make_student.py", "--layers", "0 5")
+    assert other[other.index("--layers") :][:3] == ["--layers", "0", "5"]
+    second = value(other, "--output-dir")
+    assert second != first
+    assert value(commands("evaluate.py", "--layers", "0 5")[0], "--model") == second
+
+
 # An interpreter that notes what it is asked: `-m venv` makes a folder with itself in it, `-m pip install` may fail.
 PYTHON = r"""
 case "$*" in

@@ -1,6 +1,7 @@
 """SeqKD: the teacher's answers are the targets, and nothing of the references is."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,7 @@ import train
 from pocl import generation
 from pocl.data import load_split
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
-from tools import generate_seqkd
+from tools import generate_seqkd, process_data
 
 LONGEST = MAX_LENGTH - 160  # what the prompts leave
 
@@ -118,10 +119,28 @@ def test_two_ranks_give_the_same_answers_as_one(folders: Folders, made: Path, tm
     assert rows(tmp_path / "two") == rows(made)
 
 
+def test_data_without_a_dev_split_is_trained_on_and_answered(folders: Folders, tmp_path: Path) -> None:
+    mine = replace(folders, data=tmp_path / "data")
+    command = ["--raw", folders.data_root / "short" / "raw.jsonl", "--tokenizer", folders.student]
+    command += ["--output-dir", mine.data, "--num-dev", 0, "--max-prompt-length", 160, "--num-workers", 1]
+    result = call(process_data, [*command, "--data-root", folders.data_root])
+    assert result.status == 0, result.output
+    result = call(generate_seqkd, arguments(mine, tmp_path / "seqkd", "--num-train", 16))
+    assert result.status == 0, result.output
+    assert rows(mine.data, "dev") == rows(tmp_path / "seqkd", "dev") == []
+    extra = ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool", "--num-dev", 0, "--num-train", 16]
+    for data in (mine.data, tmp_path / "seqkd"):
+        run = tmp_path / f"trained-on-{data.name}"
+        result = call(train, train_arguments(folders, run, *extra, "--data-dir", data, teacher=False))
+        assert result.status == 0, result.output
+        assert (run / "sft" / "seed10" / "best" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
         (["--max-length", 160], "leaves no room"),
+        (["--max-length", 1026], "reads at most 1024 tokens"),
         (["--top-p", 0], "--top-p"),
         (["--eval-batch-size", 0], "--eval-batch-size is 0"),
         (["--model", "/nowhere"], "/nowhere"),

@@ -122,6 +122,17 @@ def test_rows_of_other_prompts_and_unknown_figures_are_refused(tmp_path: Path) -
     assert "known: gpt2" in call(make_tables, [*rows[:2], "--published", "gpt5"]).last_line
 
 
+def test_rows_that_answered_other_prompts_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name, asked in (("a", "one"), ("b", "one"), ("c", "another"), ("old", None)):
+        path = save_evaluation(tmp_path / name, "dolly", {"1": [1.0, 2.0]}) / "eval" / "summary.json"
+        if asked:  # an earlier evaluate.py did not note it
+            write_json(path, {"dolly": json.loads(path.read_text())["dolly"] | {"set": asked}})
+    rows = {name: f"{name}={tmp_path / name}" for name in ("a", "b", "c", "old")}
+    assert call(make_tables, ["--rows", rows["a"], rows["b"], rows["old"]]).status == 0
+    result = call(make_tables, ["--rows", rows["a"], rows["old"], f"{rows['c']}/eval"])
+    assert result.status == 2 and "a and c answered other prompts of dolly" in result.last_line
+
+
 def test_published_figures_are_of_the_papers_rows_and_average_as_printed() -> None:
     figures = published_figures("gpt2")
     assert list(figures) == [row.name for row in main_rows(matched=False)]

@@ -1,9 +1,14 @@
 """The teacher cache: exact, resumable, refused where it is stale."""
 
+import fcntl
 import json
+import shutil
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -16,7 +21,16 @@ from pocl.errors import UserError
 from pocl.models import count_parameters, load_model
 from pocl.offload import place
 from pocl.teacher import CachedTeacher, OnlineTeacher, cached_teacher
-from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
+from tests.runs import (
+    MAX_LENGTH,
+    Folders,
+    call,
+    launch,
+    make_folders,
+    read_jsonl,
+    train_arguments,
+    train_until_stage,
+)
 
 CPU = torch.device("cpu")
 
@@ -170,3 +184,78 @@ def test_a_disk_without_room_is_noticed_before_the_pass(
     with pytest.raises(UserError, match=r"needs .* GB and .* has 0\.00 GB free"):
         build(folders, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("named", ["by-path", "."])
+def test_a_folder_that_holds_something_else_is_refused_and_kept(
+    folders: Folders, tmp_path: Path, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "mine"
+    (theirs / "chapters").mkdir(parents=True)
+    (theirs / "chapters" / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(theirs)
+    with pytest.raises(UserError, match="holds something else than a teacher's states"):
+        build(folders, theirs if named == "by-path" else Path(named))
+    assert [path.name for path in theirs.rglob("*")] == ["chapters", "thesis.txt"]
+    assert (theirs / "chapters" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_cache_verifies_where_some_numbers_were_rounded_far_apart_and_not_where_rows_are_swapped(
+    folders: Folders, tmp_path: Path
+) -> None:
+    cached = build(folders, tmp_path / "cache", "bf16")
+    path, split = tmp_path / "cache" / "states.bin", load_split(folders.data, "train", max_length=MAX_LENGTH)
+    kept = np.fromfile(path, dtype=np.uint16).reshape(split.num_labels.sum(), -1)
+    rows = torch.from_numpy(kept.copy()).view(torch.bfloat16)[: split.num_labels[0]]
+    assert torch.equal(rows, cached.states(split.batch([0])))  # the first example is one of those that are read again
+    rounded = rows.clone()
+    rounded.view(-1)[[1, 40]] += 0.1
+    assert rows.float().std() < 0.2 and rows.numel() > 200  # two of them are far apart, the others are the same
+    apart = kept.copy()
+    apart[: len(rounded)] = rounded.view(torch.uint16).numpy()
+    apart.tofile(path)
+    build(folders, tmp_path / "cache", "bf16")
+    swapped = kept.copy()
+    swapped[[0, 1]] = kept[[1, 0]]
+    swapped.tofile(path)
+    with pytest.raises(UserError, match="does not hold what the teacher says of example"):
+        build(folders, tmp_path / "cache", "bf16")
+
+
+def test_a_second_run_waits_for_the_one_that_makes_the_cache_and_uses_it(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(folders, tmp_path / "first")
+    said: list[str] = []
+    with open(tmp_path / ".cache.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+        def finish() -> None:
+            shutil.copytree(tmp_path / "first", tmp_path / "cache")
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+        def say(line: str) -> None:
+            said.append(line)
+            if "waiting" in line:
+                threading.Timer(0.3, finish).start()
+
+        monkeypatch.setattr(teachers, "say", say)
+        build(folders, tmp_path / "cache")
+    assert said == [
+        f"another run is at the teacher's states in {tmp_path / 'cache'}; waiting for it",
+        f"teacher states from {tmp_path / 'cache'}",
+    ]
+
+
+def test_a_cache_that_is_made_is_used_where_the_disk_has_no_room_for_another(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = replace(folders, data=tmp_path / "data")
+    shutil.copytree(folders.data, mine.data, ignore=shutil.ignore_patterns("teacher-cache"))
+    flags = ["--difficulty", "length", "--num-stages", 2, "--num-dev", 0]
+    train_until_stage(train_arguments(mine, tmp_path / "out", *flags), 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    result = call(train, train_arguments(mine, tmp_path / "out", *flags))
+    assert result.status == 0 and "teacher states from" in result.output, result.output
+    ledger = json.loads((tmp_path / "out" / "tfkl" / "seed10" / "ledger.json").read_text())
+    assert ledger["teacher_forward_passes"] == 48
