@@ -85,7 +85,7 @@ class Ranker:
         self, columns: Sequence[str], place: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None
     ) -> list[dict[str, Any]]:
         """One record an example, sorted by id, with what the columns need."""
-        parts_dir, records = self.run.path / "scoring" / place, self._plain_records()
+        parts_dir, records = self.run.path / "scoring" / place, plain_records(self.train)
         measures: list[Mapping[int, Mapping[str, Any]]] = []
         if {"rouge_l", "cross_entropy"} & set(columns):
             model = student()
@@ -110,18 +110,6 @@ class Ranker:
             for example_id, values in measure.items():
                 records[example_id] |= values
         return list(records.values())
-
-    def _plain_records(self) -> dict[int, dict[str, Any]]:
-        """What is known of each example without a model, by id, sorted by id."""
-        rows = zip(
-            self.train.ids.tolist(),
-            self.train.prompt_lengths.tolist(),
-            self.train.num_labels.tolist(),
-            self.train.column("category"),
-            strict=True,
-        )
-        names = ("id", "prompt_tokens", "response_tokens", "category")
-        return {row[0]: dict(zip(names, row, strict=True)) for row in sorted(rows)}
 
     def _column(self, name: str, values: Sequence[Any]) -> dict[int, dict[str, Any]]:
         """Values in the order of the split, by example id."""
@@ -165,11 +153,28 @@ def write_diagnostics(run: RunDir) -> list[str]:
     return summary(found)
 
 
+def plain_records(train: Split) -> dict[int, dict[str, Any]]:
+    """What is known of each example without a model, by id, sorted by id."""
+    rows = zip(
+        train.ids.tolist(),
+        train.prompt_lengths.tolist(),
+        train.num_labels.tolist(),
+        train.column("category"),
+        strict=True,
+    )
+    names = ("id", "prompt_tokens", "response_tokens", "category")
+    return {row[0]: dict(zip(names, row, strict=True)) for row in sorted(rows)}
+
+
 def adopt_ranking(path: Path, run: RunDir, train: Split) -> None:
-    """Make another run's difficulty.jsonl this run's first ranking.  Raises UserError where it ranks others."""
+    """Make another run's difficulty.jsonl this run's first ranking; of each example its ``id`` is enough.
+
+    Raises UserError where it ranks others.
+    """
     read_order(path, train)
     if distributed.is_main():
-        write_jsonl(run.ranking("difficulty"), read_jsonl(path))
+        known = plain_records(train)
+        write_jsonl(run.ranking("difficulty"), [known[record["id"]] | record for record in read_jsonl(path)])
     distributed.barrier()
 
 

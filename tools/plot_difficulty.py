@@ -98,6 +98,9 @@ def draw_agreement(axes: Axes, ranking: Sequence[Mapping[str, Any]], found: Mapp
     """The first two rankings against each other; with one ranking, its values from easy to hard."""
     columns = [column for column in EASY_IS_HIGH if f"{column}_rank" in ranking[0]]
     percentile = np.linspace(0, 1, len(ranking))
+    if not columns:
+        say_nothing(axes, "the ranking was given without values")
+        return
     if len(columns) < 2:
         values = [np.nan if record[columns[0]] is None else record[columns[0]] for record in ranking]
         axes.plot(percentile, values, ".", color=BLUE, ms=3)
