@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from pocl import distributed
 from pocl.config import check_evaluate
 from pocl.console import quiet_libraries, say, show_table
-from pocl.data import load_split
+from pocl.data import load_split, tokenizer_fingerprint
 from pocl.errors import UserError, run_main
 from pocl.evaluation import (
     Example,
@@ -137,6 +137,7 @@ def score_sets(
             protocol = {key: value for key, value in asdict(sampling).items() if key != "seed"}
             protocol |= {"generator": generator.name, "max_prompt_length": what.max_prompt_length}
             about = {"examples": len(examples), "cut_prompts": cut, "protocol": protocol, "model": fingerprint}
+            about |= {"dtype": what.dtype, "tokenizer": tokenizer_fingerprint(tokenizer)}
             about["set"] = value_sha256([[example.prompt, *example.references] for example in examples])
             records = {seed: kept for seed, kept in kept_seeds(folder, name, about).items() if seed in seeds}
             for seed in seeds:

@@ -159,7 +159,17 @@ def make_ranker(
         model_path=config.models.model,
     )
     key = {"data": data_fingerprint(config), "max_length": config.data.max_length, "dtype": config.models.dtype}
-    return Ranker(given.difficulty, given.rerank, run, train, tokenizer, teacher, limits, key)
+    return Ranker(
+        given.difficulty,
+        given.rerank,
+        run,
+        train,
+        tokenizer,
+        teacher,
+        limits,
+        key,
+        adopted=bool(given.difficulty_file),
+    )
 
 
 def prepare_student(config: TrainConfig, student: PreTrainedModel) -> None:

@@ -1,5 +1,6 @@
 """What a run needs to go on, and the best student so far: written whole or not at all."""
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -162,7 +163,8 @@ class Checkpoints:
 
     def _delete_others(self, kept: Path) -> None:
         for other in self.run.checkpoints.glob("step-*"):
-            if other != kept:
+            # Not what a person has copied beside them.
+            if other != kept and re.fullmatch(r"step-\d+(-within)?", other.name):
                 shutil.rmtree(other, ignore_errors=True)
 
     def _check_files(self, folder: Path, sizes: Mapping[str, int]) -> None:

@@ -35,7 +35,9 @@ def diagnose(ranking: Sequence[Record], metrics: Sequence[Record]) -> dict[str, 
         "difficulty_and_length": {
             name: tau(range(len(ranking)), [record[f"{name}_tokens"] for record in ranking])
             for name in ("prompt", "response")
-        },
+        }
+        if "prompt_tokens" in ranking[0]  # a file that somebody else wrote may say nothing but the order
+        else None,
         "categories": categories(ranking),
         "buckets": buckets(metrics),
     }
@@ -98,10 +100,11 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         share = found["rouge_l_is_0"] / found["examples"]
         lines.append(f"{found['rouge_l_is_0']} of {found['examples']} answers ({share:.0%}) have ROUGE-L 0")
     lengths = found["difficulty_and_length"]
-    lines.append(
-        f"difficulty and length: tau {_signed(lengths['prompt'])} with the prompt's, "
-        f"{_signed(lengths['response'])} with the response's"
-    )
+    if lengths:
+        lines.append(
+            f"difficulty and length: tau {_signed(lengths['prompt'])} with the prompt's, "
+            f"{_signed(lengths['response'])} with the response's"
+        )
     if found["buckets"]:
         easiest = found["buckets"][0]
         lines.append(

@@ -47,6 +47,15 @@ class Ranker:
     teacher: TeacherSource | None
     limits: Limits
     key: Mapping[str, Any]  # what every measure depends on: the data, the precision
+    adopted: bool = False  # whether the first ranking is another run's
+
+    def teacher_passes(self) -> int:
+        """How many examples the trunk of an online teacher has read to rank them."""
+        if self.teacher is None or not self.teacher.online or "teacher" not in self.signals:
+            return 0
+        rankings = len(list(self.run.path.glob("difficulty-*.jsonl")))
+        rankings += self.run.ranking("difficulty").is_file() and not self.adopted
+        return rankings * len(self.train)
 
     def place(self, stage: Stage, epoch: int) -> str | None:
         """The name of the ranking that this epoch is the first to use; None where it goes on with an earlier one."""

@@ -116,7 +116,7 @@ def value_sha256(value: Any) -> str:
 
 def replace_folder(new: Path, old: Path) -> None:
     """Put the finished folder ``new`` in the place of ``old``; a crash leaves one of them whole."""
-    aside = old.with_name(old.name + ".old")
+    aside = _aside(old)
     shutil.rmtree(aside, ignore_errors=True)
     if old.exists():
         os.replace(old, aside)
@@ -126,7 +126,12 @@ def replace_folder(new: Path, old: Path) -> None:
 
 def recover_folder(path: Path) -> None:
     """Undo a ``replace_folder`` that a crash cut in two."""
-    aside = path.with_name(path.name + ".old")
+    aside = _aside(path)
     if aside.exists() and not path.exists():
         os.replace(aside, path)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """Where a folder waits while it is replaced: no name that a person gives a copy, since it is deleted."""
+    return path.with_name(f".{path.name}.replaced")

@@ -364,8 +364,10 @@ def train_only_last_layers(model: PreTrainedModel, num_layers: int) -> None:
         raise UserError(f"--train-last-layers {num_layers}: the student has {len(stack)} layers")
     model.requires_grad_(False)
     stack[-num_layers:].requires_grad_(True)
-    for child in trunk(model).children():
-        if not any(True for _ in child.children()) and not isinstance(child, (nn.Embedding, nn.ModuleList)):
+    # Beside the layers, which OPT keeps one module deeper than the others; no projection stands between it and them.
+    parent = next(module for module in model.modules() if any(child is stack for child in module.children()))
+    for child in parent.children():
+        if not any(True for _ in child.children()) and not isinstance(child, (nn.Embedding, nn.Linear, nn.ModuleList)):
             child.requires_grad_(True)  # the final norm
 
 

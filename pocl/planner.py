@@ -79,7 +79,7 @@ def count_stage(
         samples=stage.steps(global_batch_size) * global_batch_size,
         tokens=tokens,
         response_tokens=response_tokens,
-        padded_tokens=scale * tokens_read,
+        padded_tokens=float(tokens) if packed else scale * tokens_read,
         pairs=scale * pairs,
         largest=_largest(shapes),
     )

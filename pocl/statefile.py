@@ -13,6 +13,8 @@ from torch import Tensor
 from pocl.errors import UserError, first_line
 
 _STATE = "state"  # the metadata entry that holds everything but the tensors
+_LARGE_STATE = "#state"  # the tensor that holds it where it is large, such as a replay buffer: a header ends at 100 MB
+_MOST_METADATA = 1 << 24  # bytes
 
 
 def save_state(path: Path, state: Any) -> None:
@@ -23,6 +25,8 @@ def save_state(path: Path, state: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     metadata = {_STATE: json.dumps(_take_apart(state, tensors, ""))}
+    if len(metadata[_STATE]) > _MOST_METADATA:
+        tensors[_LARGE_STATE] = torch.frombuffer(bytearray(metadata.pop(_STATE), "ascii"), dtype=torch.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata)
     with open(path, "rb") as file:
@@ -33,7 +37,10 @@ def load_state(path: Path) -> Any:
     """What ``save_state`` wrote, tensors on the CPU.  Raises UserError where it is missing, cut or something else."""
     try:
         with safe_open(path, framework="pt") as file:
-            skeleton = json.loads((file.metadata() or {})[_STATE])
+            if _LARGE_STATE in file.keys():  # noqa: SIM118  it is no dict
+                skeleton = json.loads(file.get_tensor(_LARGE_STATE).numpy().tobytes())
+            else:
+                skeleton = json.loads((file.metadata() or {})[_STATE])
             return _put_together(skeleton, file)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -252,13 +253,15 @@ def latex(table: Table) -> str:
     columns, rows = text_rows(table, line=r"\\")
 
     def cell(text: str) -> str:
-        escaped = text.replace("–", "--").replace("†", r"$^\dagger$").replace("%", r"\%").replace("<", "$<$")
+        # Names are the user's; a backslash is the one between two lines.
+        escaped = re.sub(r"[&_#$]", r"\\\g<0>", text)
+        escaped = escaped.replace("–", "--").replace("†", r"$^\dagger$").replace("%", r"\%").replace("<", "$<$")
         return rf"\makecell[r]{{{escaped}}}" if r"\\" in escaped else escaped
 
     lines = [
         rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
         r"\toprule",
-        " & ".join(columns) + r" \\",
+        " & ".join(map(cell, columns)) + r" \\",
         r"\midrule",
     ]
     lines += [" & ".join(map(cell, row)) + r" \\" for row in rows]

@@ -341,7 +341,8 @@ class Trainer:
             "lr": self.recipe.lr,
             # A cache was made by reading every example once.
             "teacher_forward_passes": position.teacher_forward_passes
-            + (len(self.train) if self.teacher and not self._teacher_reads else 0),
+            + (len(self.train) if self.teacher and not self._teacher_reads else 0)
+            + (self.ranker.teacher_passes() if self.ranker else 0),
             "world_size": distributed.world_size(),
             "finished": position.done,
         }

@@ -286,3 +286,21 @@ def test_a_ranker_asks_for_rankings_only_where_it_was_told_to() -> None:
     assert places("stage") == ["difficulty", None, "difficulty-stage2", None]
     wanted = ["difficulty", "difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage2-epoch2"]
     assert places("epoch") == wanted
+
+
+def test_the_ledger_counts_what_the_teacher_read_to_rank(gpt2: Folders, tmp_path: Path) -> None:
+    extra = [
+        "--difficulty",
+        "teacher",
+        "--rerank",
+        "stage",
+        "--num-stages",
+        2,
+        "--teacher-cache",
+        "off",
+        "--num-dev",
+        0,
+    ]
+    assert call(train, train_arguments(gpt2, tmp_path, *extra)).status == 0
+    ledger = json.loads((tmp_path / "tfkl" / "seed10" / "ledger.json").read_text())
+    assert ledger["teacher_forward_passes"] == ledger["samples"] + 2 * 48

@@ -351,3 +351,10 @@ def test_a_runs_stages_are_read_or_refused(run: SimpleNamespace) -> None:
         assert all(isinstance(stage.pool, range) for stage in Entry("run", run.dir, None).stages)
 
     try_all(path, mutants(data, seed=11), read)
+
+
+def test_a_state_may_be_larger_than_the_header_of_its_file(tmp_path: Path) -> None:
+    state = {"buffer": [[i, "x" * 1000] for i in range(110_000)], "state": torch.arange(3)}
+    save_state(tmp_path / "s", state)
+    found = load_state(tmp_path / "s")
+    assert found["buffer"] == state["buffer"] and found["state"].tolist() == [0, 1, 2]

@@ -22,6 +22,8 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -43,6 +45,7 @@ from pocl.models import (
     response_labels,
     response_states,
     shared_vocabulary,
+    train_only_last_layers,
     weights_fingerprint,
 )
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
@@ -359,3 +362,15 @@ def test_tied_parameters_are_counted_once() -> None:
     layers = 2 * (256 + 128 + 128 + 256 + 3 * 512 + 2 * 16) + 16
     assert count_parameters(LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **SIZES))) == 1024 + layers
     assert count_parameters(LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **SIZES))) == 2048 + layers
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_the_last_layers_of_opt_have_their_final_norm(norm_first: bool) -> None:
+    sizes = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+    width = 16 if norm_first else 8
+    model = OPTForCausalLM(OPTConfig(do_layer_norm_before=norm_first, word_embed_proj_dim=width, **sizes))
+    train_only_last_layers(model, 1)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    outside = {name.split(".")[-2] for name in trained if ".layers." not in name}
+    assert outside == ({"final_layer_norm"} if norm_first else set())
+    assert all(".layers.1." in name for name in trained if ".layers." in name)

@@ -21,6 +21,7 @@ import train
 from pocl import distributed, plan_report
 from pocl.config import parse_train
 from pocl.curriculum import Stage
+from pocl.data import load_split
 from pocl.errors import UserError
 from pocl.lora import add_adapters, target_layers
 from pocl.models import load_model, load_skeleton, train_only_last_layers, trunk
@@ -44,7 +45,7 @@ from pocl.planner import (
     with_adapters,
 )
 from pocl.planning import offloads_teacher, prompts_together, with_sizes
-from tests.runs import Folders, Result, call, make_folders, train_arguments, train_until_stage
+from tests.runs import MAX_LENGTH, Folders, Result, call, make_folders, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, ROOT, save_model, tiny_model, tiny_tokenizer
 
 
@@ -449,3 +450,18 @@ def test_a_script_plans_on_several_ranks(folders: Folders, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("work of all ranks") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_of_packed_batches_has_no_padding(folders: Folders) -> None:
+    split = load_split(folders.data, "train", max_length=MAX_LENGTH)
+    order = np.random.default_rng(0)
+    amount = count_stage(
+        Stage(0, range(len(split)), 3, 1.0, 1.0),
+        lambda epoch: order.permutation(len(split)),
+        split,
+        global_batch_size=20,
+        cut=lambda batch: [batch],
+        num_ranks=1,
+        packed=True,
+    )
+    assert amount.padded_tokens == amount.tokens

@@ -1,15 +1,18 @@
 """The rows of the tables against their scripts, and how a table's steps are run; tests/test_all_rows.py runs them."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from pocl import config as configuration
 from pocl.curriculum import plan_stages
+from pocl.errors import UserError
 from pocl.files import write_json
 from tests.runs import Result, call
 from tests.test_scripts import FAMILIES, printed, run
@@ -256,3 +259,16 @@ def test_the_tiny_scale_asks_for_the_quickstarts_pair(tmp_path: Path) -> None:
     assert first.endswith("scripts/quickstart.sh --pair")
     assert len(others) == 1 + 1 + 3 * 2  # data, the teacher's evaluation, three rows
     assert all("results/quickstart/teacher/sft/seed10/best" in line for line in others)
+
+
+def test_rows_that_run_together_share_neither_port_nor_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    step = reproduce.Step("train", "x.sh", (), (("A", "1"),), Path("x"))
+    for jobs, port in ((1, "29500"), (2, None)):
+        slot = reproduce.slots(jobs)[0]
+        made = reproduce.Reproduction.environment(mock.Mock(), step, slot)
+        assert made.get("MASTER_PORT") == port and made["A"] == "1" and made["PATH"] == os.environ["PATH"]
+    monkeypatch.setenv("HOSTFILE", "hosts")
+    with pytest.raises(UserError, match="HOSTFILE"):
+        reproduce.slots(2)

@@ -12,7 +12,7 @@ import evaluate
 from pocl import console, tables
 from pocl.files import write_json, write_jsonl
 from pocl.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
-from pocl.tables import published_figures
+from pocl.tables import Cell, Table, TableRow, latex, published_figures
 from tests.runs import call
 from tools import make_tables
 from tools.rows import main_rows
@@ -249,3 +249,9 @@ def test_a_table_wider_than_the_screen_is_printed_in_blocks_of_columns(
     assert said.count("title") == 1 and said.count("row") == 2
     assert all(said.count(word) == 1 for word in ("first", "second", "third", "0.50–1.50", "3.00"))
     assert max(map(len, said.splitlines())) <= 30
+
+
+def test_names_are_escaped_in_latex() -> None:
+    cell = Cell(1.0, 0.5, 1.5, 3, 1)
+    written = latex(Table("rouge_l", ["my_set"], [TableRow("R&D_1", {"my_set": cell})]))
+    assert r"ROUGE-L & my\_set \\" in written and r"R\&D\_1 & \makecell" in written

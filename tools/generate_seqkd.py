@@ -69,6 +69,8 @@ def main() -> None:
     if (output_dir / "manifest.json").is_file():
         say(f"{output_dir} is there already; delete it to make it again")
         return
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise UserError(f"{output_dir} holds something else than processed data; give another --output-dir")
     manifest = read_manifest(data_dir)
     if manifest["max_prompt_length"] >= what.max_length:
         raise UserError(f"--max-length {what.max_length} leaves no room behind {manifest['max_prompt_length']} tokens")
@@ -165,7 +167,9 @@ def write(
     temporary = output_dir.with_name(output_dir.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        train.table.map(replace_response).flatten_indices().save_to_disk(str(temporary / "train"))
+        # In memory: else the tables of both steps stay behind as cache-*.arrow in --data-dir.
+        answered = train.table.map(replace_response, keep_in_memory=True).flatten_indices(keep_in_memory=True)
+        answered.save_to_disk(str(temporary / "train"))
         dev = datasets.load_from_disk(str(data_dir / "dev"))
         dev.save_to_disk(str(temporary / "dev"), num_shards=None if len(dev) else 1)
         changed = dict(manifest) | {"responses_of": dict(key), "fingerprint": value_sha256([manifest, key])}

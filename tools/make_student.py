@@ -42,15 +42,14 @@ def main() -> None:
         raise UserError("give either --layers (which ones) or --num-layers (how many)")
     if what.num_layers is not None and what.num_layers <= 0:
         raise UserError(f"--num-layers is {what.num_layers}; it must be above 0")
+    output_dir = Path(what.output_dir)
+    check_output(output_dir, what.model)
     model, tokenizer = load_model(what.model), load_tokenizer(what.model)
     stack = layer_stack(model)
     layers = default_layers(len(stack), what.num_layers) if what.layers is None else what.layers
     check_layers(layers, len(stack))
     before = count_parameters(model)
     keep_layers(model, layers)
-    output_dir = Path(what.output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / "config.json").is_file():
-        raise UserError(f"{output_dir} holds something else than a model; give another --output-dir")
     temporary = output_dir.with_name(output_dir.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
@@ -60,6 +59,16 @@ def main() -> None:
         f"{output_dir}: layers {' '.join(map(str, layers))} of {len(stack)}, "
         f"{numerize(count_parameters(model))} of {numerize(before)} parameters"
     )
+
+
+def check_output(output_dir: Path, model: str) -> None:
+    """Raise UserError where the folder holds what must not be replaced: the larger model, a run, anything else."""
+    if output_dir.resolve() == Path(model).resolve():
+        raise UserError(f"--output-dir {output_dir} is the larger model itself; give another --output-dir")
+    # A run's folder has a config.json too.
+    is_model = (output_dir / "config.json").is_file() and any(output_dir.glob("*.safetensors"))
+    if output_dir.exists() and not is_model and any(output_dir.iterdir()):
+        raise UserError(f"{output_dir} holds something else than a model; give another --output-dir")
 
 
 def default_layers(total: int, num_layers: int) -> list[int]:

@@ -217,6 +217,11 @@ class Reproduction:
         finally:
             self.slots.put(slot)
 
+    def environment(self, step: Step, slot: dict[str, str]) -> dict[str, str]:
+        """What a step is started with; rows that run together do not share a port."""
+        ours = {name: value for name, value in os.environ.items() if not slot or name != "MASTER_PORT"}
+        return ours | dict(step.environment) | slot
+
     def run_step(self, title: str, step: Step, slot: dict[str, str]) -> str | None:
         """Run one step with its output in a log -> its last line where it failed."""
         log = self.results / "logs" / f"{title.replace(' ', '-').lower()}-{step.name.replace(' ', '-')}.log"
@@ -230,7 +235,7 @@ class Reproduction:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=os.environ | dict(step.environment) | slot,
+                env=self.environment(step, slot),
             ).returncode
         seconds = time.monotonic() - started
         if status == 0:
@@ -317,6 +322,10 @@ def slots(jobs: int) -> list[dict[str, str]]:
     """What each job adds to the environment: all GPUs for one, a GPU each for several, or a share of the cores."""
     if jobs == 1:
         return [{}]
+    if os.environ.get("HOSTFILE"):
+        raise UserError(
+            "--jobs shares the GPUs of this machine, and HOSTFILE gives every row those of others; drop one"
+        )
     import torch
 
     count = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()

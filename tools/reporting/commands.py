@@ -71,16 +71,30 @@ def data_command(entry: Entry) -> str | None:
     made = entry.manifest
     if not made:
         return None
+    if "responses_of" in made:
+        return _seqkd_command(entry, made)
     given = {"raw": made["raw"], "tokenizer": made["tokenizer"], "output_dir": entry.option("data", "data_dir")}
     limits = {"num_dev": made["num_dev"], "max_prompt_length": made["max_prompt_length"]}
     return command("python tools/process_data.py", flags(given | limits, {}))
 
 
-def evaluate_commands(entry: Entry) -> list[str]:
+def _seqkd_command(entry: Entry, made: Mapping[str, Any]) -> str:
+    """tools/generate_seqkd.py; the manifest names neither the teacher's folder nor that of the prompts."""
+    key = made["responses_of"]
+    sampling = {PROTOCOL.get(name, name): value for name, value in key["sampling"].items()}
+    longest = sampling.pop("max_new_tokens") + made["max_prompt_length"]
+    backend = "vllm" if str(key.get("generator")).startswith("vllm") else "builtin"
+    given = {"output_dir": entry.option("data", "data_dir"), "max_length": longest, "dtype": key["dtype"]}
+    given |= {"num_train": key["examples"], "generation_backend": backend}
+    places = ["--model TEACHER", "--data-dir DATA"]
+    return command("deepspeed --no_local_rank tools/generate_seqkd.py", [*places, *flags(given | sampling, {})])
+
+
+def evaluate_commands(entry: Entry, data_root: Path = Path("data")) -> list[str]:
     """evaluate.py, once for all sets that were evaluated alike."""
     alike: dict[str, tuple[list[str], list[str]]] = {}
     for name, summary in entry.summary.items():
-        written = _evaluate_flags(entry, summary)
+        written = _evaluate_flags(entry, summary, data_root)
         if written is not None:
             alike.setdefault(" ".join(written), (written, []))[1].append(shlex.quote(name))
     return [
@@ -89,7 +103,7 @@ def evaluate_commands(entry: Entry) -> list[str]:
     ]
 
 
-def _evaluate_flags(entry: Entry, summary: Mapping[str, Any]) -> list[str] | None:
+def _evaluate_flags(entry: Entry, summary: Mapping[str, Any], data_root: Path) -> list[str] | None:
     protocol = summary.get("protocol")
     if protocol is None:  # answers that were made elsewhere
         return None
@@ -100,6 +114,9 @@ def _evaluate_flags(entry: Entry, summary: Mapping[str, Any]) -> list[str] | Non
         asked = {"max_prompt_length": longest, "max_length": longest + protocol["max_new_tokens"]}
     seeds = [int(seed) for seed in summary["rouge_l"]["seeds"]]
     sampling = {flag: protocol[key] for key, flag in PROTOCOL.items() if key in protocol}
+    sampling["data_root"] = str(data_root)
+    if "generator" in protocol:
+        sampling["generation_backend"] = "vllm" if protocol["generator"].startswith("vllm") else "builtin"
     usual = defaults(EvaluateOptions) | defaults(GenerationOptions)
     output_dir = entry.evaluation if entry.run is None or entry.evaluation != entry.run.path / "eval" else None
     return [
@@ -116,7 +133,7 @@ def again(entry: Entry, data_root: Path) -> Html:
     for name, line in entry.commands.items():
         parts.append(_block(f"{name}, as tools/reproduce.py called it", line))
     lines = [("the data", data_command(entry)), ("training", train_command(entry))]
-    lines += [("evaluation", line) for line in evaluate_commands(entry)]
+    lines += [("evaluation", line) for line in evaluate_commands(entry, data_root)]
     parts += [_block(name, line) for name, line in lines if line]
     if entry.run and not entry.config:
         parts.append(note("config.json is not there, so the command of the training is not known."))
