@@ -30,6 +30,7 @@ from pocl.parts import Parts
 
 # How the file's numbers look to numpy, which knows no bfloat16.
 _STORAGE = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.float64: np.float64}
+_LOCK = ".lock"
 _NUM_VERIFIED = 8  # examples that are read again when a finished cache is opened
 
 
@@ -135,13 +136,20 @@ def cached_teacher(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One run at a time makes the cache; another that wants it waits here, and finds it made."""
+    """One run at a time makes the cache; another that wants it waits here, and finds it made.
+
+    Raises UserError where the folder holds something else.
+    """
     with ExitStack() as stack:
         if distributed.is_main():
+            held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+            if held - {_LOCK} and "states.bin" not in held:
+                raise UserError(
+                    f"{folder} holds something else than a teacher's states; give --teacher-cache another folder"
+                )
             with suppress(OSError):  # a file system without locks, or a folder that _prepare complains of
-                place = folder.resolve()  # "." has no name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((place.parent / f".{place.name}.lock").open("w"))
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((folder / _LOCK).open("w"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -182,12 +190,11 @@ def _prepare(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[st
     begun = folder / "done" / "key.json"
     if begun.is_file() and read_json(begun) == key:
         return
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "states.bin").is_file():
-        raise UserError(f"{folder} holds something else than a teacher's states; give --teacher-cache another folder")
     try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / "done", ignore_errors=True)
+        for name in ("states.bin", "manifest.json"):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot make {folder} for the teacher cache ({error.strerror or error}); "
@@ -195,7 +202,9 @@ def _prepare(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[st
         ) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
-        folder.rmdir()
+        with suppress(OSError):
+            (folder / _LOCK).unlink(missing_ok=True)
+            folder.rmdir()
         raise UserError(
             f"the teacher cache needs {needed / 1e9:.2f} GB and {folder.parent} has {free / 1e9:.2f} GB free; "
             f"give --teacher-cache another disk, or --teacher-cache off"
