@@ -21,8 +21,9 @@ from pocl.attention import whole_mask
 from pocl.batching import blocks_by_length
 from pocl.console import Progressing
 from pocl.data import send
+from pocl.heads import aligned, make_head
 from pocl.kv_cache import roomy_cache
-from pocl.models import aligned, end_ids, make_head, trunk
+from pocl.models import end_ids, trunk
 from pocl.packing import takes_whole_masks
 from pocl.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from pocl import distributed
 from pocl.data import Batch, send
 from pocl.fused import fused_objective
-from pocl.models import Head, aligned, make_head, response_labels, response_states
+from pocl.heads import Head, aligned, make_head
+from pocl.models import response_labels, response_states
 from pocl.tied import TiedGradient, lookups_of, tied_embedding
 from pocl.token_objective import Term, token_objective
 

@@ -24,7 +24,8 @@ from pocl.console import say
 from pocl.data import Batch, Split
 from pocl.errors import UserError
 from pocl.files import read_json, write_json
-from pocl.models import Head, aligned, make_head, response_states
+from pocl.heads import Head, aligned, make_head
+from pocl.models import response_states
 from pocl.offload import place_head
 from pocl.parts import Parts
 

@@ -16,8 +16,9 @@ from pocl import fused, losses
 from pocl.data import collate
 from pocl.files import read_jsonl
 from pocl.fused import fused_objective, never_fused, why_not_fused
+from pocl.heads import HEAD_ROWS, aligned, make_head
 from pocl.losses import LOSSES
-from pocl.models import HEAD_ROWS, aligned, make_head, response_states
+from pocl.models import response_states
 from pocl.objective import StudentObjective
 from pocl.token_objective import Term, token_objective
 from tests.runs import call, make_folders, train_arguments

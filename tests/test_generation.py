@@ -14,8 +14,9 @@ from transformers.cache_utils import DynamicLayer
 from pocl import distributed
 from pocl.attention import whole_mask
 from pocl.generation import BuiltIn, _Watch, answer_prompts, decode, even_blocks, generate
+from pocl.heads import HEAD_ROWS
 from pocl.kv_cache import RoomyLayer
-from pocl.models import HEAD_ROWS, attend_by_example
+from pocl.models import attend_by_example
 from pocl.packing import takes_whole_masks
 from pocl.sampling import NgramBan, Sampling, ban_repeated, choose_tokens
 from tests.tiny import FAMILIES, tiny_model

@@ -17,13 +17,13 @@ import train
 from pocl.data import collate
 from pocl.errors import UserError
 from pocl.generation import Sampling, generate
+from pocl.heads import make_head
 from pocl.lora import adapter_chain, add_adapters, merged_weights, save_adapter
 from pocl.models import (
     check_head,
     layer_stack,
     load_model,
     load_tokenizer,
-    make_head,
     response_states,
     trunk,
     weights_fingerprint,

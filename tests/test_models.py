@@ -32,8 +32,8 @@ from transformers.activations import NewGELUActivation
 
 from pocl.data import collate
 from pocl.errors import UserError
+from pocl.heads import Head, make_head
 from pocl.models import (
-    Head,
     check_head,
     check_positions,
     check_same_tokenizer,
@@ -41,7 +41,6 @@ from pocl.models import (
     end_ids,
     load_model,
     load_tokenizer,
-    make_head,
     response_labels,
     response_states,
     shared_vocabulary,

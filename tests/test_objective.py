@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl.data import Batch, collate
+from pocl.heads import HEAD_ROWS, Head, aligned, make_head
 from pocl.losses import LOSSES, slope_by_autograd
-from pocl.models import HEAD_ROWS, Head, aligned, make_head, response_labels, response_states
+from pocl.models import response_labels, response_states
 from pocl.objective import (
     BLOCK_NUMBERS,
     Objective,

@@ -21,8 +21,9 @@ from pocl import attention
 from pocl.attention import Segments, attention_by_example
 from pocl.batching import cut_rows
 from pocl.data import collate
+from pocl.heads import make_head
 from pocl.losses import LOSSES
-from pocl.models import attend_by_example, load_model, make_head, response_states
+from pocl.models import attend_by_example, load_model, response_states
 from pocl.objective import StudentObjective
 from pocl.packing import never_packed, why_not_packed
 from pocl.token_objective import Term

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pocl.models import Head
+from pocl.heads import Head
 from pocl.objective import distillation_objective
 from pocl.tied import lookups_of, tied_embedding
 from pocl.token_objective import Term

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl.fused import never_fused
+from pocl.heads import Head, aligned, make_head
 from pocl.losses import LOSSES
-from pocl.models import Head, aligned, make_head
 from pocl.objective import chunks_needed, distillation_objective
 from pocl.token_objective import Term
 from tools.benchmarking.stepping import TEMPERATURE

@@ -27,13 +27,14 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
-from pocl import attention, models
+from pocl import attention, heads
 from pocl.batching import OVERHEAD_TOKENS, blocks_by_length, micro_batches
 from pocl.data import IGNORE, Batch, Split, load_split, read_instructions
 from pocl.errors import UserError
 from pocl.fused import never_fused
+from pocl.heads import Head, aligned, make_head
 from pocl.losses import LOSSES
-from pocl.models import DTYPES, Head, aligned, fuse_activations, make_head, response_labels, response_states, trunk
+from pocl.models import DTYPES, fuse_activations, response_labels, response_states, trunk
 from pocl.objective import StudentObjective, chunks_needed, distillation_objective
 from pocl.products import onednn_is_better, use_onednn, use_torchs_own
 from pocl.rundir import ROOT
@@ -59,7 +60,7 @@ def _smollm2(layers: int) -> LlamaConfig:
     return LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **sizes)
 
 
-HEAD_ROWS = dict(models.HEAD_ROWS)  # as train.py has it
+HEAD_ROWS = dict(heads.HEAD_ROWS)  # as train.py has it
 
 # name -> (student, teacher)
 PAIRS: dict[str, Callable[[], tuple[PreTrainedConfig, PreTrainedConfig]]] = {
@@ -152,7 +153,7 @@ class Variant:
         for model in (bench.student, bench.teacher):
             model.set_attn_implementation(attention.NAME if self.packed else "sdpa")
             fuse_activations(model) if self.gelu else _as_transformers_has_them(model)
-        models.HEAD_ROWS[bench.device.type] = HEAD_ROWS[bench.device.type] if self.aligned else 1
+        heads.HEAD_ROWS[bench.device.type] = HEAD_ROWS[bench.device.type] if self.aligned else 1
 
     def teacher_head(self, bench: Bench) -> Head:
         """The teacher's head."""

@@ -1,0 +1,76 @@
+"""The head of a model as a function of hidden states, and the rows that a device wants behind it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pocl.errors import UserError
+
+# The rows of a head are made a multiple of this, for a GPU's matrix units: with 50,257 cuBLAS has to take a kernel for
+# unaligned numbers, which others found to take three times as long (DeepSpeed warns of it). Not measured here yet.
+HEAD_ROWS = {"cpu": 1, "cuda": 16}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a model as a function [N, H] -> [N, V], with the scales and caps that some models put behind it."""
+
+    module: nn.Linear  # called, and not its weight used: ZeRO-3 gathers that only for the call
+    scale: float = 1.0
+    cap: float | None = None
+    vocab_size: int | None = None  # cuts off padded vocabulary entries
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return self.logits(self.module(states))
+
+    def logits(self, product: Tensor) -> Tensor:
+        """From what the module gives to the logits; the very same tensor where nothing stands between.  [N, V]."""
+        logits = product
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.cap is not None:
+            logits = self.cap * torch.tanh(logits / self.cap)
+        return logits[..., : self.vocab_size] if self.vocab_size else logits
+
+    @property
+    def only_cuts(self) -> bool:
+        """Whether ``logits`` are the front of what the module gives, as it is."""
+        return self.scale == 1.0 and self.cap is None
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Those of its parameters that learn."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+
+def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
+    """The head of a model; ``vocab_size`` cuts off padded vocabulary entries.
+
+    Raises UserError where the head is no linear layer.
+    """
+    config, module = model.config, model.get_output_embeddings()
+    if not isinstance(module, nn.Linear):
+        raise UserError(f"the head of {config.model_type} is {type(module).__name__}; a linear layer was wanted")
+    # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma 2 caps with a tanh.
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(module, scale, cap, vocab_size)
+
+
+@torch.no_grad()
+def aligned(head: Head) -> Head:
+    """A head that gives the same logits, from a copy of the weight with zeros behind it where its device wants that.
+
+    The head itself where there is nothing to add, or where the weight is not there, as between calls under ZeRO-3.
+    """
+    weight, bias = head.module.weight, head.module.bias
+    num_rows, width = head.module.out_features, head.module.in_features
+    extra = -num_rows % HEAD_ROWS.get(weight.device.type, 1)
+    if extra == 0 or weight.shape != (num_rows, width):
+        return head
+    module = nn.Linear(width, num_rows + extra, bias=bias is not None, device="meta")
+    module.weight = nn.Parameter(nn.functional.pad(weight, (0, 0, 0, extra)), requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(nn.functional.pad(bias, (0, extra)), requires_grad=False)
+    return replace(head, module=module, vocab_size=head.vocab_size or num_rows)
