@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
 from pocl.assembly import (
-    data_fingerprint,
     deepspeed_config,
     load_data,
     load_teacher,
@@ -40,7 +39,7 @@ from pocl.files import read_jsonl, value_sha256, write_json
 from pocl.models import check_head, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import LoraOptions, TrainConfig
 from pocl.plan_report import show_plan
-from pocl.planning import make_pools, make_stages, with_sizes
+from pocl.planning import data_fingerprint, make_pools, make_stages, with_sizes
 from pocl.rundir import RunDir
 from pocl.teacher import TeacherSource
 from pocl.trainer import Trainer

@@ -40,12 +40,7 @@ from pocl.offload import place
 from pocl.on_policy import OnPolicy
 from pocl.options import TrainConfig
 from pocl.packing import why_not_packed
-from pocl.planning import (
-    cache_place,
-    offloads_teacher,
-    ranks,
-    wants_packing,
-)
+from pocl.planning import cache_key, cache_place, data_fingerprint, offloads_teacher, ranks, wants_packing
 from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
 from pocl.sampling import Sampling
@@ -93,11 +88,6 @@ def answer_length(config: TrainConfig) -> int:
     return config.data.max_length - longest_prompt
 
 
-def data_fingerprint(config: TrainConfig) -> str:
-    """What the processed data was made of and how."""
-    return read_manifest(Path(config.data.data_dir))["fingerprint"]
-
-
 def load_teacher(
     config: TrainConfig,
     student: PreTrainedModel,
@@ -125,12 +115,7 @@ def load_teacher(
 
 def teacher_cache(config: TrainConfig, teacher: PreTrainedModel, train: Split) -> tuple[Path | None, dict[str, Any]]:
     """(where the teacher's states are kept, or None for an online teacher; what they depend on)."""
-    key: dict[str, Any] = {
-        "teacher": weights_fingerprint(teacher),
-        "data": data_fingerprint(config),
-        "max_length": config.data.max_length,
-        "examples": len(train),
-    }
+    key: dict[str, Any] = {"teacher": weights_fingerprint(teacher)} | cache_key(config, train)
     beside = Path(config.data.data_dir) / "teacher-cache" / value_sha256([key, config.models.dtype])[:16]
     made = distributed.broadcast((beside / "manifest.json").is_file())
     chosen = cache_place(config, train, teacher, made=made)

@@ -41,7 +41,7 @@ from pocl.planner import (
     training_work,
     with_adapters,
 )
-from pocl.planning import cache_place, make_pools, make_stages, offloads_teacher, ranks, wants_packing
+from pocl.planning import cache_place, finished_cache, make_pools, make_stages, offloads_teacher, ranks, wants_packing
 from pocl.ranking import columns_of
 from pocl.rundir import RunDir
 from pocl.teacher import cache_bytes
@@ -54,6 +54,7 @@ class Costs:
     phases: Mapping[str, Mapping[str, int]]
     work: Mapping[str, float]
     cache: int  # 0: the teacher is online, or there is none
+    found: Path | None = None  # a finished cache that is there already
 
 
 def show_plan(
@@ -87,7 +88,8 @@ def show_plan(
             layers = [layer for _, layer in target_layers(student, config.lora.lora_targets)]
             sketches = with_adapters(sketches[0], layers, config.lora.lora_rank), sketches[1]
     # Outside: the ranks agree by real tensors.
-    place = "off" if teacher is None else cache_place(config, train, teacher)
+    found = None if teacher is None else finished_cache(config, train, teacher)
+    place = "off" if teacher is None else cache_place(config, train, teacher, made=found is not None)
     cache = 0 if teacher is None or place == "off" else cache_bytes(train, teacher)
     offloaded = sketches[1] is not None and offloads_teacher(
         config, sketches[0].parameters * sketches[0].itemsize, sketches[1].parameters * sketches[1].itemsize, device
@@ -97,10 +99,12 @@ def show_plan(
         _phases(
             config, *sketches, states, activations, cached=cache > 0, offloaded=offloaded, device_type=device.type
         ),
-        _work(config, run, train, stages, *sketches, amount, cached=cache > 0),
+        _work(config, run, train, stages, *sketches, amount, cached=cache > 0, to_cache=found is None),
         cache,
+        found if cache else None,
     )
-    _show_amount(config, amount, exact, teacher_passes=_teacher_passes(sketches[1], amount, train, cache))
+    passes = _teacher_passes(config, stages, sketches[1], amount, train, cached=cache > 0)
+    _show_amount(config, amount, exact, teacher_passes=passes)
     memory = distributed.device_memory(device)
     _show_memory(costs, memory, shape)
     _show_work(config, costs, width, device)
@@ -142,10 +146,23 @@ def _amount(
     return total(amounts), exact
 
 
-def _teacher_passes(teacher: Sketch | None, amount: Amount, train: Split, cache: int) -> str:
+def _rankings(config: TrainConfig, stages: Curriculum) -> int:
+    """How often the run ranks its examples, the first time included."""
+    if not ranks(config):
+        return 0
+    return {"off": 1, "stage": len(stages), "epoch": sum(stage.epochs for stage in stages)}[config.curriculum.rerank]
+
+
+def _teacher_passes(
+    config: TrainConfig, stages: Curriculum, teacher: Sketch | None, amount: Amount, train: Split, *, cached: bool
+) -> str:
+    """How many examples the teacher's trunk reads, as ledger.json counts them."""
     if teacher is None:
         return "0"
-    return f"{len(train):,} in place of {amount.samples:,}" if cache else f"{amount.samples:,}"
+    online = amount.samples
+    if "teacher_cross_entropy" in columns_of(config.curriculum.difficulty):
+        online += len(train) * (_rankings(config, stages) - (config.curriculum.difficulty_file is not None))
+    return f"{len(train):,} in place of {online:,}" if cached else f"{online:,}"
 
 
 def _phases(
@@ -191,17 +208,18 @@ def _work(
     amount: Amount,
     *,
     cached: bool,
+    to_cache: bool,
 ) -> dict[str, float]:
     """Operations of all ranks by part of the run."""
-    once, given = one_pass(train), config.curriculum
+    once, columns = one_pass(train), set(columns_of(config.curriculum.difficulty))
     work: dict[str, float] = {}
-    if ranks(config) and not given.difficulty_file:
-        passes = {"off": 1, "stage": len(stages), "epoch": sum(stage.epochs for stage in stages)}[given.rerank]
-        passes -= run.ranking("difficulty").is_file()
-        # An answer is taken to be as long as its reference: to write it is to read it once.
-        columns = {"rouge_l", "cross_entropy"} & set(columns_of(given.difficulty))
-        work["ranking"] = passes * len(columns) * forward_work(student, once)
-    if teacher is not None and cached:
+    first_is_there = config.curriculum.difficulty_file is not None or run.ranking("difficulty").is_file()
+    rankings = max(0, _rankings(config, stages) - first_is_there)
+    # An answer is taken to be as long as its reference: to write it is to read it once.
+    work["ranking"] = rankings * len({"rouge_l", "cross_entropy"} & columns) * forward_work(student, once)
+    if teacher is not None and "teacher_cross_entropy" in columns:
+        work["ranking"] += rankings * forward_work(teacher, once, trunk=not cached)
+    if teacher is not None and cached and to_cache:
         work["caching the teacher's states"] = forward_work(teacher, once, head=False)
     work["student"] = training_work(student, amount, recomputes=config.models.gradient_checkpointing)
     if teacher is not None:
@@ -243,7 +261,9 @@ def _show_memory(costs: Costs, memory: int, micro_batch: tuple[int, int]) -> Non
         f"Activations are those of the largest micro-batch, {micro_batch[0]} x {micro_batch[1]} tokens; Python, "
         f"its libraries and passing temporaries come on top."
     )
-    if costs.cache:
+    if costs.found:
+        say(f"The teacher's states are in {costs.found}, unless it was another teacher of this size that made them.")
+    elif costs.cache:
         say(f"The teacher's states take {costs.cache / 1e9:.2f} GB on disk.")
 
 
@@ -284,7 +304,7 @@ def _check_fit(config: TrainConfig, costs: Costs, memory: int, zero_stage: int) 
     if costs.cache and place != "auto":
         folder = next(parent for parent in (Path(place), *Path(place).resolve().parents) if parent.exists())
         free = distributed.broadcast(shutil.disk_usage(folder).free)
-        if costs.cache > free and not (Path(place) / "manifest.json").is_file():
+        if costs.cache > free and not costs.found:
             raise UserError(
                 f"the teacher cache would take {costs.cache / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; "
                 f"give --teacher-cache another disk, or --teacher-cache off"

@@ -6,6 +6,7 @@ Like the entry points, this file reads the options.
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from transformers import PreTrainedModel
 from pocl import distributed
 from pocl.console import show_table
 from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages
-from pocl.data import Split
+from pocl.data import Split, read_manifest
+from pocl.files import read_json
 from pocl.models import DTYPES, load_config, load_skeleton
 from pocl.objective import automatic_chunk_tokens
 from pocl.options import TrainConfig
 from pocl.planner import cached_numbers, micro_batch_tokens, prompts_at_once
 from pocl.pools import Pools, unranked_pools
-from pocl.teacher import cache_bytes
+from pocl.teacher import cache_bytes, cache_format
 
 # Of a GPU's memory, for the weights of student and teacher; the rest is for what the teacher computes.
 _TEACHERS_SHARE = 0.8
@@ -68,6 +70,11 @@ def prompts_together(model_path: str, dtype: str, max_length: int, device: torch
     numbers = cached_numbers(load_config(model_path))
     memory = distributed.device_memory(device)
     return prompts_at_once(numbers, DTYPES[dtype].itemsize, max_length, memory, device.type)
+
+
+def data_fingerprint(config: TrainConfig) -> str:
+    """What the processed data was made of and how."""
+    return read_manifest(Path(config.data.data_dir))["fingerprint"]
 
 
 def make_stages(config: TrainConfig, num_examples: int) -> Curriculum:
@@ -138,3 +145,18 @@ def cache_place(config: TrainConfig, train: Split, teacher: PreTrainedModel, *, 
     seen_once = config.curriculum.num_stages * config.curriculum.epochs == 1
     room = distributed.broadcast(shutil.disk_usage(config.data.data_dir).free)
     return "off" if not made and (seen_once or room < 2 * cache_bytes(train, teacher)) else "auto"
+
+
+def cache_key(config: TrainConfig, train: Split) -> dict[str, Any]:
+    """What the teacher's states depend on besides its weights and their dtype."""
+    return {"data": data_fingerprint(config), "max_length": config.data.max_length, "examples": len(train)}
+
+
+def finished_cache(config: TrainConfig, train: Split, teacher: PreTrainedModel) -> Path | None:
+    """A finished cache of these texts by a teacher of this width and dtype: its weights are not asked for."""
+    given, beside = config.models.teacher_cache, Path(config.data.data_dir) / "teacher-cache"
+    wanted = cache_key(config, train) | cache_format(teacher)
+    for manifest in sorted(beside.glob("*/manifest.json")) if given == "auto" else [Path(given) / "manifest.json"]:
+        if manifest.is_file() and wanted.items() <= read_json(manifest).items():
+            return manifest.parent
+    return None

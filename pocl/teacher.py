@@ -104,6 +104,11 @@ def cache_bytes(split: Split, model: PreTrainedModel) -> int:
     return int(split.num_labels.sum()) * _width(model) * model.dtype.itemsize
 
 
+def cache_format(model: PreTrainedModel) -> dict[str, Any]:
+    """What a cache's manifest says of its numbers."""
+    return {"dtype": str(model.dtype), "width": _width(model)}
+
+
 def cached_teacher(
     model: PreTrainedModel,
     split: Split,
@@ -120,7 +125,7 @@ def cached_teacher(
     UserError where the folder holds a cache of something else, where it does not verify, or the disk has no room.
     """
     fingerprint = key["teacher"]
-    key = json.loads(json.dumps(dict(key) | {"dtype": str(model.dtype), "width": _width(model)}))
+    key = json.loads(json.dumps(dict(key) | cache_format(model)))
     manifest = folder / "manifest.json"
     with _alone(folder):
         if distributed.broadcast(manifest.is_file()):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from pocl.assembly import answer_length, data_fingerprint
+from pocl.assembly import answer_length
 from pocl.checkpoints import Checkpoints, Position
 from pocl.config import parse_train
 from pocl.curriculum import baby_step_pools
@@ -26,6 +26,7 @@ from pocl.evaluation import load_set
 from pocl.files import read_jsonl, write_json, write_jsonl
 from pocl.lora import adapter_chain
 from pocl.parts import Parts
+from pocl.planning import data_fingerprint
 from pocl.rundir import RunDir
 from pocl.statefile import load_state, save_state
 from tests.runs import Folders, call, make_folders, train_arguments
