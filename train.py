@@ -28,7 +28,6 @@ from pocl.assembly import (
     prepare_student,
 )
 from pocl.batching import check_shares
-from pocl.checkpoints import Position
 from pocl.config import parse_train
 from pocl.console import quiet_libraries, say
 from pocl.curriculum import Curriculum
@@ -40,6 +39,7 @@ from pocl.models import check_head, count_parameters, load_model, load_tokenizer
 from pocl.options import LoraOptions, TrainConfig
 from pocl.plan_report import show_plan
 from pocl.planning import data_fingerprint, make_pools, make_stages, with_sizes
+from pocl.position import Position
 from pocl.rundir import RunDir
 from pocl.teacher import TeacherSource
 from pocl.trainer import Trainer
@@ -76,8 +76,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
     start_run(run, config, stages, student, teacher)
 
     ranker = make_ranker(config, run, tokenizer, teacher, train)
-    if ranker:
-        ranker.rank("difficulty", lambda: student)
+    easy_to_hard = ranker.easy_to_hard(student) if ranker else None
     engine = make_engine(config, student, vocab_size, device)
     trainer = Trainer(
         make_recipe(config, stages, packed=packed),
@@ -87,7 +86,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
         tokenizer=tokenizer,
         teacher=teacher,
         train=train,
-        pools=make_pools(config, len(train)),
+        pools=make_pools(config, len(train), easy_to_hard),
         ranker=ranker,
         dev=dev,
         on_policy=on_policy(config),

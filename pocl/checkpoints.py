@@ -4,7 +4,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +17,9 @@ from pocl.engine import Engine
 from pocl.errors import RankStopped, UserError, first_line
 from pocl.files import check_object, recover_folder, replace_folder, write_json
 from pocl.lora import merged_weights, save_adapter
+from pocl.position import Position
 from pocl.rundir import RunDir
 from pocl.statefile import load_state, save_state
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: the epoch to go on with, and what has been seen. The whole resume state but for tensors."""
-
-    stage: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0  # optimiser steps of that epoch that are done already
-    step: int = 0  # of the whole run
-    best_rouge_l: float | None = None  # on dev, of the whole run
-    stage_best_rouge_l: float | None = None  # of the stage that is trained
-    evaluations_without_rise: int = 0  # since then
-    samples: int = 0
-    tokens: int = 0  # real tokens through the student, without padding
-    response_tokens: int = 0
-    teacher_forward_passes: int = 0  # examples that the teacher's trunk has read
-    student_texts: int = 0  # of the samples, those whose response the student wrote
-    skipped_steps: int = 0  # of the steps, those whose loss or gradient was not finite
-    done: bool = False
-
-    def after_dev(self, rouge_l: float) -> "Position":
-        """The position behind a dev evaluation, as the stage counts it."""
-        if self.stage_best_rouge_l is None or rouge_l > self.stage_best_rouge_l:
-            return replace(self, stage_best_rouge_l=rouge_l, evaluations_without_rise=0)
-        return replace(self, evaluations_without_rise=self.evaluations_without_rise + 1)
-
-    def after_epoch(self, stage: int, epoch: int, *, stage_over: bool, last_stage: bool) -> "Position":
-        """The position behind an epoch of a stage."""
-        if not stage_over:
-            return replace(self, stage=stage, epoch=epoch + 1, step_in_epoch=0)
-        fresh = replace(
-            self, stage=stage + 1, epoch=0, step_in_epoch=0, stage_best_rouge_l=None, evaluations_without_rise=0
-        )
-        return replace(fresh, done=last_stage)
 
 
 class Checkpoints:
@@ -151,8 +117,8 @@ class Checkpoints:
         self.engine.load(load_state(folder / "weights.safetensors"), None if other_ranks else state["optimizer"])
         if other_ranks:
             say(
-                f"on from the weights of step {position.step}, which {last['world_size']} rank(s) trained; lost are "
-                f"AdamW's moments, the random states, and the replay buffers"
+                f"resuming from the weights of step {position.step}, which {last['world_size']} rank(s) trained; "
+                f"AdamW's moments and the random states are lost"
             )
         else:
             distributed.set_random_state(state["random"])

@@ -10,7 +10,7 @@ from pocl.errors import UserError, closest
 from pocl.flags import parse
 from pocl.losses import loss_type
 from pocl.options import EvaluateOptions, GenerationOptions, LoraOptions, TrainConfig
-from pocl.ranking import SIGNALS
+from pocl.ranking import SIGNALS, sources_of
 
 
 def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
@@ -66,13 +66,16 @@ def _check_difficulty(config: TrainConfig) -> None:
             raise UserError(f"unknown --difficulty {name!r}{closest(name, SIGNALS)} (known: {', '.join(SIGNALS)})")
     if not options.difficulty:
         raise UserError(f"--difficulty wants at least one of {', '.join(SIGNALS)}")
-    if "teacher" in options.difficulty and not config.models.teacher:
-        raise UserError(f"--difficulty teacher wants a teacher, and --type {config.loss.type} has none")
-    if "snapshot" in options.difficulty and options.rerank == "off":
+    sources = sources_of(options.difficulty)
+    if "teacher" in sources and not config.models.teacher:
+        raise UserError(
+            f"--difficulty {' '.join(options.difficulty)} needs a teacher, and --type {config.loss.type} has none"
+        )
+    if "training" in sources and options.rerank == "off":
         raise UserError(
             "--difficulty snapshot ranks by the losses of training; drop --rerank off, or give stage or epoch"
         )
-    if set(options.difficulty) == {"snapshot"} and not options.difficulty_file:
+    if sources == {"training"} and not options.difficulty_file:
         if config.on_policy.on_policy == "mixed" and config.on_policy.mixed_alpha == 1.0:
             raise UserError("--difficulty snapshot ranks by losses on references, and --mixed-alpha 1 trains on none")
         never_ranked = options.num_stages == 1 and (options.rerank != "epoch" or options.epochs == 1)
@@ -182,7 +185,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     temperature, kd_ratio = stage_temperatures(config), stage_kd_ratios(config)
     loss = dataclasses.replace(config.loss, temperature=list(temperature), kd_ratio=list(kd_ratio))
-    rerank = config.curriculum.rerank or ("stage" if "snapshot" in config.curriculum.difficulty else "off")
+    asks_training = "training" in sources_of(config.curriculum.difficulty)
+    rerank = config.curriculum.rerank or ("stage" if asks_training else "off")
     curriculum = dataclasses.replace(config.curriculum, rerank=rerank)
     return dataclasses.replace(config, loss=loss, curriculum=curriculum)
 

@@ -17,7 +17,6 @@ from pocl.files import check_object, read_json, read_jsonl, value_sha256
 
 IGNORE = -100  # the label of a position that is no response token
 FORMAT_VERSION = 1  # of the processed folder
-SPLITS = ("train", "dev")
 
 # Source: Alpaca, as the paper's published tokens show it.
 PROMPT_WITH_INPUT = (
@@ -166,15 +165,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, positions: Sequence[int]) -> Batch:
-        """The examples at these positions as one padded batch."""
-        ids, prompts, responses = self._rows(positions, "id", "prompt_ids", "response_ids")
-        return collate(ids, prompts, responses, max_length=self.max_length)
-
-    def batch_of(self, positions: Sequence[int], responses: Sequence[Sequence[int]]) -> Batch:
-        """The prompts at these positions with other responses, as one padded batch."""
-        ids, prompts = self._rows(positions, "id", "prompt_ids")
-        return collate(ids, prompts, responses, max_length=self.max_length)
+    def batch(self, positions: Sequence[int], responses: Sequence[Sequence[int] | None] | None = None) -> Batch:
+        """The examples at these positions as one padded batch; ``responses`` that are not None replace their own."""
+        ids, prompts, own = self._rows(positions, "id", "prompt_ids", "response_ids")
+        if responses is not None:
+            own = [mine if other is None else other for mine, other in zip(own, responses, strict=True)]
+        return collate(ids, prompts, own, max_length=self.max_length)
 
     def _rows(self, positions: Sequence[int], *columns: str) -> list[list[Any]]:
         """Columns of some rows; lists of tokens as arrays, which Arrow gives without making numbers of Python's."""

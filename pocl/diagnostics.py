@@ -6,26 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from pocl.ranking import EASY_IS_HIGH
+from pocl.ranking import COLUMNS, ranked_columns
 
 Record = Mapping[str, Any]
-# What a person calls the columns of difficulty.jsonl.
-NAMES = {
-    "rouge_l": "ROUGE-L",
-    "cross_entropy": "cross-entropy",
-    "teacher_cross_entropy": "the teacher's cross-entropy",
-    "snapshot_cross_entropy": "training loss",
-    "response_tokens": "response length",
-}
 
 
 def diagnose(ranking: Sequence[Record], metrics: Sequence[Record]) -> dict[str, Any]:
     """The numbers of diagnostics.json, from the records of difficulty.jsonl (easiest first) and of metrics.jsonl."""
-    columns = [column for column in EASY_IS_HIGH if f"{column}_rank" in ranking[0]]
+    columns = ranked_columns(ranking)
     return {
         "examples": len(ranking),
         "agreement": {
-            f"{NAMES[one]} and {NAMES[other]}": tau(
+            f"{COLUMNS[one].label} and {COLUMNS[other].label}": tau(
                 [record[f"{one}_rank"] for record in ranking], [record[f"{other}_rank"] for record in ranking]
             )
             for one, other in itertools.combinations(columns, 2)

@@ -25,11 +25,13 @@ from pocl.files import read_jsonl, write_json, write_jsonl
 from pocl.models import response_labels, weights_fingerprint
 from pocl.objective import chunks_needed, distillation_objective
 from pocl.parts import Parts
-from pocl.ranking import columns_of, rank_examples
+from pocl.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
 from pocl.rundir import RunDir
 from pocl.scoring import Limits, score_examples
 from pocl.teacher import TeacherSource
 from pocl.token_objective import Term
+
+FIRST = "difficulty"  # the ranking before any training
 
 
 @dataclass(frozen=True)
@@ -49,41 +51,51 @@ class Ranker:
     key: Mapping[str, Any]  # what every measure depends on: the data, the precision
     adopted: bool = False  # whether the first ranking is another run's
 
+    def _asks(self, source: Source) -> bool:
+        return source in sources_of(self.signals)
+
     def teacher_passes(self) -> int:
         """How many examples the trunk of an online teacher has read to rank them."""
-        if self.teacher is None or not self.teacher.online or "teacher" not in self.signals:
+        if self.teacher is None or not self.teacher.online or not self._asks("teacher"):
             return 0
         rankings = len(list(self.run.path.glob("difficulty-*.jsonl")))
-        rankings += self.run.ranking("difficulty").is_file() and not self.adopted
+        rankings += self.run.ranking(FIRST).is_file() and not self.adopted
         return rankings * len(self.train)
 
-    def place(self, stage: Stage, epoch: int) -> str | None:
-        """The name of the ranking that this epoch is the first to use; None where it goes on with an earlier one."""
+    def easy_to_hard(self, student: PreTrainedModel) -> np.ndarray | None:
+        """The order before any training: positions from the easiest to the hardest.  -> [N], int64.
+
+        None where nothing can be said yet, as by the losses of training.
+        """
+        return self.rank(FIRST, lambda: student)
+
+    def new_ranking(self, stage: Stage, epoch: int) -> str | None:
+        """The name of the ranking that this epoch begins with; None where it keeps the earlier one."""
         if stage.index == epoch == 0:
-            return "difficulty"
+            return None
         if self.rerank == "epoch":
             return f"difficulty-stage{stage.index + 1}-epoch{epoch + 1}"
         return f"difficulty-stage{stage.index + 1}" if self.rerank == "stage" and epoch == 0 else None
 
-    def made(self, place: str | None) -> bool:
-        """Whether this ranking is there already."""
-        return distributed.broadcast(place is not None and self.run.ranking(place).is_file())
+    def made(self, name: str | None) -> bool:
+        """Whether the ranking of this name is there already."""
+        return distributed.broadcast(name is not None and self.run.ranking(name).is_file())
 
     def rank(
-        self, place: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None = None
+        self, name: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None = None
     ) -> np.ndarray | None:
         """Positions from the easiest to the hardest.  -> [N], int64; None where no signal has a value yet.
 
         ``losses`` [N] are those of the student's training, NaN where an example had none.
         """
-        path = self.run.ranking(place)
-        if not self.made(place):
+        path = self.run.ranking(name)
+        if not self.made(name):
             columns = columns_of(self.signals)
             if losses is None or np.isnan(losses).all():
-                columns = [column for column in columns if column != "snapshot_cross_entropy"]
+                columns = [column for column in columns if COLUMNS[column].source != "training"]
             if not columns:
                 return None
-            records = self._measure(columns, place, student, losses)
+            records = self._measure(columns, name, student, losses)
             if distributed.is_main():
                 write_jsonl(path, rank_examples(records, columns))
                 shutil.rmtree(self.run.path / "scoring", ignore_errors=True)  # what a cut-off pass would go on with
@@ -91,15 +103,16 @@ class Ranker:
         return read_order(path, self.train)
 
     def _measure(
-        self, columns: Sequence[str], place: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None
+        self, columns: Sequence[str], name: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None
     ) -> list[dict[str, Any]]:
         """One record an example, sorted by id, with what the columns need."""
-        parts_dir, records = self.run.path / "scoring" / place, plain_records(self.train)
+        parts_dir, records = self.run.path / "scoring" / name, plain_records(self.train)
         measures: list[Mapping[int, Mapping[str, Any]]] = []
-        if {"rouge_l", "cross_entropy"} & set(columns):
+        sources = {COLUMNS[column].source for column in columns}
+        if "student" in sources:
             model = student()
             # The weights on disk are those of the first ranking only.
-            limits = self.limits if place == "difficulty" else replace(self.limits, backend="builtin")
+            limits = self.limits if name == FIRST else replace(self.limits, backend="builtin")
             passed = score_examples(
                 model,
                 self.tokenizer,
@@ -110,9 +123,9 @@ class Ranker:
                 key=dict(self.key) | {"student": weights_fingerprint(model)},
             )
             measures.append(passed)
-        if "teacher_cross_entropy" in columns and self.teacher:
+        if "teacher" in sources and self.teacher:
             measures.append(self._teacher_losses(self.teacher, parts_dir / "teacher"))
-        if "snapshot_cross_entropy" in columns and losses is not None:
+        if "training" in sources and losses is not None:
             known = [None if np.isnan(loss) else float(loss) for loss in losses]
             measures.append(self._column("snapshot_cross_entropy", known))
         for measure in measures:
@@ -183,7 +196,7 @@ def adopt_ranking(path: Path, run: RunDir, train: Split) -> None:
     read_order(path, train)
     if distributed.is_main():
         known = plain_records(train)
-        write_jsonl(run.ranking("difficulty"), [known[record["id"]] | record for record in read_jsonl(path)])
+        write_jsonl(run.ranking(FIRST), [known[record["id"]] | record for record in read_jsonl(path)])
     distributed.barrier()
 
 

@@ -25,7 +25,12 @@ def start() -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if use_cuda:
+        # Packed micro-batches have another size at every step: segments that grow keep the cache from fragmenting.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         torch.cuda.set_device(local_rank)
+        # On an H100 or H200 torch prefers cuDNN's attention, which builds a plan for every new shape: tens of
+        # milliseconds for each token of an answer. Flash attention has no such plans.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if not dist.is_initialized():
         backend = "nccl" if use_cuda else "gloo"
         if "MASTER_ADDR" in os.environ:

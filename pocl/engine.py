@@ -5,17 +5,22 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pocl import distributed
+from pocl.data import Batch
 from pocl.errors import RunStopped, UserError
 from pocl.files import read_json
+from pocl.heads import Head
+from pocl.lora import merged_weights
 from pocl.objective import StudentObjective
+from pocl.token_objective import Term, Weights
 
 # Scales of fp16's loss: start at 2^16, as torch's own scaler does.
 _FP16 = {"enabled": True, "initial_scale_power": 16}
@@ -46,7 +51,7 @@ class Engine:
         module.sharded = self.zero_stage == 3
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.scales_loss = dtype == "fp16"
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(_groups(parameters, weight_decay), lr=lr, fused=True)
         config |= {
             "train_batch_size": global_batch_size,
             "train_micro_batch_size_per_gpu": global_batch_size // world_size,
@@ -58,6 +63,8 @@ class Engine:
             # Its check asks every gradient of its own; the norm of all says the same.
             "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": False},
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, also where its states are offloaded to the CPU
+            "timers": {"throughput": {"enabled": False}},  # it waits for the GPU before every micro-batch
             "steps_per_print": None,
         }
         self._module, self.world_size = module, world_size
@@ -80,9 +87,16 @@ class Engine:
             for parameter in module.head.trained_parameters():
                 deepspeed.zero.register_external_parameter(module, parameter)
 
-    def forward(self, *inputs: Any) -> Any:
-        """Run the module."""
-        return self._engine(*inputs)
+    def forward(
+        self,
+        batch: Batch,
+        term: Term,
+        teacher_states: Tensor | None = None,
+        teacher_head: Head | None = None,
+        weights: Weights | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``StudentObjective.forward``: (summed loss [], cross-entropy [N], divergence [N]) of a micro-batch."""
+        return self._engine(batch, term, teacher_states, teacher_head, weights)
 
     def backward(self, loss_sum: Tensor, num_tokens: float) -> None:
         """Add the gradient of ``loss_sum / num_tokens``; ``num_tokens`` counts the whole step, over all ranks.
@@ -147,6 +161,15 @@ class Engine:
         kept = model.state_dict()  # names: a buffer that a model makes for itself is in no model folder
         weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in kept})
         return weights
+
+    def whole(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model with all of its weights here: itself, or a copy where ZeRO-3 has shared them out."""
+        if self.zero_stage < 3:
+            return model
+        copy = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+        copy.load_state_dict(merged_weights(model, self.full_state_dict(model)), strict=False)
+        copy.generation_config = model.generation_config
+        return copy.to(model.device).eval()
 
     def trained_weights(self) -> dict[str, Tensor]:
         """The trained weights, whole, on the CPU of every rank; tied ones once, under the module's names."""
@@ -249,6 +272,14 @@ def check_precision(path: Path, dtype: str, device: torch.device) -> dict[str, A
     return config
 
 
+def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: matrices decay, biases and the weights of norms do not (as in DistiLLM's code)."""
+    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+    others = [parameter for parameter in parameters if parameter.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
 def _import_deepspeed() -> Any:
     """DeepSpeed, with its chatter down to warnings."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -256,6 +287,8 @@ def _import_deepspeed() -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
-    # On the CPU it would compile an all-reduce of its own at the first start, which takes a compiler and a minute.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if os.environ["DS_ACCELERATOR"] == "cpu":
+        # It would compile an all-reduce of its own at the first start, which takes a compiler and a minute. On a GPU
+        # nothing asks for it, and to touch this dictionary is to probe every CUDA extension.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

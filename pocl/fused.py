@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pocl import losses
 from pocl.errors import first_line
-from pocl.token_objective import Term, token_objective
+from pocl.token_objective import Term, Weights, token_objective
 
 # In the order of the kernel's numbers, which begin at 1; 0 is cross-entropy alone.
 _KINDS: tuple[Callable[..., Any], ...] = (
@@ -86,7 +86,7 @@ def fused_objective(
     teacher_logits: Tensor | None,
     labels: Tensor,
     term: Term,
-    kd_ratio: Tensor | None = None,
+    weights: Weights | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``token_objective`` by one kernel: (objective, cross-entropy, divergence) of each token, float32.
 
@@ -110,7 +110,7 @@ def fused_objective(
         raise ValueError(
             f"logits of shape {tuple(student_logits.shape)} and {tuple(teacher.shape)}, rows in one piece"
         )
-    weight, weight_of_labels = term.weights(kd_ratio, objective)
+    weight, weight_of_labels = term.weights(weights, objective)
     wider = num_entries + -num_entries % _LOAD
     kernel.token_objective[(num_tokens,)](
         student_logits,

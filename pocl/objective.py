@@ -21,7 +21,7 @@ from pocl.fused import fused_objective
 from pocl.heads import Head, aligned, make_head
 from pocl.models import response_labels, response_states
 from pocl.tied import TiedGradient, lookups_of, tied_embedding
-from pocl.token_objective import Term, token_objective
+from pocl.token_objective import Term, Weights, token_objective
 
 # So many numbers of a chunk's logits are worked on at a time. On the CPU that is what its caches hold: at V = 50,257
 # ten rows took two thirds to three quarters of the time that 256 took. A GPU wants long kernels (not measured yet).
@@ -49,14 +49,14 @@ def distillation_objective(
     labels: Tensor,
     *,
     term: Term,
-    kd_ratio: Tensor | None = None,
+    weights: Weights | None = None,
     num_chunks: int = 1,
     tied: TiedGradient | None = None,
     fused: bool = False,
 ) -> Objective:
     """The objective of N response tokens, summed.  [N, H_s], [N, H_t], [N] -> Objective.
 
-    ``kd_ratio`` [N] gives each token a ratio of its own in place of the term's. ``tied`` takes the gradient by the
+    ``weights`` [N] are each token's own, in place of the term's. ``tied`` takes the gradient by the
     head's weight, to hand it on with that of the embedding. ``fused``: what is learnt from goes through the GPU's
     kernel (``pocl.fused``).
 
@@ -77,7 +77,7 @@ def distillation_objective(
         with _frozen(parameters):  # their gradients are added up below, without one more tensor of the head's size
             product = head.module(rows)
         student_logits = head.logits(product)
-        known = None if kd_ratio is None else kd_ratio[piece]
+        known = None if weights is None else weights[piece]
         with torch.no_grad():
             no_teacher = teacher_states is None or teacher_head is None
             teacher_logits = None if no_teacher else teacher_head(teacher_states[piece])
@@ -196,7 +196,7 @@ def _in_blocks(
     teacher_logits: Tensor | None,
     labels: Tensor,
     term: Term,
-    kd_ratio: Tensor | None,
+    weights: Weights | None,
     *,
     learns: bool,
 ) -> tuple[Tensor, ...]:
@@ -213,7 +213,7 @@ def _in_blocks(
             None if teacher_logits is None else teacher_logits[block],
             labels[block],
             term,
-            None if kd_ratio is None else kd_ratio[block],
+            None if weights is None else weights[block],
             learns=learns,
         )
         if gradient is not None:
@@ -267,19 +267,20 @@ class StudentObjective(nn.Module):
         term: Term,
         teacher_states: Tensor | None = None,
         teacher_head: Head | None = None,
-        kd_ratio: Tensor | None = None,
+        weights: Weights | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(summed loss [], cross-entropy [N], divergence [N]) of a micro-batch; see ``Objective``.
 
-        ``kd_ratio`` [B] gives each example a ratio of its own.
+        ``weights`` [B] are each example's own, in place of the term's.
         """
         labels = response_labels(batch)
         num_chunks = chunks_needed(len(labels), self.chunk_tokens)
         if self.sharded:
             num_chunks = distributed.max_over_ranks(num_chunks, labels.device)
-        if kd_ratio is not None:
-            counts = send(batch.num_labels, kd_ratio.device)
-            kd_ratio = kd_ratio.repeat_interleave(counts, output_size=len(labels))
+        if weights is not None:
+            counts = send(batch.num_labels, labels.device)
+            parts = (weights.divergence, weights.cross_entropy)
+            weights = Weights(*(part.repeat_interleave(counts, output_size=len(labels)) for part in parts))
         with lookups_of(self.tied) as tied:
             states = response_states(self.student, batch)
         result = distillation_objective(
@@ -289,7 +290,7 @@ class StudentObjective(nn.Module):
             teacher_head,
             labels,
             term=term,
-            kd_ratio=kd_ratio,
+            weights=weights,
             num_chunks=num_chunks,
             tied=tied,
             fused=self.fused,

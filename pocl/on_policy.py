@@ -1,8 +1,9 @@
-"""On-policy distillation: now and then a micro-batch's responses are sampled from the student (GKD, arXiv 2306.13649).
+"""On-policy distillation (GKD, arXiv 2306.13649): some examples get a response that the student samples itself.
 
-Which micro-batches are, is decided by the run's seed and the step alone, so every rank decides alike. ``mixed``
-samples with a fixed probability; ``adaptive`` is DistiLLM's schedule (arXiv 2402.03898): the probability rises when
-the dev loss does, and most samples come again from a replay buffer.
+Which ones is decided example by example from the run's seed, the step and the example's id, so it depends neither on
+the number of ranks nor on how a global batch is cut. ``mixed`` samples with a fixed probability; ``adaptive`` is
+DistiLLM's schedule (arXiv 2402.03898): the probability rises when the dev loss does, and as the run goes on more of
+these responses come from a replay buffer instead of from the student anew.
 """
 
 from collections.abc import Sequence
@@ -20,21 +21,21 @@ LOSS_MARGIN = 0.1  # nats per token by which the dev loss must have risen for th
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """The schedule: which text a micro-batch is trained on."""
+    """The schedule: which response an example is trained on."""
 
     mode: Literal["mixed", "adaptive"]
     mixed_alpha: float  # probability of student text in ``mixed``
-    buffer_size: int  # responses that each rank keeps to train on again; 0: none
+    buffer_size: int  # responses that are kept to train on again; 0: none
     cross_entropy: bool  # whether student text has a cross-entropy term as well
     seed: int
 
-    def source(self, step: int, micro_batch: int, *, progress: float, threshold: float, buffer_full: bool) -> Source:
-        """Where the responses of a micro-batch come from: the data, a new sample, or the buffer.
+    def source(self, step: int, example_id: int, *, progress: float, threshold: float, buffer_full: bool) -> Source:
+        """Where the response of an example comes from: the data, a new sample, or the buffer.
 
         A pure function of its arguments; ``progress`` is the share of the run that is done, ``threshold`` the
         adaptive probability.
         """
-        chance = np.random.default_rng([self.seed, step, micro_batch]).random()
+        chance = np.random.default_rng([self.seed, step, example_id]).random()
         if self.mode == "mixed":
             return "sample" if chance < self.mixed_alpha else "gold"
         if chance >= threshold:
@@ -45,7 +46,7 @@ class OnPolicy:
 
 @dataclass(frozen=True)
 class OnPolicyState:
-    """What the schedule has learnt so far: part of a checkpoint."""
+    """What the schedule has learnt so far, the same on every rank: part of a checkpoint."""
 
     threshold: float = 0.0
     last_dev_loss: float | None = None

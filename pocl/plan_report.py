@@ -42,7 +42,7 @@ from pocl.planner import (
     with_adapters,
 )
 from pocl.planning import cache_place, finished_cache, make_pools, make_stages, offloads_teacher, ranks, wants_packing
-from pocl.ranking import columns_of
+from pocl.ranking import COLUMNS, columns_of, sources_of
 from pocl.rundir import RunDir
 from pocl.teacher import cache_bytes
 
@@ -115,11 +115,10 @@ def _amount(
     config: TrainConfig, run: RunDir, train: Split, stages: Curriculum, device: torch.device, *, packed: bool
 ) -> tuple[Amount, bool]:
     """(what all stages put through the student, whether that is exact: it is once the ranking is known)."""
-    pools, given = make_pools(config, len(train)), config.curriculum
+    given = config.curriculum
     ranking = Path(given.difficulty_file) if given.difficulty_file else run.ranking("difficulty")
     known = given.difficulty_file is not None or ranking.is_file()
-    if known:
-        pools = pools.rank(read_order(ranking, train))
+    pools = make_pools(config, len(train), read_order(ranking, train) if known else None)
     exact = (known and given.rerank == "off") or pools.scheme.order != "ranked"
     cut = partial(
         micro_batches,
@@ -160,7 +159,7 @@ def _teacher_passes(
     if teacher is None:
         return "0"
     online = amount.samples
-    if "teacher_cross_entropy" in columns_of(config.curriculum.difficulty):
+    if "teacher" in sources_of(config.curriculum.difficulty):
         online += len(train) * (_rankings(config, stages) - (config.curriculum.difficulty_file is not None))
     return f"{len(train):,} in place of {online:,}" if cached else f"{online:,}"
 
@@ -211,13 +210,14 @@ def _work(
     to_cache: bool,
 ) -> dict[str, float]:
     """Operations of all ranks by part of the run."""
-    once, columns = one_pass(train), set(columns_of(config.curriculum.difficulty))
+    once, columns = one_pass(train), columns_of(config.curriculum.difficulty)
     work: dict[str, float] = {}
     first_is_there = config.curriculum.difficulty_file is not None or run.ranking("difficulty").is_file()
     rankings = max(0, _rankings(config, stages) - first_is_there)
     # An answer is taken to be as long as its reference: to write it is to read it once.
-    work["ranking"] = rankings * len({"rouge_l", "cross_entropy"} & columns) * forward_work(student, once)
-    if teacher is not None and "teacher_cross_entropy" in columns:
+    of_student = sum(COLUMNS[column].source == "student" for column in columns)
+    work["ranking"] = rankings * of_student * forward_work(student, once)
+    if teacher is not None and "teacher" in sources_of(config.curriculum.difficulty):
         work["ranking"] += rankings * forward_work(teacher, once, trunk=not cached)
     if teacher is not None and cached and to_cache:
         work["caching the teacher's states"] = forward_work(teacher, once, head=False)

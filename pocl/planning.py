@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
@@ -23,6 +24,7 @@ from pocl.objective import automatic_chunk_tokens
 from pocl.options import TrainConfig
 from pocl.planner import cached_numbers, micro_batch_tokens, prompts_at_once
 from pocl.pools import Pools, unranked_pools
+from pocl.ranking import sources_of
 from pocl.teacher import cache_bytes, cache_format
 
 # Of a GPU's memory, for the weights of student and teacher; the rest is for what the teacher computes.
@@ -86,7 +88,7 @@ def make_stages(config: TrainConfig, num_examples: int) -> Curriculum:
         epochs=config.curriculum.epochs,
         temperature=config.loss.temperature,
         kd_ratio=config.loss.kd_ratio,
-        first_look=set(config.curriculum.difficulty) == {"snapshot"} and not config.curriculum.difficulty_file,
+        first_look=sources_of(config.curriculum.difficulty) == {"training"} and not config.curriculum.difficulty_file,
     )
     batch = config.optimiser.global_batch_size
     check_batches(stages, batch)
@@ -102,15 +104,16 @@ def make_stages(config: TrainConfig, num_examples: int) -> Curriculum:
     return stages
 
 
-def make_pools(config: TrainConfig, num_examples: int) -> Pools:
-    """Which examples the stages train on, before anything is ranked."""
-    return unranked_pools(
+def make_pools(config: TrainConfig, num_examples: int, easy_to_hard: np.ndarray | None = None) -> Pools:
+    """Which examples the stages train on, under a ranking [N] of them or before there is one."""
+    pools = unranked_pools(
         num_examples,
         config.curriculum.curriculum,
         seed=config.optimiser.seed,
         reliance=config.loss.selective_reliance,
         threshold=config.loss.reliance_threshold,
     )
+    return pools if easy_to_hard is None else pools.rank(easy_to_hard)
 
 
 def ranks(config: TrainConfig) -> bool:

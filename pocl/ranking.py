@@ -1,24 +1,43 @@
 """From difficulty measures to one easy-to-hard order: ordinal ranks, reciprocal rank fusion (pure, numpy).
 
 A difficulty signal is a name on the command line (``--difficulty teacher length``) and the columns of
-difficulty.jsonl that it ranks by. To add one, name it in ``SIGNALS`` and its column in ``EASY_IS_HIGH``, and say in
-``pocl/difficulty.py`` how it is measured.
+difficulty.jsonl that it ranks by. To add one, name it in ``SIGNALS`` and its column in ``COLUMNS``, and measure it in
+the place that its source names.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 RRF_K = 60  # Source: Cormack, Clarke and Buettcher, SIGIR 2009; POCL keeps it.
 
-# A column of difficulty.jsonl -> whether its highest value is the easiest example.
-EASY_IS_HIGH = {
-    "rouge_l": True,  # of the student's greedy answer against the reference, 0 to 1
-    "cross_entropy": False,  # of the reference under the student, nats per response token
-    "teacher_cross_entropy": False,  # the same under the teacher: how sure it is of the reference
-    "snapshot_cross_entropy": False,  # the same in the step that last trained on the example
-    "response_tokens": False,
+# Where a column is measured: pocl/scoring.py, pocl/difficulty.py's Ranker._teacher_losses and plain_records, and
+# pocl/snapshot.py.
+Source = Literal["student", "teacher", "data", "training"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure of difficulty, one column of difficulty.jsonl."""
+
+    label: str  # in reports and pictures
+    unit: str
+    source: Source
+    highest_is_easiest: bool = False
+
+
+COLUMNS = {
+    # of the student's greedy answer against the reference
+    "rouge_l": Column("ROUGE-L", "0 to 1", "student", highest_is_easiest=True),
+    # of the reference under the student
+    "cross_entropy": Column("cross-entropy", "nats/token", "student"),
+    # of the reference under the teacher: its confidence
+    "teacher_cross_entropy": Column("the teacher's cross-entropy", "nats/token", "teacher"),
+    # in the step that last trained on the example
+    "snapshot_cross_entropy": Column("training loss", "nats/token", "training"),
+    "response_tokens": Column("response length", "tokens", "data"),
 }
 
 SIGNALS: dict[str, tuple[str, ...]] = {
@@ -32,9 +51,19 @@ SIGNALS: dict[str, tuple[str, ...]] = {
 
 
 def columns_of(signals: Sequence[str]) -> list[str]:
-    """The columns that these signals rank by, each once, in the order of ``EASY_IS_HIGH``."""
+    """The columns that these signals rank by, each once, in the order of ``COLUMNS``."""
     wanted = {column for signal in signals for column in SIGNALS[signal]}
-    return [column for column in EASY_IS_HIGH if column in wanted]
+    return [column for column in COLUMNS if column in wanted]
+
+
+def sources_of(signals: Sequence[str]) -> set[Source]:
+    """What these signals need to be measured."""
+    return {COLUMNS[column].source for column in columns_of(signals)}
+
+
+def ranked_columns(ranking: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that the records of a difficulty.jsonl were ranked by."""
+    return [column for column in COLUMNS if f"{column}_rank" in ranking[0]]
 
 
 def ordinal_ranks(values: np.ndarray, example_ids: np.ndarray, *, highest_first: bool) -> np.ndarray:
@@ -84,8 +113,7 @@ def _ranks_of_column(measured: Sequence[Mapping[str, Any]], ids: np.ndarray, col
     known = np.array([i for i, value in enumerate(values) if value is not None], dtype=np.int64)
     unknown = np.array([i for i, value in enumerate(values) if value is None], dtype=np.int64)
     ranks = np.empty(len(values), dtype=np.int64)
-    ranks[known] = ordinal_ranks(
-        np.array([values[i] for i in known], dtype=np.float64), ids[known], highest_first=EASY_IS_HIGH[column]
-    )
+    values_known = np.array([values[i] for i in known], dtype=np.float64)
+    ranks[known] = ordinal_ranks(values_known, ids[known], highest_first=COLUMNS[column].highest_is_easiest)
     ranks[unknown] = len(known) + ordinal_ranks(np.zeros(len(unknown)), ids[unknown], highest_first=False)
     return ranks

@@ -20,20 +20,24 @@ class Snapshot:
         self.values = np.full(num_examples, np.nan)
         if values is not None:
             self.values[:] = [np.nan if value is None else value for value in values]
-        self._noted: list[tuple[np.ndarray, Tensor, Tensor]] = []
+        self._pending: list[tuple[np.ndarray, np.ndarray, Tensor, Tensor]] = []
 
-    def note(self, positions: np.ndarray, batch: Batch, cross_entropy: Tensor) -> None:
-        """Take in a micro-batch: positions [B], the batch, cross-entropy of its response tokens [N]."""
+    def note(self, positions: np.ndarray, of_student: np.ndarray, batch: Batch, cross_entropy: Tensor) -> None:
+        """Take in a micro-batch: positions [B], whose responses are the student's own [B], its cross-entropies [N].
+
+        The student's own text does not count: the loss of the reference is what ranks.
+        """
         sums = batch.sum_by_example(cross_entropy)  # stay on the device until share
-        self._noted.append((np.asarray(positions), sums, batch.num_labels))
+        self._pending.append((np.asarray(positions), of_student, sums, batch.num_labels))
 
     def share(self) -> None:
         """Bring together what the ranks have noted since the last time; of two losses the later one stays."""
         mine = {}
-        for positions, sums, counts in self._noted:
-            losses = sums.cpu() / counts
-            mine |= {int(p): loss for p, loss in zip(positions, losses.tolist(), strict=True)}
-        self._noted = []
+        for positions, of_student, sums, counts in self._pending:
+            losses = (sums.cpu() / counts).tolist()
+            rows = zip(positions.tolist(), losses, of_student.tolist(), strict=True)
+            mine |= {position: loss for position, loss, own in rows if not own}
+        self._pending = []
         for position, loss in distributed.gather_by_id(mine).items():
             self.values[position] = loss
 

@@ -1,4 +1,4 @@
-"""The objective of a response token, (1 - r) CE + r T^k D, and its gradient by the student's logits in closed form."""
+"""The objective of a response token, (1 - r) CE + r T^k D, and its gradient in closed form."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,38 @@ from pocl.losses import Divergence, Softmax, softmax, through_softmax
 
 
 @dataclass(frozen=True)
+class Weights:
+    """How much divergence and cross-entropy weigh in the objective of each token [N], or of each example [B].
+
+    In place of r and 1 - r of the stage: under selective reliance r differs between examples, and on the student's own
+    text there may be no cross-entropy.
+    """
+
+    divergence: Tensor  # r; T^k comes on top
+    cross_entropy: Tensor
+
+    def __getitem__(self, rows: slice) -> "Weights":
+        return Weights(self.divergence[rows], self.cross_entropy[rows])
+
+
+@dataclass(frozen=True)
 class Term:
-    """The divergence of a stage: the function, its temperature T, the factor T^k, and the KD ratio r."""
+    """The objective of a stage: the divergence, its temperature T, the factor T^k, and the KD ratio r."""
 
     divergence: Divergence | None = None  # None: cross-entropy alone
     temperature: float = 1.0
     scale: float = 1.0
-    kd_ratio: float = 0.0  # where each token has its own ratio, this is only its upper bound
-    cross_entropy: bool = True  # False: the objective is the divergence's part alone, as on the student's own text
+    kd_ratio: float = 0.0
 
-    def weights(self, kd_ratio: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    def weights(self, given: Weights | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """What each token's divergence is multiplied with, and its cross-entropy.  -> [N], [N], as ``like`` [N] is.
 
-        ``kd_ratio`` [N] replaces the one of all. None for cross-entropy where it is left out, as at r = 1, so that an
-        infinite one cannot turn 0 * inf into NaN.
+        ``given`` replaces the stage's. None for cross-entropy at the stage's r = 1: 0 times an infinite one is NaN.
         """
-        ratio = torch.full_like(like, self.kd_ratio) if kd_ratio is None else kd_ratio
-        left_out = not self.cross_entropy or (kd_ratio is None and self.kd_ratio >= 1.0)
-        return ratio * self.scale, None if left_out else 1.0 - ratio
+        if given is not None:
+            return given.divergence * self.scale, given.cross_entropy
+        weight = torch.full_like(like, self.kd_ratio * self.scale)
+        return weight, None if self.kd_ratio >= 1.0 else torch.full_like(like, 1.0 - self.kd_ratio)
 
 
 def token_objective(
@@ -34,11 +48,11 @@ def token_objective(
     teacher_logits: Tensor | None,
     labels: Tensor,
     term: Term,
-    kd_ratio: Tensor | None = None,
+    weights: Weights | None = None,
     *,
     learns: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(objective, cross-entropy, divergence) of each token, and the objective's gradient by the student's logits.
+    """(objective, cross-entropy, divergence) of each token, and the objective's gradient w.r.t. the student's logits.
 
     [N, V], [N, V], [N] -> 3 x [N], [N, V] in float32 at least; no gradient unless it ``learns``.
     """
@@ -52,7 +66,7 @@ def token_objective(
             gradient.scatter_add_(-1, labels[:, None], gradient.new_full((len(labels), 1), -1.0))
         return cross_entropy, cross_entropy, torch.zeros_like(cross_entropy), gradient
     divergence, slope = term.divergence(tempered, softmax(teacher_logits, term.temperature))
-    weight, weight_of_labels = term.weights(kd_ratio, cross_entropy)
+    weight, weight_of_labels = term.weights(weights, cross_entropy)
     objective = weight * divergence
     gradient = None
     if learns:
@@ -65,6 +79,6 @@ def token_objective(
 
 
 def _add_cross_entropy(gradient: Tensor, q: Softmax, labels: Tensor, weight: Tensor) -> None:
-    """Add weight * (q - 1 at the label), cross-entropy's gradient by the logits.  [N, V], [N], [N]."""
+    """Add weight * (q - 1 at the label), cross-entropy's gradient w.r.t. the logits.  [N, V], [N], [N]."""
     gradient.addcmul_(q.weights, weight[:, None] / q.total)
     gradient.scatter_add_(-1, labels[:, None], -weight[:, None])

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
 from pocl.buckets import BucketProbe
-from pocl.checkpoints import Checkpoints, Position
+from pocl.checkpoints import Checkpoints
 from pocl.console import Progressing, say
 from pocl.curriculum import Stage
-from pocl.data import Batch, Split, send
+from pocl.data import Split, send
 from pocl.difficulty import Ranker
 from pocl.engine import Engine
 from pocl.errors import Interrupted, RunStopped
@@ -24,15 +24,15 @@ from pocl.files import write_json
 from pocl.generation import BuiltIn
 from pocl.interrupt import Interrupt
 from pocl.journal import Journal, peak_memory_gb
-from pocl.lora import merged_weights
+from pocl.micro_batches import MicroBatch, MicroBatchSource
 from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.pools import Pools
+from pocl.position import Position
 from pocl.recipe import Recipe
 from pocl.rundir import RunDir
 from pocl.snapshot import Snapshot
 from pocl.teacher import TeacherSource
-from pocl.texts import Text, TextSource
-from pocl.token_objective import Term
+from pocl.token_objective import Term, Weights
 
 
 class Trainer:
@@ -61,7 +61,9 @@ class Trainer:
         self.snapshot = Snapshot(len(train))
         self.journal = Journal(run, len(recipe.stages))
         self.probe: BucketProbe | None = None
-        self.texts = TextSource(
+        if pools.ranked is not None:
+            self._probe_buckets(pools.ranked)
+        self.batches = MicroBatchSource(
             train,
             tokenizer,
             on_policy=on_policy,
@@ -84,6 +86,8 @@ class Trainer:
         Raises Interrupted where a signal asked for the end: the step was finished and everything saved.
         """
         self.resume()
+        if self.position.step == 0 and self.dev and self.batches.follows_dev_loss:
+            self.batches.state = self.batches.state.after_dev_loss(self.dev_loss(self._whole_student()))
         self.journal.open(self.position.step)
         with self.interrupt, Progressing("training", self.recipe.total_steps, self.position.step) as progress:
             for stage in self.recipe.stages[self.position.stage :]:
@@ -106,27 +110,31 @@ class Trainer:
         self.position, saved = self.checkpoints.resume()
         if saved is None:
             return
-        texts = OnPolicyState.from_json(saved["texts"])
-        self.texts.state = replace(texts, buffer=()) if saved["other_ranks"] else texts
+        self.batches.state = OnPolicyState.from_json(saved["on_policy"])
         self.snapshot = Snapshot(len(self.train), saved["losses"])
-        self._write_ledger()  # it may have been cut off behind the checkpoint
+        self._write_ledger()  # it may have been cut off after the checkpoint
         say(f"going on from step {self.position.step} of {self.recipe.total_steps}")
         for stage in self.recipe.stages[: self.position.stage + 1]:
             for epoch in range(stage.epochs if stage.index < self.position.stage else self.position.epoch):
-                if self.ranker and self.ranker.made(self.ranker.place(stage, epoch)):
+                if self.ranker and self.ranker.made(self.ranker.new_ranking(stage, epoch)):
                     self.rank(stage, epoch)
 
     def rank(self, stage: Stage, epoch: int) -> None:
         """Put a new ranking of the examples in force, where this epoch begins with one."""
-        place = self.ranker.place(stage, epoch) if self.ranker else None
-        if self.ranker is None or place is None:
+        name = self.ranker.new_ranking(stage, epoch) if self.ranker else None
+        if self.ranker is None or name is None:
             return
-        if self.position.step_in_epoch and not self.ranker.made(place):
+        if self.position.step_in_epoch and not self.ranker.made(name):
             return  # the epoch began without one
-        ranked = self.ranker.rank(place, self._whole_student, self.snapshot.values)
+        ranked = self.ranker.rank(name, self._whole_student, self.snapshot.values)
         if ranked is None:
             return
-        if self.probe is None and self.recipe.bucket_examples:
+        self._probe_buckets(ranked)
+        self.pools = self.pools.rank(ranked, stage)
+
+    def _probe_buckets(self, ranked: np.ndarray) -> None:
+        """Follow the quarters of the first ranking from stage to stage."""
+        if self.probe is None and self.ranker and self.recipe.bucket_examples:
             self.probe = BucketProbe(
                 self.train,
                 self.tokenizer,
@@ -134,7 +142,6 @@ class Trainer:
                 examples_per_bucket=self.recipe.bucket_examples,
                 limits=self.ranker.limits,
             )
-        self.pools = self.pools.rank(ranked, stage)
 
     def train_epoch(self, stage: Stage, epoch: int, progress: Progressing) -> None:
         """One pass over the stage's pool in global batches; a last short batch is dropped."""
@@ -164,29 +171,28 @@ class Trainer:
         micro-batches of any size give the same gradient.  Raises RunStopped for a loss that is not finite.
         """
         started = time.perf_counter()
-        texts = self.texts.of_step(examples, self.position.step)
-        num_tokens, num_inputs, num_student_texts = self.texts.sizes(texts, examples)
-        parts: list[torch.Tensor] = []
-        for text in texts:
-            batch = text.batch.to(self.device)
-            term = self.recipe.terms[stage.index]
-            if text.of_student:
-                term = replace(term, cross_entropy=self.texts.student_cross_entropy)
-            parts.append(self._forward_backward(batch, term, num_tokens, text))
+        whole, term = self.batches.of_step(examples, self.position.step), self.recipe.terms[stage.index]
+        parts = [self._forward_backward(micro, term, whole.num_response_tokens) for micro in whole.micro_batches]
         sums = torch.stack(parts).tolist()  # a GPU is waited for here, and not between micro-batches
-        signum = self.interrupt.signum  # one rank's wish is every rank's
+        signum = self.interrupt.signum  # if any rank received a signal, all ranks stop
         *totals, signums = distributed.sum_over_ranks([*map(sum, zip(*sums, strict=True)), signum], self.device)
-        loss, cross_entropy, divergence = (total / num_tokens for total in totals)
+        loss, cross_entropy, divergence = (total / whole.num_response_tokens for total in totals)
         # By the sum alone: a signal that came since is not known to the other ranks.
         self.asked_to_stop = (self.interrupt.signum or SIGTERM) if signums else 0
         gradient_norm, applied = self.engine.step(lr)
         if not all(map(math.isfinite, totals)):
-            bad = [text.batch for text, part in zip(texts, sums, strict=True) if not all(map(math.isfinite, part))]
-            self._skip(f"loss is {loss}", stage, [i for batch in bad for i in batch.example_ids.tolist()])
-        elif not applied and not self.engine.scales_loss:  # else an overflow of fp16, which its loss scale answers
-            ids = self.train.column("id")
-            self._skip("gradient is not finite", stage, [ids[i] for i in examples])
-        self._count(len(examples), num_inputs, num_tokens, num_student_texts)
+            pairs = zip(whole.micro_batches, sums, strict=True)
+            bad = [micro.batch.example_ids for micro, part in pairs if not all(map(math.isfinite, part))]
+            self._skip(f"loss is {loss}", stage, [i for ids in bad for i in ids.tolist()])
+        elif not applied and not self.engine.scales_loss:  # an fp16 overflow is handled by the dynamic loss scale
+            self._skip("gradient is not finite", stage, self.train.ids[examples].tolist())
+        self.position = self.position.after_step(
+            len(examples),
+            tokens=whole.num_tokens,
+            response_tokens=whole.num_response_tokens,
+            student_texts=whole.num_student_texts,
+            teacher_reads=self._teacher_reads,
+        )
         return {
             "loss": loss,
             "cross_entropy": cross_entropy,
@@ -194,34 +200,34 @@ class Trainer:
             "lr": lr,
             "gradient_norm": gradient_norm,
             "skipped": not applied,
-            "student_text": num_student_texts / len(examples),
-            "tokens_per_second": num_inputs / (time.perf_counter() - started),
+            "student_text": whole.num_student_texts / len(examples),
+            "tokens_per_second": whole.num_tokens / (time.perf_counter() - started),
             "peak_memory_gb": peak_memory_gb(self.device),
         }
 
-    def _forward_backward(self, batch: Batch, term: Term, num_tokens: int, text: Text) -> torch.Tensor:
+    def _forward_backward(self, micro: MicroBatch, term: Term, num_tokens: int) -> torch.Tensor:
         """Add one micro-batch's gradient -> its summed (objective, cross-entropy, divergence).  -> [3], float64."""
+        batch = micro.batch.to(self.device)
         teacher_states = self.teacher.states(batch) if self.teacher else None
+        teacher_head = self.teacher.head if self.teacher else None
         loss, cross_entropy, divergence = self.engine.forward(
-            batch,
-            term,
-            teacher_states,
-            self.teacher.head if self.teacher else None,
-            self._kd_ratio(text.positions, term),
+            batch, term, teacher_states, teacher_head, self._weights(micro, term)
         )
         sums = torch.stack([loss.detach().double(), cross_entropy.double().sum(), divergence.double().sum()])
         # NaN everywhere where anything is not finite: the step is left out then, on every rank.
         self.engine.backward(loss * (1.0 + 0.0 * sums.sum()).to(loss.dtype), num_tokens)
-        if not text.of_student:  # the loss of the reference is what ranks
-            self.snapshot.note(text.positions, batch, cross_entropy)
+        self.snapshot.note(micro.positions, micro.of_student, batch, cross_entropy)
         return sums
 
-    def _kd_ratio(self, positions: np.ndarray, term: Term) -> torch.Tensor | None:
-        """The KD ratio of each example of a micro-batch; None where it is the stage's for all.  -> [B]."""
-        if self.pools.factor is None:
+    def _weights(self, micro: MicroBatch, term: Term) -> Weights | None:
+        """The weights of each example of a micro-batch [B]; None where they are the stage's for all."""
+        factor = self.pools.factor
+        unanswered = micro.of_student & (not self.batches.student_cross_entropy)
+        if factor is None and not unanswered.any():
             return None
-        ratios = torch.as_tensor(term.kd_ratio * self.pools.factor[positions], dtype=torch.float32)
-        return send(ratios, self.device)
+        ratio = term.kd_ratio * (np.ones(len(unanswered)) if factor is None else factor[micro.positions])
+        both = torch.from_numpy(np.stack([ratio, np.where(unanswered, 0.0, 1.0 - ratio)])).float()
+        return Weights(*send(both, self.device).unbind())
 
     def _skip(self, what: str, stage: Stage, offenders: list[int]) -> None:
         """Count a step that was not applied.  Raises RunStopped where --max-skipped-steps allows no more."""
@@ -236,18 +242,6 @@ class Trainer:
     def _kept(self) -> str:
         folder = self.run.checkpoints
         return f"the last good checkpoint is kept in {folder}" if folder.exists() else "no checkpoint was written yet"
-
-    def _count(self, samples: int, inputs: int, response_tokens: int, student_texts: int) -> None:
-        before = self.position
-        self.position = replace(
-            before,
-            step=before.step + 1,
-            samples=before.samples + samples,
-            tokens=before.tokens + inputs,
-            response_tokens=before.response_tokens + response_tokens,
-            teacher_forward_passes=before.teacher_forward_passes + (samples if self._teacher_reads else 0),
-            student_texts=before.student_texts + student_texts,
-        )
 
     def end_epoch(self, stage: Stage, epoch: int) -> None:
         """Evaluate on dev and write checkpoints, where this epoch is due; move on to the next epoch or stage."""
@@ -279,7 +273,7 @@ class Trainer:
     def save(self) -> None:
         """Write what going on needs, and what the run has seen."""
         self.snapshot.share()
-        state = {"texts": self.texts.state.as_json(), "losses": self.snapshot.as_json()}
+        state = {"on_policy": self.batches.state.as_json(), "losses": self.snapshot.as_json()}
         self.checkpoints.save_last(self.position, state)
         self._write_ledger()
 
@@ -287,14 +281,19 @@ class Trainer:
         if distributed.is_main():
             write_json(self.run.path / "ledger.json", self.ledger())
 
+    def dev_loss(self, student: PreTrainedModel) -> float:
+        """Mean cross-entropy of the dev references [nats per response token]."""
+        assert self.dev
+        return mean_cross_entropy(student, self.dev.split, chunk_tokens=self.recipe.chunk_tokens)
+
     def evaluate_dev(self, stage: Stage, epoch: int) -> float | None:
         """Mean ROUGE-L (0 to 100) of the student's answers to the dev prompts; None without a dev set."""
         if self.dev is None:
             return None
         started = time.perf_counter()
         student = self._whole_student()
-        loss = mean_cross_entropy(student, self.dev.split, chunk_tokens=self.recipe.chunk_tokens)
-        self.texts.state = self.texts.state.after_dev_loss(loss)
+        loss = self.dev_loss(student)
+        self.batches.state = self.batches.state.after_dev_loss(loss)
         records = evaluate(
             BuiltIn(student, self.tokenizer, self.dev.batch_size),
             self.tokenizer,
@@ -318,14 +317,7 @@ class Trainer:
         return scores["rouge_l"]
 
     def _whole_student(self) -> PreTrainedModel:
-        """The student with all of its weights here: itself, or a copy where ZeRO-3 has shared them out."""
-        if self.engine.zero_stage < 3:
-            return self.student
-        model = AutoModelForCausalLM.from_config(self.student.config, dtype=self.student.dtype)
-        weights = merged_weights(self.student, self.engine.full_state_dict(self.student))
-        model.load_state_dict(weights, strict=False)
-        model.generation_config = self.student.generation_config
-        return model.to(self.device).eval()
+        return self.engine.whole(self.student)
 
     def ledger(self) -> dict[str, Any]:
         """What the run has seen: the terms of a fair comparison."""

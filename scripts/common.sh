@@ -137,8 +137,46 @@ launch() {
         return
     fi
     # --log_level: the launcher's own talk, not the program's.
-    run "${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" --master_port "$MASTER_PORT" --no_local_rank \
-        --log_level error "$program" "$@"
+    local command=("${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" --master_port "$MASTER_PORT")
+    command+=(--no_local_rank --log_level error "$program" "$@")
+    if [[ "${DRY_RUN:-0}" == 1 ]]; then
+        run "${command[@]}"
+    else
+        pass_signals_to "${command[@]}"
+    fi
+}
+
+# pass_signals_to DEEPSPEED...: run DeepSpeed's launcher, which would die of a signal and leave its ranks training. The
+# first SIGTERM, SIGINT or SIGUSR1 goes to the process that it has started, which tells the ranks: they finish their
+# step and save. The status is 128 + the signal's number then. From a hostfile DeepSpeed passes signals on by itself.
+pass_signals_to() {
+    local launcher status woken=0 passed_on=0 number
+    for number in 10 15 2; do
+        # shellcheck disable=SC2064  # the number of now
+        trap "_pass_on $number" "$number"
+    done
+    "$@" &
+    launcher=$!
+    while :; do # a signal ends a wait before the launcher has ended
+        woken=0 status=0
+        wait "$launcher" || status=$?
+        ((woken)) || break
+    done
+    trap - 10 15 2
+    ((status == 0 || passed_on == 0)) || status=$((128 + passed_on))
+    return "$status"
+}
+
+# For the traps of pass_signals_to, whose variables it sees.
+_pass_on() {
+    woken=1
+    ((passed_on == 0)) || return 0
+    passed_on=$1
+    local targets="$launcher"
+    [[ -n "${HOSTFILE:-}" ]] ||
+        targets="$(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null || pgrep -P "$launcher" || true)"
+    # shellcheck disable=SC2086  # one process each
+    kill -TERM ${targets:-$launcher} 2>/dev/null || true
 }
 
 # check_installed: the packages are there, or it is said what installs them.

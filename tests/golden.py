@@ -21,7 +21,7 @@ CASES |= {
     "selective": (*_EASY, "--type", "fkl", "--curriculum", "whole-pool", "--num-stages", 1, "--epochs", 2)
     + ("--selective-reliance", "linear"),
     "lora": (*_EASY, "--lora-rank", 4),
-    "restarts": (*_EASY, "--restart-optimizer"),
+    "no-restarts": (*_EASY, "--restart-optimizer", "false"),
 }
 
 

@@ -33,13 +33,13 @@ from pocl.data import Split  # noqa: E402  The path stands before.
 from pocl.generation import Decoder  # noqa: E402
 from pocl.heads import HEAD_ROWS, make_head  # noqa: E402
 from pocl.losses import LOSSES  # noqa: E402
+from pocl.micro_batches import MicroBatch  # noqa: E402
 from pocl.models import attend_by_example  # noqa: E402
 from pocl.objective import BLOCK_NUMBERS, StudentObjective  # noqa: E402
 from pocl.packing import takes_whole_masks  # noqa: E402
 from pocl.sampling import Sampling  # noqa: E402
 from pocl.snapshot import Snapshot  # noqa: E402
 from pocl.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
-from pocl.texts import Text  # noqa: E402
 from pocl.token_objective import Term  # noqa: E402
 from pocl.trainer import Trainer  # noqa: E402
 from tests.tiny import FAMILIES, tiny_model  # noqa: E402
@@ -123,6 +123,7 @@ def micro_batch(
     *,
     teacher: str = "online",
     reliance: bool = False,
+    on_policy: bool = False,
     packed: bool = False,
     split: Split,
     folder: Path,
@@ -143,10 +144,12 @@ def micro_batch(
     trainer = Trainer.__new__(Trainer)
     trainer.engine = PlainEngine(StudentObjective(student, chunk_tokens=8))  # type: ignore[assignment]
     trainer.teacher, trainer.device, trainer.snapshot = source, DEVICE, Snapshot(len(split))
+    trainer.batches = SimpleNamespace(student_cross_entropy=False)  # type: ignore[assignment]
     trainer.pools = SimpleNamespace(factor=np.linspace(0, 1, 6) if reliance else None)  # type: ignore[assignment]
     positions = np.array([4, 1, 2])
     batch = split.batch(positions).packed() if packed else split.batch(positions)
-    sums = trainer._forward_backward(batch.to(DEVICE), term, 9, Text(positions, batch, of_student=False))
+    of_student = np.array([False, True, False]) if on_policy else np.zeros(3, dtype=bool)
+    sums = trainer._forward_backward(MicroBatch(positions, of_student, batch), term, 9)
     assert sums.device == DEVICE and sums.shape == (3,)
     assert {parameter.grad.device for parameter in student.parameters()} == {DEVICE}
 
@@ -178,6 +181,7 @@ def cases() -> dict[str, Callable[[], object]]:
             found[f"{family}, {kind}"] = lambda family=family, sampling=sampling: answering(family, sampling)
     found["sft"] = lambda: micro_batch("gpt2", Term(), teacher="none", **shared)
     found["selective reliance"] = lambda: micro_batch("gpt2", kd, teacher="cached", reliance=True, **shared)
+    found["on-policy"] = lambda: micro_batch("gpt2", kd, on_policy=True, packed=True, **shared)
     for name, loss in LOSSES.items():
         term = Term(loss.bind(), 1.5 if loss.tempered else 1.0, 1.0, 0.7)
         found[name] = lambda term=term: micro_batch("gpt2", term, **shared)

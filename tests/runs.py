@@ -84,7 +84,8 @@ def call(module: Any, arguments: Sequence[object]) -> Result:
 def train_until_stage(arguments: Sequence[object], stage: int) -> None:
     """train.py, stopped as by Ctrl-C behind the checkpoint that ends the first ``stage`` stages."""
     import train
-    from pocl.checkpoints import Checkpoints, Position
+    from pocl.checkpoints import Checkpoints
+    from pocl.position import Position
 
     save_last = Checkpoints.save_last
 

@@ -102,7 +102,7 @@ def test_what_follows_the_dev_split_is_refused_where_the_data_holds_none(folders
 def test_a_teacher_that_is_not_there_cannot_rank(folders: Folders, tmp_path: Path) -> None:
     extra = ["--type", "sft", "--difficulty", "teacher"]
     refused(
-        call(train, train_arguments(folders, tmp_path, *extra, teacher=False)), "--difficulty teacher wants a teacher"
+        call(train, train_arguments(folders, tmp_path, *extra, teacher=False)), "--difficulty teacher needs a teacher"
     )
 
 

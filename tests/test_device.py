@@ -31,5 +31,7 @@ def test_what_waits_or_mixes_devices_is_noticed(raised: dict[str, Any]) -> None:
 
 def test_no_micro_batch_and_no_answer_waits_for_its_device(raised: dict[str, Any]) -> None:
     found = {name: error for name, error in raised.items() if name not in NOTICED}
-    assert len(found) >= 4 * 5 + 2 + 12  # families (three ways to learn, two to answer), SFT, reliance, divergences
+    assert (
+        len(found) >= 4 * 5 + 3 + 12
+    )  # families (three ways to learn, two to answer), SFT, reliance, on-policy, divergences
     assert found == dict.fromkeys(found)

@@ -12,15 +12,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import train
-from pocl.checkpoints import Checkpoints, Position
+from pocl.checkpoints import Checkpoints
 from pocl.curriculum import CURRICULA, plan_stages
 from pocl.data import Split, collate
 from pocl.difficulty import Ranker
+from pocl.micro_batches import MicroBatchSource
 from pocl.pools import unranked_pools
-from pocl.ranking import EASY_IS_HIGH, SIGNALS, columns_of, rank_examples
+from pocl.position import Position
+from pocl.ranking import COLUMNS, SIGNALS, Column, columns_of, rank_examples
 from pocl.snapshot import Snapshot
-from pocl.texts import TextSource
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments, train_until_stage
+from tools import plot_difficulty, report
 
 FROZEN = ["--lr", 1e-30, "--min-lr", 0, "--num-dev", 0]  # the student stays as it is
 
@@ -52,8 +54,24 @@ def order(run_dir: Path, name: str = "difficulty") -> list[int]:
     return [record["id"] for record in read_jsonl(run_dir / f"{name}.jsonl")]
 
 
-def test_every_signal_names_columns_that_have_a_direction() -> None:
-    assert set(columns_of(list(SIGNALS))) == set(EASY_IS_HIGH)
+def test_a_new_signal_is_its_column_and_its_name(
+    gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run, diagnostics, picture and report take it from there."""
+    monkeypatch.setitem(COLUMNS, "prompt_tokens", Column("length of the prompt", "tokens", "data"))
+    monkeypatch.setitem(SIGNALS, "prompt-length", ("prompt_tokens",))
+    path = run(gpt2, tmp_path, "--difficulty", "prompt-length", "length", *FROZEN)
+    records = read_jsonl(path / "difficulty.jsonl")
+    by_prompt = sorted(records, key=lambda record: (record["prompt_tokens"], record["id"]))
+    assert [record["prompt_tokens_rank"] for record in by_prompt] == list(range(1, len(records) + 1))
+    agreement = json.loads((path / "diagnostics.json").read_text())["agreement"]
+    assert list(agreement) == ["response length and length of the prompt"]
+    for tool in (plot_difficulty, report):
+        assert call(tool, ["--run", path]).status == 0
+
+
+def test_every_column_belongs_to_a_signal() -> None:
+    assert set(columns_of(list(SIGNALS))) == set(COLUMNS)
     assert columns_of(["length", "student", "rouge-l"]) == ["rouge_l", "cross_entropy", "response_tokens"]
 
 
@@ -132,13 +150,13 @@ def test_every_epoch_trains_on_the_easiest_of_the_ranking_in_force(
     gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[set[int]] = []
-    of_step = TextSource.of_step
+    of_step = MicroBatchSource.of_step
 
-    def watched(self: TextSource, examples: np.ndarray, step: int) -> object:
+    def watched(self: MicroBatchSource, examples: np.ndarray, step: int) -> object:
         seen.append({int(i) for i in self.train.ids[examples]})
         return of_step(self, examples, step)
 
-    monkeypatch.setattr(TextSource, "of_step", watched)
+    monkeypatch.setattr(MicroBatchSource, "of_step", watched)
     extra = ["--num-stages", 2, "--epochs", 2, "--rerank", "epoch", "--global-batch-size", 24, "--num-dev", 0]
     path = run(gpt2, tmp_path, "--difficulty", "snapshot", "length", "--lr", 0.05, *extra)
     names = ["difficulty", "difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage2-epoch2"]
@@ -174,8 +192,9 @@ def test_a_ranking_moves_reliance_and_not_the_order_where_the_order_is_not_ranke
 def test_a_snapshot_keeps_the_last_loss_of_each_example() -> None:
     snapshot = Snapshot(4)
     both = collate([22, 20], [[5], [6, 7]], [[8, 9], [4]], max_length=8)  # two response tokens and one
-    snapshot.note(np.array([2, 0]), both, torch.tensor([1.0, 3.0, 5.0]))
-    snapshot.note(np.array([2]), collate([22], [[5]], [[8]], max_length=8), torch.tensor([7.0]))
+    snapshot.note(np.array([2, 0]), np.array([False, False]), both, torch.tensor([1.0, 3.0, 5.0]))
+    snapshot.note(np.array([2]), np.array([False]), collate([22], [[5]], [[8]], max_length=8), torch.tensor([7.0]))
+    snapshot.note(np.array([2]), np.array([True]), collate([22], [[5]], [[8]], max_length=8), torch.tensor([9.0]))
     assert np.isnan(snapshot.values).all()
     snapshot.share()
     assert snapshot.as_json() == [5.0, None, 7.0, None]
@@ -205,15 +224,15 @@ def test_a_run_that_stops_within_its_first_look_ranks_by_the_losses_of_all(
     gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = ["--difficulty", "snapshot", "--num-stages", 2, "--num-dev", 0]
-    of_step = TextSource.of_step
+    of_step = MicroBatchSource.of_step
 
-    def asked(self: TextSource, examples: np.ndarray, step: int) -> object:
+    def asked(self: MicroBatchSource, examples: np.ndarray, step: int) -> object:
         if step == 2:  # of the six that look at all examples
             os.kill(os.getpid(), signal.SIGTERM)
         return of_step(self, examples, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TextSource, "of_step", asked)
+        patch.setattr(MicroBatchSource, "of_step", asked)
         assert call(train, train_arguments(gpt2, tmp_path / "cut", *extra)).status == 143
     cut, whole = run(gpt2, tmp_path / "cut", *extra), run(gpt2, tmp_path / "whole", *extra)
     assert sorted(path.name for path in cut.glob("difficulty*")) == [
@@ -278,14 +297,14 @@ def test_buckets_are_the_same_examples_at_every_stage_end(gpt2: Folders, tmp_pat
 def test_a_ranker_asks_for_rankings_only_where_it_was_told_to() -> None:
     stages = plan_stages(8, curriculum="baby-step", num_stages=2, epochs=2, temperature=[1.0], kd_ratio=[1.0])
 
-    def places(rerank: str) -> list[str | None]:
+    def names(rerank: str) -> list[str | None]:
         ranker = Ranker(["length"], rerank, None, Split, None, None, None, {})  # type: ignore[arg-type]
-        return [ranker.place(stage, epoch) for stage in stages for epoch in range(2)]
+        return [ranker.new_ranking(stage, epoch) for stage in stages for epoch in range(2)]
 
-    assert places("off") == ["difficulty", None, None, None]
-    assert places("stage") == ["difficulty", None, "difficulty-stage2", None]
-    wanted = ["difficulty", "difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage2-epoch2"]
-    assert places("epoch") == wanted
+    assert names("off") == [None, None, None, None]
+    assert names("stage") == [None, None, "difficulty-stage2", None]
+    wanted = [None, "difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage2-epoch2"]
+    assert names("epoch") == wanted
 
 
 def test_the_ledger_counts_what_the_teacher_read_to_rank(gpt2: Folders, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pocl.heads import HEAD_ROWS, aligned, make_head
 from pocl.losses import LOSSES
 from pocl.models import response_states
 from pocl.objective import StudentObjective
-from pocl.token_objective import Term, token_objective
+from pocl.token_objective import Term, Weights, token_objective
 from tests.runs import call, make_folders, train_arguments
 from tests.tiny import tiny_model
 
@@ -52,14 +52,14 @@ def apart(found: Tensor, wanted: Tensor) -> float:
 
 
 def compare(
-    term: Term, student: Tensor, teacher: Tensor | None, labels: Tensor, kd_ratio: Tensor | None = None
+    term: Term, student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Weights | None = None
 ) -> None:
     """Values and gradient of the kernel are those of torch's operations in float64."""
     in_float64 = None if teacher is None else teacher.double()
-    ratio = None if kd_ratio is None else kd_ratio.double()
-    *wanted, gradient = token_objective(student.double(), in_float64, labels, term, ratio)
+    doubled = None if weights is None else Weights(weights.divergence.double(), weights.cross_entropy.double())
+    *wanted, gradient = token_objective(student.double(), in_float64, labels, term, doubled)
     found = student.clone() if student.is_contiguous() else student
-    values = fused_objective(found, teacher, labels, term, kd_ratio)
+    values = fused_objective(found, teacher, labels, term, weights)
     for a, b in zip(values, wanted, strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=2e-6)  # nats: as near as torch's are in float32
@@ -75,9 +75,10 @@ def test_every_divergence_is_what_torch_makes_of_it(name: str, temperature: floa
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_token_can_have_its_own_ratio(name: str) -> None:
+def test_each_token_can_have_its_own_weights(name: str) -> None:
     ratio = torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0], device=DEVICE)
-    compare(Term(LOSSES[name].bind(), 1.3, 1.3, 1.0), *rows(200), ratio)
+    cross_entropy = torch.tensor([1.0, 0.75, 0.0, 0.1, 0.0], device=DEVICE)
+    compare(Term(LOSSES[name].bind(), 1.3, 1.3, 1.0), *rows(200), Weights(ratio, cross_entropy))
 
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 63, 64, 65, 128, 1000])
@@ -91,14 +92,13 @@ def test_cross_entropy_alone(vocab_size: int) -> None:
     compare(Term(), student, None, labels)
 
 
-def test_cross_entropy_is_left_out_at_a_ratio_of_one_and_where_the_term_says_so() -> None:
-    divergence = LOSSES["fkl"].bind()
-    for term in (Term(divergence, kd_ratio=1.0), Term(divergence, kd_ratio=0.5, cross_entropy=False)):
-        student, teacher, labels = rows(100)
-        compare(term, student, teacher, labels)
-        student[torch.arange(5, device=DEVICE), labels] = -float("inf")  # an infinite cross-entropy
-        objective, _, divergence_values = fused_objective(student, teacher, labels, term)
-        assert objective.equal(term.kd_ratio * divergence_values) and student.isfinite().all()
+def test_cross_entropy_is_left_out_at_a_ratio_of_one() -> None:
+    term = Term(LOSSES["fkl"].bind(), kd_ratio=1.0)
+    student, teacher, labels = rows(100)
+    compare(term, student, teacher, labels)
+    student[torch.arange(5, device=DEVICE), labels] = -float("inf")  # an infinite cross-entropy
+    objective, _, divergence_values = fused_objective(student, teacher, labels, term)
+    assert objective.equal(divergence_values) and student.isfinite().all()
 
 
 @pytest.mark.parametrize("parameter", [0.01, 0.5, 0.9])
@@ -161,13 +161,14 @@ def test_the_whole_objective_by_the_kernel(monkeypatch: pytest.MonkeyPatch, head
     student, teacher = (tiny_model("gpt2", seed=seed, **shape).to(DEVICE, torch.float32) for seed in (0, 1))
     batch = collate([0, 1], [[5, 9], [7]], [[3, 4, 0], [8, 88, 6, 0]], max_length=8).to(DEVICE)
     ratio = torch.tensor([0.3, 0.8], device=DEVICE)
+    weights = Weights(ratio, 1.0 - ratio)
     states = response_states(teacher, batch).detach()
     found = []
     for by_kernel in (False, True):
         module = StudentObjective(student, chunk_tokens=3, fused=by_kernel)
         term = Term(LOSSES["tsrkl"].bind(), 1.5, 2.25, 0.8)
         student.zero_grad()
-        loss, cross_entropy, divergence = module(batch, term, states, aligned(make_head(teacher)), ratio)
+        loss, cross_entropy, divergence = module(batch, term, states, aligned(make_head(teacher)), weights)
         loss.backward()
         found.append([cross_entropy, divergence, loss.detach(), *(p.grad for p in student.parameters())])
     for plain, fast in zip(*found, strict=True):

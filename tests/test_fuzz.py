@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pocl.assembly import answer_length
-from pocl.checkpoints import Checkpoints, Position
+from pocl.checkpoints import Checkpoints
 from pocl.config import parse_train
 from pocl.curriculum import baby_step_pools
 from pocl.data import check_tokenizer, read_instructions
@@ -27,6 +27,7 @@ from pocl.files import read_jsonl, write_json, write_jsonl
 from pocl.lora import adapter_chain
 from pocl.parts import Parts
 from pocl.planning import data_fingerprint
+from pocl.position import Position
 from pocl.rundir import RunDir
 from pocl.statefile import load_state, save_state
 from tests.runs import Folders, call, make_folders, train_arguments

@@ -18,8 +18,8 @@ import train
 from pocl import checkpoints
 from pocl.errors import Interrupted, UserError, run_main
 from pocl.interrupt import Interrupt
+from pocl.micro_batches import MicroBatchSource
 from pocl.rundir import RunDir
-from pocl.texts import TextSource
 from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT
 
@@ -34,15 +34,15 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
     folders: Folders, tmp_path: Path, signum: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = ["--difficulty", "length", "--on-policy", "mixed", "--replay-buffer", 16, "--type", "tjsd", "--num-dev", 0]
-    of_step = TextSource.of_step
+    of_step = MicroBatchSource.of_step
 
-    def asked(self: TextSource, examples: np.ndarray, step: int) -> object:
+    def asked(self: MicroBatchSource, examples: np.ndarray, step: int) -> object:
         if step == 5:
             os.kill(os.getpid(), signum)
         return of_step(self, examples, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TextSource, "of_step", asked)
+        patch.setattr(MicroBatchSource, "of_step", asked)
         result = call(train, train_arguments(folders, tmp_path / "cut", *extra))
     assert result.status == 128 + signum
     assert (
@@ -63,9 +63,9 @@ def test_a_disk_that_is_full_at_an_epochs_end_keeps_the_checkpoint_of_its_last_s
 ) -> None:
     extra = ["--type", "sft", "--curriculum", "whole-pool", "--num-stages", 1, "--epochs", 2, "--num-dev", 0]
     cut, whole = (train_arguments(folders, tmp_path / name, *extra, teacher=False) for name in ("cut", "whole"))
-    of_step = TextSource.of_step
+    of_step = MicroBatchSource.of_step
 
-    def asked(self: TextSource, examples: np.ndarray, step: int) -> object:
+    def asked(self: MicroBatchSource, examples: np.ndarray, step: int) -> object:
         if step == 11:  # the last of the second epoch's six
             os.kill(os.getpid(), signal.SIGTERM)
         return of_step(self, examples, step)
@@ -74,7 +74,7 @@ def test_a_disk_that_is_full_at_an_epochs_end_keeps_the_checkpoint_of_its_last_s
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TextSource, "of_step", asked)
+        patch.setattr(MicroBatchSource, "of_step", asked)
         result = call(train, cut)
     assert result.status == 143 and "saved at step 12 of 12" in result.last_line, result.output
     with monkeypatch.context() as patch:
@@ -112,24 +112,38 @@ def test_a_second_signal_later_ends_the_process_at_once() -> None:
     assert (process.returncode, process.stdout) == (130, "")
 
 
-def test_two_ranks_stop_together_when_the_launcher_is_asked_to(folders: Folders, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_script_passes_a_signal_on_and_its_ranks_stop_together(
+    folders: Folders, tmp_path: Path, number: signal.Signals
+) -> None:
+    """DeepSpeed's launcher by itself dies of it, and leaves the ranks training."""
     extra = ["--difficulty", "length", "--epochs", 200, "--num-dev", 0, "--eval-every", 200]
     arguments = train_arguments(folders, tmp_path, *extra)
+    given = {
+        "STUDENT": str(folders.student),
+        "TEACHER": str(folders.teacher),
+        "DS_ACCELERATOR": "cpu",
+        "NUM_GPUS": "2",
+    }
+    environment = os.environ | given | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "scripts/gpt2/pocl/train.sh"), *arguments]
     run = tmp_path / "tfkl" / "seed10"
-    pid = os.fork()
-    if pid == 0:  # ends the launcher's child as soon as some steps are made
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            time.sleep(0.2)
-            if (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) > 3:
-                subprocess.run(["pkill", "-TERM", "-f", f"deepspeed.launcher.launch.*{tmp_path}"])
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and process.poll() is None:
+            if (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text().count("\n") > 3:
+                process.send_signal(number)
                 break
-        os._exit(0)
-    result = launch("train.py", arguments, num_ranks=2)
-    os.waitpid(pid, 0)
-    assert "asked to stop: saved at step" in result.output, result.output[-3000:]
+            time.sleep(0.2)
+        status = process.wait(timeout=120)
+        log.seek(0)
+        output = log.read()
+    assert status == 128 + number, output[-3000:]
+    assert "asked to stop: saved at step" in output, output[-3000:]
     assert (run / "checkpoints" / "last.json").is_file()
-    assert not list((run / "checkpoints").glob("*.tmp"))
+    found = subprocess.run(["pgrep", "-f", f"train.py.*{tmp_path}"], capture_output=True, text=True)
+    assert found.stdout == ""  # nobody trains on
 
 
 def test_a_rank_that_dies_ends_the_others_within_a_minute(folders: Folders, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from pocl.objective import (
     distillation_objective,
     example_cross_entropy,
 )
-from pocl.token_objective import Term, token_objective
+from pocl.token_objective import Term, Weights, token_objective
 from tests import steps
 
 END = 0
@@ -435,7 +435,7 @@ def naive_objective(
     inputs: tuple[Tensor, torch.nn.Linear, Tensor, torch.nn.Linear, Tensor],
     tied: bool,
     term: Term,
-    r: Tensor,
+    by_token: tuple[Tensor, Tensor],
 ) -> list[Tensor]:
     """The value and the gradients of the inputs and the student's head, from whole logits in float64 by autograd.
 
@@ -459,9 +459,8 @@ def naive_objective(
     total = logits.new_zeros(())
     for i in range(29):
         if name != "sft":
-            total = total + r[i] * term.scale * naive_divergence(name, q[i], p[i])
-        if term.cross_entropy:
-            total = total - (1 - r[i]) * logits[i].softmax(-1)[labels[i]].log()
+            total = total + by_token[0][i] * term.scale * naive_divergence(name, q[i], p[i])
+        total = total - by_token[1][i] * logits[i].softmax(-1)[labels[i]].log()
     return [total.detach(), *torch.autograd.grad(total, [states, *weights])]
 
 
@@ -478,17 +477,13 @@ def test_value_and_gradients_equal_those_of_whole_logits_in_float64(
     divergence = None if name == "sft" else LOSSES[name].bind(skew=SKEW, teacher_weight=SKEW)
     temperature = 1.7 if name != "sft" and LOSSES[name].tempered else 1.0
     ratio = torch.linspace(0, 1, 29, dtype=torch.float64)
-    for kd_ratio, one_for_all, cross_entropy in (
-        (None, 0.6, True),
-        (None, 1.0, True),
-        (ratio, 1.0, True),
-        (None, 0.6, False),
-    ):
-        if name == "sft" and (one_for_all, cross_entropy) != (0.6, True):
+    some = torch.where(torch.arange(29) % 3 == 0, 0.0, 1.0 - ratio)  # the student's own text has no cross-entropy
+    for weights, kd_ratio in ((None, 0.6), (None, 1.0), ((ratio, 1.0 - ratio), 1.0), ((ratio, some), 0.3)):
+        if name == "sft" and (weights is not None or kd_ratio != 0.6):
             continue
-        term = Term(divergence, temperature, temperature**2, 0.0 if name == "sft" else one_for_all, cross_entropy)
-        whole = torch.full((29,), term.kd_ratio, dtype=torch.float64) if kd_ratio is None else kd_ratio
-        value, *wanted = naive_objective(name, inputs, tied, term, whole)
+        term = Term(divergence, temperature, temperature**2, 0.0 if name == "sft" else kd_ratio)
+        of_all = torch.full((29,), term.kd_ratio, dtype=torch.float64)
+        value, *wanted = naive_objective(name, inputs, tied, term, weights or (of_all, 1.0 - of_all))
         for num_chunks in (1, 4, 40):
             states, head, teacher_states, teacher_head, labels = case.inputs()
             states.requires_grad_()
@@ -499,7 +494,7 @@ def test_value_and_gradients_equal_those_of_whole_logits_in_float64(
                 Head(teacher_head),
                 labels,
                 term=term,
-                kd_ratio=None if kd_ratio is None else kd_ratio.to(torch.promote_types(dtype, torch.float32)),
+                weights=weights and Weights(*(part.to(torch.promote_types(dtype, torch.float32)) for part in weights)),
                 num_chunks=num_chunks,
             )
             (result.loss / 8).backward()

@@ -10,8 +10,10 @@ import torch
 import train
 from pocl import distributed
 from pocl.data import IGNORE, load_split
+from pocl.evaluation import mean_cross_entropy
+from pocl.micro_batches import GlobalBatch, MicroBatchSource
+from pocl.models import load_model
 from pocl.on_policy import OnPolicy, OnPolicyState
-from pocl.texts import Text, TextSource
 from tests.runs import (
     MAX_LENGTH,
     Folders,
@@ -34,7 +36,7 @@ def schedule(mode: str = "mixed", alpha: float = 0.5, buffer_size: int = 0) -> O
 
 def sources(settings: OnPolicy, **state: object) -> list[str]:
     state = {"progress": 0.0, "threshold": 0.0, "buffer_full": False} | state
-    return [settings.source(step, micro, **state) for step in range(500) for micro in range(4)]  # type: ignore[arg-type]
+    return [settings.source(step, i, **state) for step in range(500) for i in range(4)]  # type: ignore[arg-type]
 
 
 def test_mixed_samples_with_its_probability() -> None:
@@ -45,7 +47,7 @@ def test_mixed_samples_with_its_probability() -> None:
     assert set(sources(schedule(alpha=1.0))) == {"sample"}
 
 
-def test_the_choice_is_the_same_every_time_and_differs_between_steps_and_micro_batches() -> None:
+def test_the_choice_is_the_same_every_time_and_differs_between_steps_and_examples() -> None:
     drawn = sources(schedule())
     assert drawn == sources(schedule())
     assert len(set(map(tuple, np.array(drawn).reshape(500, 4).tolist()))) > 4
@@ -106,37 +108,43 @@ def arguments(folders: Folders, output_dir: Path, *extra: object) -> list[str]:
 def test_labels_of_student_text_are_its_own_next_tokens(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Text] = []
-    of_step = TextSource.of_step
+    seen: list[GlobalBatch] = []
+    of_step = MicroBatchSource.of_step
 
-    def watched(self: TextSource, examples: np.ndarray, step: int) -> list[Text]:
-        texts = of_step(self, examples, step)
-        seen.extend(texts)
-        for text in texts:
-            rows = self.train.table[[int(position) for position in text.positions]]
-            known = zip(rows["prompt_ids"], rows["response_ids"], examples_of(text.batch), strict=True)
-            for prompt, gold, (ids, labels) in known:
+    def watched(self: MicroBatchSource, examples: np.ndarray, step: int) -> GlobalBatch:
+        whole = of_step(self, examples, step)
+        seen.append(whole)
+        found = [example for micro in whole.micro_batches for example in examples_of(micro.batch)]
+        assert whole.num_tokens == sum(len(ids) for ids, _ in found)
+        assert whole.num_response_tokens == sum(label != IGNORE for _, labels in found for label in labels)
+        assert whole.num_student_texts == sum(micro.of_student.sum() for micro in whole.micro_batches)
+        for micro in whole.micro_batches:
+            rows = self.train.table[micro.positions.tolist()]
+            known = zip(
+                rows["prompt_ids"], rows["response_ids"], micro.of_student, examples_of(micro.batch), strict=True
+            )
+            for prompt, gold, of_student, (ids, labels) in known:
                 first = len(prompt) - 1
                 assert ids[: len(prompt)] == prompt
                 assert labels[:first] == [IGNORE] * first
                 response = labels[first:]
                 assert response[:-1] == ids[len(prompt) :]  # each label is the next input
-                assert (response == gold) != text.of_student
-                if text.of_student:
+                assert (response == gold) != of_student
+                if of_student:
                     end = self.tokenizer.eos_token_id
                     assert end not in response[:-1]
                     assert response[-1] == end or len(response) == LONGEST
-        return texts
+        return whole
 
-    monkeypatch.setattr(TextSource, "of_step", watched)
+    monkeypatch.setattr(MicroBatchSource, "of_step", watched)
     assert call(train, arguments(folders, tmp_path, "--num-dev", 0)).status == 0
-    share = np.mean([text.of_student for text in seen])
-    assert 0.1 < share < 0.9
+    mixed = [micro for whole in seen for micro in whole.micro_batches if len(set(micro.of_student)) == 2]
+    assert mixed  # a micro-batch holds texts of both kinds
     run = tmp_path / "tjsd" / "seed10"
     ledger = json.loads((run / "ledger.json").read_text())
-    assert ledger["student_texts"] == sum(len(text.positions) for text in seen if text.of_student)
+    assert ledger["student_texts"] == sum(whole.num_student_texts for whole in seen)
     records = read_jsonl(run / "metrics.jsonl")
-    shares = np.array([record["student_text"] for record in records])  # of 8 examples, in micro-batches
+    shares = np.array([record["student_text"] for record in records])  # of 8 examples
     assert 0 < shares.mean() < 1 and np.array_equal(8 * shares, (8 * shares).round())
 
 
@@ -163,50 +171,113 @@ def test_a_run_that_is_cut_off_ends_with_the_same_weights(
         assert cut.read_bytes() == whole.read_bytes()
 
 
-def test_two_ranks_choose_alike_and_train_the_same_curve(folders: Folders, tmp_path: Path) -> None:
-    # The ranks have other micro-batches than one has: with alpha 1 the choice cannot differ, the samples could.
-    extra = ["--mixed-alpha", 1, "--num-dev", 0, "--max-tokens", 600]
+@pytest.mark.parametrize("extra", [[], ["--replay-buffer", 6]], ids=str)
+def test_the_choice_depends_on_neither_ranks_nor_micro_batches(
+    folders: Folders, tmp_path: Path, extra: list[object]
+) -> None:
+    extra = [*extra, "--num-dev", 0]
     assert call(train, arguments(folders, tmp_path / "one", *extra)).status == 0
+    assert (
+        call(train, arguments(folders, tmp_path / "cut", *extra, "--max-tokens", 300, "--batch-size", 2)).status == 0
+    )
     result = launch("train.py", arguments(folders, tmp_path / "two", *extra), num_ranks=2)
     assert result.status == 0, result.output
-    one, two = (
-        [record["loss"] for record in read_jsonl(tmp_path / name / "tjsd" / "seed10" / "metrics.jsonl")]
-        for name in ("one", "two")
-    )
-    # The samples are drawn by example, so both see the same text, until rounding tips a draw.
-    assert two[:2] == pytest.approx(one[:2], rel=1e-3)
+    runs = [read_jsonl(tmp_path / name / "tjsd" / "seed10" / "metrics.jsonl") for name in ("one", "cut", "two")]
+    shares = [[record["student_text"] for record in run] for run in runs]
+    assert 0 < np.mean(shares[0]) < 1 and shares[0] == shares[1] == shares[2]
+    # The samples are drawn by example, so all see the same text, until rounding tips a draw.
+    for run in runs[1:]:
+        losses = [[record["loss"] for record in records[:2]] for records in (run, runs[0])]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("widest", [0, MAX_LENGTH - 1])
-def test_student_text_is_cut_by_its_own_length_and_alike_on_every_rank(
-    folders: Folders, monkeypatch: pytest.MonkeyPatch, widest: int
-) -> None:
-    """Beside a rank whose answers are all as short or as long as can be."""
-    split = load_split(folders.data, "train", max_length=MAX_LENGTH)
+def source_of(folders: Folders, settings: OnPolicy, monkeypatch: pytest.MonkeyPatch) -> MicroBatchSource:
+    """A source whose student answers example i with so many tokens as i says, all of them 5, 6, ... by call."""
+    calls = iter(range(5, 100))
 
     def answers(model: object, prompts: list[list[int]], ids: list[int], **_: object) -> list[list[int]]:
-        return [[5] * (1 + 7 * i % LONGEST) for i in ids]
+        token = next(calls)
+        return [[token] * (1 + 7 * i % LONGEST) for i in ids]
 
-    monkeypatch.setattr("pocl.texts.generate", answers)
-    monkeypatch.setattr(distributed, "gather_by_id", lambda own: own | {1: np.full_like(own[0], widest)})
-    source = TextSource(
-        split,
+    monkeypatch.setattr("pocl.micro_batches.generate", answers)
+    return MicroBatchSource(
+        load_split(folders.data, "train", max_length=MAX_LENGTH),
         tiny_tokenizer(),
-        on_policy=schedule(alpha=1.0),
+        on_policy=settings,
         student=lambda: None,  # type: ignore[arg-type, return-value]
         max_tokens=600,
         batch_size=None,
         packed=False,
         max_new_tokens=LONGEST,
-        total_steps=1,
+        total_steps=10,
         device=torch.device("cpu"),
     )
-    texts = source.of_step(np.arange(16), 0)
-    assert all(text.of_student for text in texts)
-    assert sorted(int(position) for text in texts for position in text.positions) == list(range(16))
-    rows, lengths = zip(*(text.batch.input_ids.shape for text in texts), strict=True)
-    assert all(count * max(length, widest) <= 600 for count, length in zip(rows, lengths, strict=True))
-    assert max(rows) > 600 // MAX_LENGTH or widest
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_student_text_is_cut_by_its_own_length_and_alike_on_every_rank(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """Also on a rank whose share has no prompt to answer."""
+    source = source_of(folders, schedule(alpha=0.2), monkeypatch)
+    ids = {int(i) for i in source.train.ids}
+    sampled = [
+        i for i in sorted(ids) if source.on_policy.source(0, i, progress=0, threshold=0, buffer_full=False) == "sample"
+    ]
+    gold = [i for i in sorted(ids) if i not in sampled]
+    chosen = [*sampled[:3], *gold[:13]]  # three answers for four ranks
+    position_of = {int(i): position for position, i in enumerate(source.train.ids)}
+    examples = np.array([position_of[i] for i in chosen])
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    everybody = {position_of[i]: [5] * (1 + 7 * i % LONGEST) for i in sampled[:3]}
+    monkeypatch.setattr(distributed, "gather_by_id", lambda own: everybody)
+    whole = source.of_step(examples, 0)
+    assert whole.num_student_texts == 3
+    assert sum(len(micro.positions) for micro in whole.micro_batches) == 4
+    shapes = [micro.batch.input_ids.shape for micro in whole.micro_batches]
+    assert all(rows == 1 or rows * length <= 600 for rows, length in shapes)
+    lengths = sorted(int(length) for micro in whole.micro_batches for length in micro.batch.attention_mask.sum(1))
+    rows = [position for micro in whole.micro_batches for position in micro.positions.tolist()]
+    answered = {p: min(source.train.prompt_lengths[p] + len(everybody[p]) + 1, MAX_LENGTH) - 1 for p in everybody}
+    assert lengths == sorted(int(answered.get(p, source.train.lengths[p])) for p in rows)
+
+
+def test_adaptive_trains_on_what_it_has_just_sampled_and_mixed_on_the_buffer(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_tokens(settings: OnPolicy) -> list[set[int]]:
+        """The tokens that the student's texts of each step are made of."""
+        source = source_of(folders, settings, monkeypatch)
+        source.state = OnPolicyState(threshold=1.0)
+        found = []
+        for step in range(3):
+            micros = source.of_step(np.arange(16), step).micro_batches
+            labels = [micro.batch.labels[micro.of_student] for micro in micros]
+            kept = [tensor[(tensor != IGNORE) & (tensor >= 5)] for tensor in labels]
+            found.append({int(token) for tensor in kept for token in tensor} - {source.tokenizer.eos_token_id})
+        return found
+
+    assert first_tokens(schedule("adaptive", buffer_size=1000)) == [{5}, {6}, {7}]
+    mixed = first_tokens(schedule(alpha=1.0, buffer_size=1000))
+    assert mixed[0] == {5} and mixed[2] == {5, 6, 7}
+
+
+def test_the_adaptive_threshold_is_measured_from_the_loss_before_training(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    after_dev_loss = OnPolicyState.after_dev_loss
+    monkeypatch.setattr(
+        OnPolicyState, "after_dev_loss", lambda self, loss: (seen.append(loss), after_dev_loss(self, loss))[1]
+    )
+    command = arguments(folders, tmp_path, "--on-policy", "adaptive", "--epochs", 1, "--num-stages", 1)
+    assert call(train, command).status == 0
+    dev = [r for r in read_jsonl(tmp_path / "tjsd" / "seed10" / "metrics.jsonl") if "dev_cross_entropy" in r]
+    assert len(seen) == 2 and seen[1] == dev[-1]["dev_cross_entropy"]
+    student = load_model(str(folders.student))
+    split = load_split(folders.data, "dev", max_length=MAX_LENGTH, num_examples=4)
+    assert seen[0] == pytest.approx(mean_cross_entropy(student, split, chunk_tokens=64), rel=1e-6)
 
 
 @pytest.mark.parametrize(

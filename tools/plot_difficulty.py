@@ -21,11 +21,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
 from pocl.console import quiet_libraries, say
-from pocl.diagnostics import NAMES, diagnose, summary
+from pocl.diagnostics import diagnose, summary
 from pocl.errors import UserError, run_main
 from pocl.files import read_jsonl
 from pocl.flags import flag, parse
-from pocl.ranking import EASY_IS_HIGH
+from pocl.ranking import COLUMNS, ranked_columns
 from pocl.rundir import RunDir
 from tools.curves import read_stages
 
@@ -96,7 +96,7 @@ def draw(
 
 def draw_agreement(axes: Axes, ranking: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
     """The first two rankings against each other; with one ranking, its values from easy to hard."""
-    columns = [column for column in EASY_IS_HIGH if f"{column}_rank" in ranking[0]]
+    columns = ranked_columns(ranking)
     percentile = np.linspace(0, 1, len(ranking))
     if not columns:
         say_nothing(axes, "the ranking was given without values")
@@ -104,15 +104,15 @@ def draw_agreement(axes: Axes, ranking: Sequence[Mapping[str, Any]], found: Mapp
     if len(columns) < 2:
         values = [np.nan if record[columns[0]] is None else record[columns[0]] for record in ranking]
         axes.plot(percentile, values, ".", color=BLUE, ms=3)
-        axes.set(xlabel="difficulty percentile", ylabel=NAMES[columns[0]], title="what ranked")
+        axes.set(xlabel="difficulty percentile", ylabel=COLUMNS[columns[0]].label, title="what ranked")
         return
     one, other = columns[:2]
     x, y = ([record[f"{column}_rank"] for record in ranking] for column in (one, other))
     points = axes.scatter(x, y, c=percentile, cmap=PALE_TO_DARK, s=9, linewidths=0)
     axes.figure.colorbar(points, ax=axes, label="difficulty percentile")
-    agreement = found["agreement"][f"{NAMES[one]} and {NAMES[other]}"]
+    agreement = found["agreement"][f"{COLUMNS[one].label} and {COLUMNS[other].label}"]
     said = "" if agreement is None else f", Kendall's τ {agreement:+.2f}"
-    axes.set(xlabel=f"rank by {NAMES[one]}", ylabel=f"rank by {NAMES[other]}")
+    axes.set(xlabel=f"rank by {COLUMNS[one].label}", ylabel=f"rank by {COLUMNS[other].label}")
     axes.set_title(f"the two rankings{said}")
 
 

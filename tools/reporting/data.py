@@ -14,7 +14,7 @@ from pocl.curriculum import Stage
 from pocl.errors import UserError
 from pocl.evaluation import Example, load_set
 from pocl.files import read_json, read_jsonl
-from pocl.ranking import EASY_IS_HIGH
+from pocl.ranking import ranked_columns
 from pocl.rundir import ROOT, RunDir
 from tools.curves import read_stages, run_title, stage_slices
 from tools.reporting.charts import Band
@@ -33,7 +33,7 @@ class Ranking:
     @cached_property
     def columns(self) -> list[str]:
         """What ranked."""
-        return [column for column in EASY_IS_HIGH if f"{column}_rank" in self.records[0]]
+        return ranked_columns(self.records)
 
     @cached_property
     def places(self) -> dict[int, int]:

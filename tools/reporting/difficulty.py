@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pocl.diagnostics import NAMES, buckets, categories, diagnose, summary, tau
+from pocl.diagnostics import buckets, categories, diagnose, summary, tau
+from pocl.ranking import COLUMNS
 from tools.reporting.charts import Curve, Panel, histogram, line_chart, scatter
 from tools.reporting.data import Entry, Ranking
 from tools.reporting.html import Html, Node, count, join, note, table, tag
@@ -37,7 +38,7 @@ def difficulty(ranking: Ranking) -> Html:
 
 
 def _axis(column: str) -> tuple[str, float]:
-    return AXES.get(column, (NAMES[column], 1.0))
+    return AXES.get(column, (COLUMNS[column].label, 1.0))
 
 
 def _stride(ranking: Ranking) -> int:
@@ -58,9 +59,10 @@ def spread(ranking: Ranking, column: str) -> Html:
     """How the values of a column are spread, by quarter of the ranking."""
     name, factor = _axis(column)
     values = [None if r[column] is None else factor * r[column] for r in ranking.records]
-    unit = {"response_tokens": "tokens", "rouge_l": "0 to 100"}.get(column, "nats a token")
+    unit = "0 to 100" if column == "rouge_l" else COLUMNS[column].unit
     wide = (0.0, 100.0) if column == "rouge_l" else None
-    title = NAMES[column][0].upper() + NAMES[column][1:]
+    label = COLUMNS[column].label
+    title = label[0].upper() + label[1:]
     return histogram(Panel(title, unit, x_name=name, y_name="examples", x_range=wide), by_quarter(ranking, values))
 
 
@@ -72,7 +74,7 @@ def agreement(ranking: Ranking, one: str, other: str) -> Html:
     ]
     found = tau([r[f"{one}_rank"] for r in ranking.records], [r[f"{other}_rank"] for r in ranking.records])
     said = "" if found is None else f"Kendall’s τ {found:+.2f}"
-    panel = Panel("Agreement", said, x_name=f"rank by {NAMES[one]}", y_name=f"rank by {NAMES[other]}")
+    panel = Panel("Agreement", said, x_name=f"rank by {COLUMNS[one].label}", y_name=f"rank by {COLUMNS[other].label}")
     return scatter(panel, by_quarter(ranking, pairs))
 
 
@@ -168,12 +170,16 @@ def rerankings(entry: Entry) -> Html | None:
         shared = [i for i in first.places if i in ranking.places]
         found = tau([first.places[i] for i in shared], [ranking.places[i] for i in shared])
         means = []
-        for column in NAMES:
+        for column in COLUMNS:
             values = [r[column] for r in ranking.records if r.get(column) is not None]
             if column in first.columns:
                 means.append(f"{_axis(column)[1] * statistics.fmean(values):.2f}" if values else "–")
         rows.append([ranking.place, "–" if found is None else f"{found:+.2f}", *means])
-    columns = ["ranking", "Kendall’s τ with the first", *(f"mean {NAMES[c]}" for c in NAMES if c in first.columns)]
+    columns = [
+        "ranking",
+        "Kendall’s τ with the first",
+        *(f"mean {COLUMNS[c].label}" for c in COLUMNS if c in first.columns),
+    ]
     return join(tag("h4", "Ranked again"), table(columns, rows, caption="rankings"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pocl.diagnostics import NAMES
+from pocl.ranking import COLUMNS
 from tools.reporting.controls import PRINTED, Limits, checkbox, controls, search, select, text
 from tools.reporting.data import Ranking, Texts
 from tools.reporting.difficulty import QUARTERS
@@ -28,7 +28,7 @@ class Column:
 def columns_of(ranking: Ranking) -> list[Column]:
     """What ranked, and the lengths."""
     several = len(ranking.columns) > 1
-    found = [Column(key, NAMES[key], ranked=several) for key in ranking.columns]
+    found = [Column(key, COLUMNS[key].label, ranked=several) for key in ranking.columns]
     found = [Column(c.key, c.head, 100.0, ",.1f", c.ranked) if c.key == "rouge_l" else c for c in found]
     if not ranking.has_lengths:
         return found
