@@ -95,13 +95,13 @@ def load_teacher(
     train: Split,
     device: torch.device,
 ) -> tuple[TeacherSource | None, int | None]:
-    """(the teacher, how many logits student and teacher keep), or (None, None) for SFT."""
+    """(the teacher or None for SFT, how many logits student and teacher keep: None for all)."""
     if config.models.teacher is None:
-        return None, None
+        return None, shared_vocabulary(len(tokenizer), student=student)
     check_same_tokenizer(config.models.model, config.models.teacher, tokenizer)
     model = load_model(config.models.teacher, config.models.dtype, config.models.attention)
     say(f"teacher {config.models.teacher}: {numerize(count_parameters(model))} parameters")
-    vocab_size = shared_vocabulary(student, model, len(tokenizer))
+    vocab_size = shared_vocabulary(len(tokenizer), student=student, teacher=model)
     folder, key = teacher_cache(config, model, train)
     layerwise = offloads_teacher(config, weights_bytes(student), weights_bytes(model), device)
     if layerwise:

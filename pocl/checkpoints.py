@@ -103,7 +103,7 @@ class Checkpoints:
         if distributed.is_main():
             recover_folder(self.run.best)
             recover_folder(self.run.adapter)
-        last = self.run.last_checkpoint()
+        last = distributed.broadcast(self.run.last_checkpoint())  # another node may not see it yet
         if last is None:
             if distributed.is_main():
                 self.run.metrics.unlink(missing_ok=True)
@@ -112,6 +112,11 @@ class Checkpoints:
             return Position(), None
         position, folder = _position(last["position"], self.run.checkpoints), self.run.checkpoints / last["tag"]
         self._check_files(folder, last["files"])
+        if position.best_rouge_l is not None and not self.run.best.is_dir():
+            raise UserError(
+                f"{self.run.best} is missing, the student with dev ROUGE-L {position.best_rouge_l:.2f}; put it back, "
+                f"or delete {self.run.checkpoints} to train again from the start"
+            )
         other_ranks = last["world_size"] != distributed.world_size()
         state = load_state(folder / _rank_file(0 if other_ranks else distributed.rank()))
         self.engine.load(load_state(folder / "weights.safetensors"), None if other_ranks else state["optimizer"])
@@ -124,7 +129,7 @@ class Checkpoints:
             distributed.set_random_state(state["random"])
         if distributed.is_main():
             self._delete_others(folder)
-            self.run.truncate_metrics(position.step)
+            self.run.truncate_metrics(position.step, within_epoch=position.step_in_epoch > 0)
         return position, state["own"] | {"other_ranks": other_ranks}
 
     def _delete_others(self, kept: Path) -> None:
@@ -156,7 +161,7 @@ class Checkpoints:
             kept = (
                 f"the checkpoint of step {last['position']['step']} is kept" if last else "no checkpoint was kept yet"
             )
-            raise RankStopped(f"cannot write {folder}: {reason}; {kept}, the same command goes on") from error
+            raise RankStopped(f"cannot write {folder}: {reason}; {kept}; the same command resumes") from error
 
 
 def _position(saved: Mapping[str, Any], folder: Path) -> Position:

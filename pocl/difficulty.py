@@ -5,6 +5,7 @@ POCL (arXiv 2506.05695, section 3); it may rank again between stages, and so may
 pass of their own.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
 from pocl.batching import blocks_to_read
-from pocl.curriculum import Stage
+from pocl.curriculum import Curriculum, Stage
 from pocl.data import Split
 from pocl.diagnostics import diagnose, summary
-from pocl.errors import UserError
+from pocl.errors import RunStopped, UserError
 from pocl.files import read_jsonl, write_json, write_jsonl
 from pocl.models import response_labels, weights_fingerprint
 from pocl.objective import chunks_needed, distillation_objective
 from pocl.parts import Parts
+from pocl.position import Position
 from pocl.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
 from pocl.rundir import RunDir
 from pocl.scoring import Limits, score_examples
@@ -81,6 +83,15 @@ class Ranker:
         """Whether the ranking of this name is there already."""
         return distributed.broadcast(name is not None and self.run.ranking(name).is_file())
 
+    def forget_after(self, position: Position, stages: Curriculum) -> None:
+        """Delete the rankings that were made after this position: what is trained from there on is another student."""
+        begun = (position.stage, position.epoch if position.step_in_epoch else position.epoch - 1)
+        later = [(s, e) for s in stages for e in range(s.epochs) if (s.index, e) > begun]
+        for name in [self.new_ranking(stage, epoch) for stage, epoch in later] if distributed.is_main() else []:
+            if name:
+                self.run.ranking(name).unlink(missing_ok=True)
+        distributed.barrier()
+
     def rank(
         self, name: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None = None
     ) -> np.ndarray | None:
@@ -96,6 +107,7 @@ class Ranker:
             if not columns:
                 return None
             records = self._measure(columns, name, student, losses)
+            _check_finite(records, columns)
             if distributed.is_main():
                 write_jsonl(path, rank_examples(records, columns))
                 shutil.rmtree(self.run.path / "scoring", ignore_errors=True)  # what a cut-off pass would go on with
@@ -163,6 +175,17 @@ class Ranker:
             blocks = blocks_to_read(self.train.lengths, teacher.device)
             parts.fill(blocks, self.train.ids, read, title="the teacher's confidence")
             return parts.gather()
+
+
+def _check_finite(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Raise RunStopped for a measure that is not finite: it orders nothing."""
+    for column in columns:
+        bad = [record["id"] for record in records if record[column] is not None and not math.isfinite(record[column])]
+        if bad:
+            raise RunStopped(
+                f"{COLUMNS[column].label} is not finite for {len(bad)} of {len(records)} examples, such as "
+                f"{bad[:5]}: the {COLUMNS[column].source}'s weights or the --dtype cannot rank them"
+            )
 
 
 def write_diagnostics(run: RunDir) -> list[str]:

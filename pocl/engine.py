@@ -19,6 +19,7 @@ from pocl.errors import RunStopped, UserError
 from pocl.files import read_json
 from pocl.heads import Head
 from pocl.lora import merged_weights
+from pocl.models import fuse_activations
 from pocl.objective import StudentObjective
 from pocl.token_objective import Term, Weights
 
@@ -166,7 +167,9 @@ class Engine:
         """The model with all of its weights here: itself, or a copy where ZeRO-3 has shared them out."""
         if self.zero_stage < 3:
             return model
-        copy = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+        with torch.random.fork_rng(devices=[]):  # the weights that it is made with are drawn, and overwritten
+            copy = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+        fuse_activations(copy)
         copy.load_state_dict(merged_weights(model, self.full_state_dict(model)), strict=False)
         copy.generation_config = model.generation_config
         return copy.to(model.device).eval()

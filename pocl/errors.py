@@ -75,9 +75,9 @@ def run_main(main: Callable[[], None]) -> None:
         if error.errno not in _DISK or os.environ.get("POCL_DEBUG") == "1":
             raise
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {what}; what was saved before is whole, the same command goes on", file=sys.stderr, flush=True)
+        print(f"error: {what}; what was saved before is whole; the same command resumes", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
-            print("stopped; the same command goes on where it was", file=sys.stderr, flush=True)
+            print("stopped; the same command resumes", file=sys.stderr, flush=True)
         sys.exit(130)

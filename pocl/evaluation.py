@@ -138,13 +138,14 @@ def summarise(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     return summary
 
 
-def mean_cross_entropy(model: PreTrainedModel, split: Split, *, chunk_tokens: int) -> float:
-    """Mean cross-entropy per response token of a split, in nats, over all ranks."""
+def mean_cross_entropy(model: PreTrainedModel, split: Split, *, chunk_tokens: int, vocab_size: int) -> float:
+    """Mean cross-entropy per response token of a split, in nats, over all ranks; see ``example_cross_entropy``."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     total, count = 0.0, 0
     for block in distributed.my_share(blocks_to_read(split.lengths, device)):
-        for loss, tokens in example_cross_entropy(model, split.batch(block).to(device), chunk_tokens=chunk_tokens):
+        batch = split.batch(block).to(device)
+        for loss, tokens in example_cross_entropy(model, batch, chunk_tokens=chunk_tokens, vocab_size=vocab_size):
             total, count = total + loss, count + tokens
     model.train(was_training)
     total, tokens = distributed.sum_over_ranks([total, count], device)

@@ -22,6 +22,7 @@ from pocl.batching import blocks_by_length
 from pocl.console import Progressing
 from pocl.data import send
 from pocl.heads import aligned, make_head
+from pocl.interrupt import requested, stop_if_requested
 from pocl.kv_cache import roomy_cache
 from pocl.models import end_ids, trunk
 from pocl.packing import takes_whole_masks
@@ -108,7 +109,10 @@ def answer_prompts(
     sampling: Sampling,
     title: str,
 ) -> dict[int, str]:
-    """The answers of all prompts by example id, shared out over the ranks, on every rank; ``title`` names the bar."""
+    """The answers of all prompts by example id, shared out over the ranks, on every rank; ``title`` names the bar.
+
+    Raises StopRequested on every rank where a signal came to one.
+    """
     blocks = generator.blocks(np.array([len(prompt) for prompt in prompts], dtype=np.int64))
     mine = {}
     with Progressing(title, len(blocks), transient=True) as progress:
@@ -117,6 +121,9 @@ def answer_prompts(
             tokens = generator([prompts[i] for i in block], ids, sampling)
             mine.update(zip(ids, decode(tokenizer, tokens), strict=True))
             progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+            if requested():
+                break
+    stop_if_requested()
     return distributed.gather_by_id(mine)
 
 

@@ -232,12 +232,12 @@ def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
         )
 
 
-def shared_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel, num_tokens: int) -> int | None:
-    """How many logits both models keep: None for all, the tokenizer's size where a model pads its vocabulary.
+def shared_vocabulary(num_tokens: int, **models: PreTrainedModel) -> int | None:
+    """How many logits the models keep: None for all, the tokenizer's size where one of them pads its vocabulary.
 
-    Raises UserError where a model has fewer entries than the tokenizer.
+    Raises UserError where a model has fewer entries than the tokenizer; its keyword says which.
     """
-    sizes = {"student": _vocab_size(student), "teacher": _vocab_size(teacher)}
+    sizes = {name: _vocab_size(model) for name, model in models.items()}
     for name, size in sizes.items():
         if size < num_tokens:
             raise UserError(f"the {name} has {size} vocabulary entries, the tokenizer {num_tokens} tokens")

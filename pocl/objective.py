@@ -300,9 +300,9 @@ class StudentObjective(nn.Module):
 
 @torch.no_grad()
 def example_cross_entropy(
-    model: PreTrainedModel, batch: Batch, *, chunk_tokens: int, vocab_size: int | None = None
+    model: PreTrainedModel, batch: Batch, *, chunk_tokens: int, vocab_size: int
 ) -> list[tuple[float, int]]:
-    """(summed cross-entropy in nats, response tokens) of each example of a batch."""
+    """(summed cross-entropy in nats, response tokens) of each example of a batch, over ``vocab_size`` entries."""
     head, labels = make_head(model, vocab_size), response_labels(batch)
     num_chunks = chunks_needed(len(labels), chunk_tokens)
     states = response_states(model, batch)

@@ -12,6 +12,7 @@ import numpy as np
 from pocl import distributed
 from pocl.console import Progressing
 from pocl.files import read_json, write_json
+from pocl.interrupt import requested, stop_if_requested
 from pocl.rundir import read_lines
 
 
@@ -64,12 +65,16 @@ class Parts:
         """Do ``work`` on this rank's share of the blocks whose examples have no record yet, with a bar.
 
         ``blocks`` hold positions in ``ids`` [N], the example ids; ``work`` gives one record per example of a block.
+        Raises StopRequested on every rank where a signal came to one; what is done is kept.
         """
         todo = [block for block in blocks if not all(int(ids[i]) in self.records for i in block)]
         with Progressing(title, len(blocks), len(blocks) - len(todo)) as progress:
             for block in distributed.my_share(todo):
                 self.append(work(block))
                 progress.advance(min(distributed.world_size(), len(blocks) - progress.done))
+                if requested():
+                    break
+        stop_if_requested()
 
     def gather(self) -> dict[int, dict[str, Any]]:
         """All ranks' records by id, on every rank."""

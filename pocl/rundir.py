@@ -84,16 +84,17 @@ class RunDir:
 
     def begun_with(self) -> dict[str, Any] | None:
         """The options of the run that this folder holds, by group; None where it holds none."""
-        return self._read_config()["options"] if self.config.is_file() else None
+        saved = self._saved_config()
+        return saved["options"] if saved else None
 
     def check_options(self, options: Mapping[str, Any], world_size: int, *, weights_only: bool = False) -> None:
         """Raise UserError where this folder holds a run with other options, or a checkpoint of other ranks.
 
         ``weights_only``: the number of ranks may be another.
         """
-        if not self.config.is_file():
+        saved = self._saved_config()
+        if saved is None:
             return
-        saved = self._read_config()
         # Through JSON and back, so that tuples and lists compare equal.
         changed = _differences(saved["options"], json.loads(json.dumps(options)))
         if changed:
@@ -101,7 +102,7 @@ class RunDir:
                 f"{self.path} holds a run with other options ({'; '.join(changed)}); "
                 f"give --run-name another name, or delete the folder"
             )
-        last = self.last_checkpoint()
+        last = distributed.broadcast(self.last_checkpoint())
         if last and last["world_size"] != world_size and not weights_only:
             raise UserError(
                 f"{self.path} was trained on {last['world_size']} rank(s), this is {world_size}; start it again on "
@@ -111,15 +112,19 @@ class RunDir:
 
     def check_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
         """Raise UserError where the run was begun with other data or another student behind the same paths."""
-        if not self.config.is_file():
+        saved = self._saved_config()
+        if saved is None:
             return
-        saved = self._read_config()["fingerprints"]
-        changed = [name for name, value in fingerprints.items() if saved.get(name) != value]
+        changed = [name for name, value in fingerprints.items() if saved["fingerprints"].get(name) != value]
         if changed:
             raise UserError(
                 f"{self.path} was begun with another {' and another '.join(changed)} than its paths hold now; "
                 f"give --run-name another name, or delete the folder"
             )
+
+    def _saved_config(self) -> dict[str, Any] | None:
+        """config.json as rank 0 sees it, None where there is none. Every rank must come here."""
+        return distributed.broadcast(self._read_config() if self.config.is_file() else None)
 
     def _read_config(self) -> dict[str, Any]:
         config = read_object(self.config, {"options": (dict,), "fingerprints": (dict,)})
@@ -149,8 +154,8 @@ class RunDir:
         first = self.ranking("difficulty")
         if first.is_file():
             return first
-        later = sorted(self.path.glob("difficulty-*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
-        return later[0] if later else None
+        later = self.path.glob("difficulty-*.jsonl")
+        return min(later, key=lambda path: [int(number) for number in re.findall(r"\d+", path.stem)], default=None)
 
     def forget_rerankings(self) -> None:
         """Drop the rankings that were made while an earlier start of this run trained."""
@@ -169,9 +174,16 @@ class RunDir:
             check_object(record, {"step": (int,)}, f"{self.metrics}:{number}: the record")
         return records
 
-    def truncate_metrics(self, last_step: int) -> None:
-        """Forget what came after the checkpoint that the run goes on from."""
-        kept = [record for record in self.read_metrics() if record["step"] <= last_step]
+    def truncate_metrics(self, last_step: int, *, within_epoch: bool = False) -> None:
+        """Forget what came after the checkpoint that the run resumes from.
+
+        ``within_epoch``: its last step had not been evaluated then, even if it is the epoch's last one.
+        """
+        kept = [
+            record
+            for record in self.read_metrics()
+            if record["step"] < last_step or (record["step"] == last_step and ("loss" in record or not within_epoch))
+        ]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
 

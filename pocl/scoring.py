@@ -94,7 +94,7 @@ def score_block(
     losses = np.zeros(len(block))
     for part in blocks_to_read(split.lengths[block], model.device):
         batch = split.batch(block[part]).to(model.device)
-        sums = example_cross_entropy(model, batch, chunk_tokens=limits.chunk_tokens)
+        sums = example_cross_entropy(model, batch, chunk_tokens=limits.chunk_tokens, vocab_size=len(tokenizer))
         losses[part] = [total / count for total, count in sums]
     records: list[dict[str, Any]] = [
         {"id": example_id, "cross_entropy": loss} for example_id, loss in zip(rows["id"], losses.tolist(), strict=True)

@@ -1,5 +1,6 @@
 """The losses that training leaves behind: a measure of difficulty that needs no pass of its own."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ class Snapshot:
     """The cross-entropy of each training example in the step that last trained on it.
 
     ``values`` [N] are nats per response token, NaN where an example has not been trained on yet; they are complete on
-    every rank after ``share``.
+    every rank after ``share``. A loss that is not finite was not learnt from, and changes nothing.
     """
 
     def __init__(self, num_examples: int, values: Sequence[float | None] | None = None) -> None:
@@ -36,7 +37,7 @@ class Snapshot:
         for positions, of_student, sums, counts in self._pending:
             losses = (sums.cpu() / counts).tolist()
             rows = zip(positions.tolist(), losses, of_student.tolist(), strict=True)
-            mine |= {position: loss for position, loss, own in rows if not own}
+            mine |= {position: loss for position, loss, own in rows if not own and math.isfinite(loss)}
         self._pending = []
         for position, loss in distributed.gather_by_id(mine).items():
             self.values[position] = loss

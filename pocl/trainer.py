@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from signal import SIGTERM
 from typing import Any
@@ -22,7 +24,7 @@ from pocl.errors import Interrupted, RunStopped
 from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.files import write_json
 from pocl.generation import BuiltIn
-from pocl.interrupt import Interrupt
+from pocl.interrupt import Interrupt, StopRequested
 from pocl.journal import Journal, peak_memory_gb
 from pocl.micro_batches import MicroBatch, MicroBatchSource
 from pocl.on_policy import OnPolicy, OnPolicyState
@@ -76,6 +78,7 @@ class Trainer:
             device=device,
         )
         self.position = Position()
+        self.saved: Position | None = None  # where the last checkpoint stands
         self.interrupt = Interrupt()
         self.asked_to_stop = 0  # the signal that asked for it, on any rank
         self._teacher_reads = teacher is not None and teacher.online
@@ -89,7 +92,11 @@ class Trainer:
         if self.position.step == 0 and self.dev and self.batches.follows_dev_loss:
             self.batches.state = self.batches.state.after_dev_loss(self.dev_loss(self._whole_student()))
         self.journal.open(self.position.step)
-        with self.interrupt, Progressing("training", self.recipe.total_steps, self.position.step) as progress:
+        with (
+            self.interrupt,
+            self._saving_what_is_done(),
+            Progressing("training", self.recipe.total_steps, self.position.step) as progress,
+        ):
             for stage in self.recipe.stages[self.position.stage :]:
                 begins = self.position.epoch == self.position.step_in_epoch == 0
                 if begins and stage.index > 0 and self.recipe.restart_optimizer:
@@ -105,11 +112,26 @@ class Trainer:
         self.journal.close()
         return self.position
 
+    @contextmanager
+    def _saving_what_is_done(self) -> Iterator[None]:
+        """Where a signal asks for the end, write a checkpoint of the last step.  Raises Interrupted then."""
+        try:
+            yield
+        except StopRequested as asked:
+            if self.position != self.saved:
+                self.save()
+            raise Interrupted(
+                f"asked to stop: saved at step {self.position.step} of {self.recipe.total_steps} in "
+                f"{self.run.checkpoints}; the same command resumes",
+                asked.signum,
+            ) from None
+
     def resume(self) -> None:
         """Take up the last checkpoint, where there is one, and the rankings that were in force then."""
         self.position, saved = self.checkpoints.resume()
         if saved is None:
             return
+        self.saved = self.position
         self.batches.state = OnPolicyState.from_json(saved["on_policy"])
         self.snapshot = Snapshot(len(self.train), saved["losses"])
         self._write_ledger()  # it may have been cut off after the checkpoint
@@ -118,6 +140,8 @@ class Trainer:
             for epoch in range(stage.epochs if stage.index < self.position.stage else self.position.epoch):
                 if self.ranker and self.ranker.made(self.ranker.new_ranking(stage, epoch)):
                     self.rank(stage, epoch)
+        if saved["other_ranks"] and self.ranker:
+            self.ranker.forget_after(self.position, self.recipe.stages)
 
     def rank(self, stage: Stage, epoch: int) -> None:
         """Put a new ranking of the examples in force, where this epoch begins with one."""
@@ -155,14 +179,9 @@ class Trainer:
             if self.position.step % self.recipe.log_every == 0 or i == steps - 1:
                 self.journal.record_step(stage, epoch, self.position.step, record)
             progress.advance(1, self.journal.note(stage, record, distils=self.teacher is not None))
+            self.position = replace(self.position, step_in_epoch=i + 1)
             if self.asked_to_stop:
-                self.position = replace(self.position, step_in_epoch=i + 1)
-                self.save()
-                raise Interrupted(
-                    f"asked to stop: saved at step {self.position.step} of {self.recipe.total_steps} in "
-                    f"{self.run.checkpoints}; the same command goes on",
-                    self.asked_to_stop,
-                )
+                raise StopRequested(self.asked_to_stop)
 
     def step(self, examples: np.ndarray, stage: Stage, lr: float) -> dict[str, float]:
         """One optimiser step over one global batch -> what metrics.jsonl says of it.
@@ -275,6 +294,7 @@ class Trainer:
         self.snapshot.share()
         state = {"on_policy": self.batches.state.as_json(), "losses": self.snapshot.as_json()}
         self.checkpoints.save_last(self.position, state)
+        self.saved = self.position
         self._write_ledger()
 
     def _write_ledger(self) -> None:
@@ -284,7 +304,9 @@ class Trainer:
     def dev_loss(self, student: PreTrainedModel) -> float:
         """Mean cross-entropy of the dev references [nats per response token]."""
         assert self.dev
-        return mean_cross_entropy(student, self.dev.split, chunk_tokens=self.recipe.chunk_tokens)
+        return mean_cross_entropy(
+            student, self.dev.split, chunk_tokens=self.recipe.chunk_tokens, vocab_size=len(self.tokenizer)
+        )
 
     def evaluate_dev(self, stage: Stage, epoch: int) -> float | None:
         """Mean ROUGE-L (0 to 100) of the student's answers to the dev prompts; None without a dev set."""
@@ -293,7 +315,6 @@ class Trainer:
         started = time.perf_counter()
         student = self._whole_student()
         loss = self.dev_loss(student)
-        self.batches.state = self.batches.state.after_dev_loss(loss)
         records = evaluate(
             BuiltIn(student, self.tokenizer, self.dev.batch_size),
             self.tokenizer,
@@ -302,6 +323,7 @@ class Trainer:
             sampling=self.dev.sampling,
             title=f"dev after stage {stage.index + 1}, epoch {epoch + 1}",
         )
+        self.batches.state = self.batches.state.after_dev_loss(loss)  # after all answers: a signal may end them
         scores = mean_scores(records)
         say(
             f"stage {stage.index + 1} epoch {epoch + 1}  step {self.position.step}  "

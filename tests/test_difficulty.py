@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pocl.micro_batches import MicroBatchSource
 from pocl.pools import unranked_pools
 from pocl.position import Position
 from pocl.ranking import COLUMNS, SIGNALS, Column, columns_of, rank_examples
+from pocl.rundir import RunDir
 from pocl.snapshot import Snapshot
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments, train_until_stage
 from tools import plot_difficulty, report
@@ -199,6 +201,32 @@ def test_a_snapshot_keeps_the_last_loss_of_each_example() -> None:
     snapshot.share()
     assert snapshot.as_json() == [5.0, None, 7.0, None]
     assert Snapshot(4, snapshot.as_json()).as_json() == snapshot.as_json()
+
+
+def test_a_loss_that_is_not_finite_changes_no_difficulty() -> None:
+    snapshot = Snapshot(2, [3.0, None])
+    both = collate([20, 21], [[5], [6]], [[8], [4]], max_length=8)
+    snapshot.note(np.array([0, 1]), np.array([False, False]), both, torch.tensor([torch.inf, torch.nan]))
+    snapshot.share()
+    assert snapshot.as_json() == [3.0, None]
+
+
+def test_a_student_that_gives_no_finite_loss_is_told_in_one_line(gpt2: Folders, tmp_path: Path) -> None:
+    student = tmp_path / "nan"
+    shutil.copytree(gpt2.student, student)
+    model = AutoModelForCausalLM.from_pretrained(student)
+    model.transformer.ln_f.bias.data.fill_(torch.nan)
+    model.save_pretrained(student)
+    result = call(train, train_arguments(gpt2, tmp_path, "--difficulty", "cross-entropy", "--model", student))
+    assert result.status == 1 and "cross-entropy is not finite for" in result.last_line, result.output
+
+
+def test_the_first_ranking_is_the_earliest_by_its_name(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    assert run_dir.first_ranking() is None
+    for name in ("difficulty-stage10-epoch1", "difficulty-stage2-epoch3", "difficulty-stage2-epoch2"):
+        (tmp_path / f"{name}.jsonl").write_text("")
+    assert run_dir.first_ranking() == tmp_path / "difficulty-stage2-epoch2.jsonl"
 
 
 def test_a_run_that_ranks_again_and_is_cut_off_ends_with_the_same_weights(gpt2: Folders, tmp_path: Path) -> None:

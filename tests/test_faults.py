@@ -65,7 +65,7 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(folders: Folder
     assert not list(run.glob("checkpoints/*")) and not list(run.glob("*.tmp"))
     train_until_stage(arguments, 2)
     result = call_with_little_disk(arguments, 400_000)
-    assert result.status == 1 and "the checkpoint of step 4 is kept, the same command goes on" in result.last_line
+    assert result.status == 1 and "the checkpoint of step 4 is kept; the same command resumes" in result.last_line
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["last.json", "step-4"]
     assert call(train, arguments).status == 0
     for name in ("best/model.safetensors", "ledger.json"):
@@ -156,7 +156,7 @@ def test_another_world_size_goes_on_from_the_weights_when_asked(folders: Folders
     at_the_stop = read_jsonl(run / "metrics.jsonl")
     result = launch("train.py", [*arguments, "--resume-weights"], num_ranks=2)
     assert result.status == 0, result.output
-    assert "on from the weights of step 4, which 1 rank(s) trained; lost are AdamW's moments" in result.output
+    assert "resuming from the weights of step 4, which 1 rank(s) trained; AdamW's moments" in result.output
     records = read_jsonl(run / "metrics.jsonl")
     assert records[: len(at_the_stop)] == at_the_stop
     assert [record["step"] for record in records if "loss" in record] == list(range(1, 15))

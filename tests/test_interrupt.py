@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 import train
 from pocl import checkpoints
 from pocl.errors import Interrupted, UserError, run_main
+from pocl.generation import BuiltIn
 from pocl.interrupt import Interrupt
 from pocl.micro_batches import MicroBatchSource
 from pocl.rundir import RunDir
@@ -46,7 +49,7 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
         result = call(train, train_arguments(folders, tmp_path / "cut", *extra))
     assert result.status == 128 + signum
     assert (
-        "asked to stop: saved at step 6 of 14" in result.last_line and "the same command goes on" in result.last_line
+        "asked to stop: saved at step 6 of 14" in result.last_line and "the same command resumes" in result.last_line
     )
     for name in ("cut", "whole"):
         result = call(train, train_arguments(folders, tmp_path / name, *extra))
@@ -56,6 +59,51 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     losses = [[r["loss"] for r in read_jsonl(path / "metrics.jsonl") if "loss" in r] for path in (cut, whole)]
     assert losses[0] == losses[1] and len(losses[0]) == 14
+
+
+@pytest.mark.parametrize("where", ["dev evaluation", "ranking again"])
+def test_a_signal_while_examples_are_answered_loses_no_step(
+    folders: Folders, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = ["--rerank", "stage", "--eval-batch-size", 4]
+    answer, calls = BuiltIn.__call__, 0
+    of_stage_2 = 12 + 1 + 1  # 12 blocks rank, one is the dev evaluation of the first stage
+
+    def asked(self: BuiltIn, *arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == (13 if where == "dev evaluation" else of_stage_2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answer(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BuiltIn, "__call__", asked)
+        result = call(train, train_arguments(folders, tmp_path / "cut", *extra))
+    assert result.status == 143 and "asked to stop: saved at step " in result.last_line, result.output
+    before = calls
+    last = json.loads((tmp_path / "cut" / "tfkl" / "seed10" / "checkpoints" / "last.json").read_text())
+    assert last["position"]["step"] > 0
+    assert (last["position"]["step_in_epoch"] > 0) == (where == "dev evaluation")
+    assert before == (13 if where == "dev evaluation" else of_stage_2)  # the block that was on its way, and no more
+    for name in ("cut", "whole"):
+        result = call(train, train_arguments(folders, tmp_path / name, *extra))
+        assert result.status == 0, result.output
+    cut, whole = (tmp_path / name / "tfkl" / "seed10" for name in ("cut", "whole"))
+    for name in ("best/model.safetensors", "ledger.json", "checkpoints/last.json", "difficulty-stage2.jsonl"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    keys = [
+        [(r["step"], "loss" in r, r.get("dev_rouge_l")) for r in read_jsonl(path / "metrics.jsonl")]
+        for path in (cut, whole)
+    ]
+    assert keys[0] == keys[1]
+
+
+def test_a_best_student_that_is_gone_is_missed(folders: Folders, tmp_path: Path) -> None:
+    arguments = train_arguments(folders, tmp_path, "--difficulty", "length")
+    assert call(train, arguments).status == 0
+    shutil.rmtree(tmp_path / "tfkl" / "seed10" / "best")
+    result = call(train, arguments)
+    assert result.status == 2 and "best is missing, the student with dev ROUGE-L" in result.last_line, result.output
 
 
 def test_a_disk_that_is_full_at_an_epochs_end_keeps_the_checkpoint_of_its_last_step(
@@ -102,7 +150,7 @@ def test_outside_of_training_signals_mean_what_they_meant() -> None:
 def test_a_second_signal_later_ends_the_process_at_once() -> None:
     program = (
         "import os, signal, pocl.interrupt as i\n"
-        "i._SAME_WISH_SECONDS = 0.0\n"
+        "i._DUPLICATE_SIGNAL_SECONDS = 0.0\n"
         "with i.Interrupt():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

@@ -284,25 +284,30 @@ def test_a_tokenizer_without_end_of_text_is_refused(tokenizer: PreTrainedTokeniz
 
 
 def test_the_shared_vocabulary_is_everything_where_sizes_agree(models: dict[str, PreTrainedModel]) -> None:
-    assert shared_vocabulary(models["gpt2"], models["llama"], 600) is None
-    assert shared_vocabulary(models["gpt2"], models["llama"], 590) == 590  # both pad alike
+    assert shared_vocabulary(600, student=models["gpt2"], teacher=models["llama"]) is None
+    assert shared_vocabulary(590, student=models["gpt2"], teacher=models["llama"]) == 590  # both pad alike
+
+
+def test_a_student_that_pads_learns_and_ranks_over_the_tokenizers_entries(models: dict[str, PreTrainedModel]) -> None:
+    assert shared_vocabulary(590, student=models["gpt2"]) == 590
+    assert shared_vocabulary(600, student=models["gpt2"]) is None
 
 
 def test_the_shared_vocabulary_is_the_tokenizers_where_one_model_pads(
     models: dict[str, PreTrainedModel], teacher: PreTrainedModel
 ) -> None:
-    assert shared_vocabulary(models["gpt2"], teacher, 600) == 600
-    assert shared_vocabulary(teacher, models["gpt2"], 600) == 600
-    assert shared_vocabulary(models["gpt2"], teacher, 590) == 590
+    assert shared_vocabulary(600, student=models["gpt2"], teacher=teacher) == 600
+    assert shared_vocabulary(600, student=teacher, teacher=models["gpt2"]) == 600
+    assert shared_vocabulary(590, student=models["gpt2"], teacher=teacher) == 590
 
 
 def test_a_model_smaller_than_its_tokenizer_is_refused(
     models: dict[str, PreTrainedModel], teacher: PreTrainedModel
 ) -> None:
     with pytest.raises(UserError, match="the student has 600 vocabulary entries, the tokenizer 620 tokens"):
-        shared_vocabulary(models["gpt2"], teacher, 620)
+        shared_vocabulary(620, student=models["gpt2"], teacher=teacher)
     with pytest.raises(UserError, match="the teacher has 600 vocabulary entries, the tokenizer 620 tokens"):
-        shared_vocabulary(teacher, models["gpt2"], 620)
+        shared_vocabulary(620, student=teacher, teacher=models["gpt2"])
 
 
 def test_another_tokenizer_is_refused(gpt2_dir: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import train
 from pocl import distributed
 from pocl.data import collate, load_split
-from pocl.engine import Engine
+from pocl.engine import Engine, _groups
 from pocl.errors import RunStopped
 from pocl.models import DTYPES
 from pocl.objective import StudentObjective
@@ -146,17 +146,66 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(stage: int, 
     before = kept()
     norm, applied = step(math.inf)
     assert not applied and not math.isfinite(norm)
-    after = kept()
+    after, weights = kept(), len(engine.trained_weights())
     if not first:  # there are moments
         assert len(before) > len(engine.trained_weights())
         torch.testing.assert_close(after, before, rtol=0, atol=0)
     else:  # which may be zeros now
-        weights = len(engine.trained_weights())
         torch.testing.assert_close(after[:weights], before[:weights], rtol=0, atol=0)
     norm, applied = step(1.0)
     assert applied and math.isfinite(norm)
-    moved = [float((a.float() - b.float()).abs().max()) for a, b in zip(kept(), after, strict=False)]
+    moved = [
+        float((a.float() - b.float()).abs().max()) for a, b in zip(kept()[:weights], after[:weights], strict=True)
+    ]
     assert max(moved) > 1e-3
+
+
+def test_a_whole_copy_of_a_student_draws_no_random_number_of_the_runs() -> None:
+    """Under ZeRO-3; else a run that ranks again, and one that resumes after it, would have other dropout."""
+    device = distributed.start()
+    student = tiny_model("gpt2", vocab_size=600, end_id=0)
+    weights = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    engine = Engine(
+        StudentObjective(student, chunk_tokens=20),
+        lr=1e-2,
+        weight_decay=0.1,
+        clip_grad=1.0,
+        dtype="fp32",
+        config_path=ROOT / "scripts" / "deepspeed" / "zero3.json",
+        global_batch_size=2,
+        world_size=1,
+        device=device,
+    )
+    before = torch.get_rng_state()
+    copy = engine.whole(student)
+    assert torch.equal(torch.get_rng_state(), before) and copy is not student
+    assert {name: tuple(t.shape) for name, t in copy.state_dict().items()} == {
+        n: tuple(t.shape) for n, t in weights.items()
+    }
+    for name, tensor in copy.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_of_norms_and_biases_do_not_decay(groups: int) -> None:
+    matrix, bias = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(3))
+    found = _groups([matrix, bias][:groups], 0.1)
+    assert [(group["params"], group["weight_decay"]) for group in found] == [([matrix], 0.1), ([bias], 0.0)][:groups]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_offloaded_optimiser_trains_the_same_curve(gpt2: Folders, tmp_path: Path, stage: int) -> None:
+    config = {"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}}
+    (tmp_path / "zero.json").write_text(json.dumps(config))
+    curves = []
+    for name in (f"scripts/deepspeed/zero{stage}.json", tmp_path / "zero.json"):
+        output_dir = tmp_path / Path(name).stem
+        arguments = train_arguments(gpt2, output_dir, *TWO_EPOCHS, "--deepspeed-config", name)
+        result = call(train, arguments)
+        assert result.status == 0, result.output
+        (path,) = output_dir.glob("*/seed10/metrics.jsonl")
+        curves.append([record["loss"] for record in read_jsonl(path) if "loss" in record])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
 def test_fp16_at_its_smallest_scale_is_told_from_overflow() -> None:
