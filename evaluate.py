@@ -29,7 +29,7 @@ from pocl.evaluation import (
     summarise,
     tokenise_prompts,
 )
-from pocl.files import read_json, read_jsonl, value_sha256, write_json, write_jsonl
+from pocl.files import locked_folder, read_json, read_jsonl, value_sha256, write_json, write_jsonl
 from pocl.flags import parse
 from pocl.generation import Generator
 from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint
@@ -192,10 +192,11 @@ def without_trained_prompts(
 
 
 def write_summary(output_dir: Path, name: str, scores: Mapping[str, Any]) -> None:
-    """Put one set's scores into summary.json, beside those of other sets."""
+    """Put one set's scores into summary.json, beside those of other sets, which others may be writing now."""
     path = output_dir / "summary.json"
-    others = read_json(path) if path.is_file() else {}
-    write_json(path, others | {name: scores})
+    with locked_folder(output_dir):
+        others = read_json(path) if path.is_file() else {}
+        write_json(path, others | {name: scores})
 
 
 def show(summary: Mapping[str, Any], title: str | None) -> None:

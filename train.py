@@ -71,7 +71,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
     student = load_model(config.models.model, config.models.dtype, config.models.attention).to(device)
     check_head(student, config.models.model, device)
     say(f"student {config.models.model}: {numerize(count_parameters(student))} parameters")
-    teacher, vocab_size = load_teacher(config, student, tokenizer, train, device)
+    teacher, vocab_size = load_teacher(config, run, student, tokenizer, train, device)
     packed = packs(config, student, teacher, device)
     start_run(run, config, stages, student, teacher)
 
@@ -136,7 +136,8 @@ def start_run(
     run.check_fingerprints(fingerprints)
     distributed.barrier()  # everyone has checked before rank 0 writes
     if distributed.is_main():
-        run.write_config(run_options(config), fingerprints, distributed.world_size())
+        has_cache = None if teacher is None else not teacher.online
+        run.write_config(run_options(config), fingerprints, distributed.world_size(), has_cache=has_cache)
         records = [asdict(stage) | {"pool": [stage.pool.start, stage.pool.stop]} for stage in stages]
         write_json(run.path / "stages.json", records)
     distributed.barrier()

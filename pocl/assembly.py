@@ -90,6 +90,7 @@ def answer_length(config: TrainConfig) -> int:
 
 def load_teacher(
     config: TrainConfig,
+    run: RunDir,
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Split,
@@ -102,7 +103,7 @@ def load_teacher(
     model = load_model(config.models.teacher, config.models.dtype, config.models.attention)
     say(f"teacher {config.models.teacher}: {numerize(count_parameters(model))} parameters")
     vocab_size = shared_vocabulary(len(tokenizer), student=student, teacher=model)
-    folder, key = teacher_cache(config, model, train)
+    folder, key = teacher_cache(config, model, train, begun=run.begun_with_cache())
     layerwise = offloads_teacher(config, weights_bytes(student), weights_bytes(model), device)
     if layerwise:
         say("the teacher stays in the CPU's memory, and its layers go to the device one by one")
@@ -113,12 +114,20 @@ def load_teacher(
     return cached_teacher(model, train, folder, device, key=key, vocab_size=vocab_size), vocab_size
 
 
-def teacher_cache(config: TrainConfig, teacher: PreTrainedModel, train: Split) -> tuple[Path | None, dict[str, Any]]:
-    """(where the teacher's states are kept, or None for an online teacher; what they depend on)."""
+def teacher_cache(
+    config: TrainConfig, teacher: PreTrainedModel, train: Split, *, begun: bool | None
+) -> tuple[Path | None, dict[str, Any]]:
+    """(where the teacher's states are kept, or None for an online teacher; what they depend on).
+
+    ``begun``: whether the run that is resumed had a cache; it keeps to that, since the two may round differently.
+    """
     key: dict[str, Any] = {"teacher": weights_fingerprint(teacher)} | cache_key(config, train)
     beside = Path(config.data.data_dir) / "teacher-cache" / value_sha256([key, config.models.dtype])[:16]
-    made = distributed.broadcast((beside / "manifest.json").is_file())
+    # One that is begun has its room already.
+    made = distributed.broadcast((beside / "manifest.json").is_file() or (beside / "done" / "key.json").is_file())
     chosen = cache_place(config, train, teacher, made=made)
+    if config.models.teacher_cache == "auto" and begun is not None:
+        chosen = "auto" if begun else "off"
     if chosen == "off":
         return None, key
     if chosen == "auto":

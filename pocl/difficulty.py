@@ -173,8 +173,7 @@ class Ranker:
 
         with Parts(parts_dir, dict(self.key) | {"teacher": teacher.fingerprint}) as parts:
             blocks = blocks_to_read(self.train.lengths, teacher.device)
-            parts.fill(blocks, self.train.ids, read, title="the teacher's confidence")
-            return parts.gather()
+            return parts.fill(blocks, self.train.ids, read, title="the teacher's confidence")
 
 
 def _check_finite(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

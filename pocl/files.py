@@ -1,10 +1,12 @@
 """Files written whole or not at all, JSONL read with file and line in every complaint, fingerprints."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,19 @@ def _record(line: bytes, place: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{place}: a {type(record).__name__}; each line wants one JSON object")
     return record
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Let one process at a time into the block; where the file system knows no locks, all of them."""
+    path.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def file_sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pocl import distributed
 from pocl.console import Progressing
+from pocl.errors import RunStopped
 from pocl.files import read_json, write_json
 from pocl.interrupt import requested, stop_if_requested
 from pocl.rundir import read_lines
@@ -32,9 +33,11 @@ class Parts:
                     shutil.rmtree(folder)
                 if not key_path.is_file():
                     write_json(key_path, key)
-        paths = sorted(folder.glob("*.jsonl"))
-        self.records: dict[int, dict[str, Any]] = {r["id"]: r for path in paths for r in read_lines(path)}
-        distributed.barrier()  # everyone has read before anyone appends
+        # As rank 0 sees them: another node may not see them yet, and all must agree on what is left to do.
+        paths = sorted(folder.glob("*.jsonl")) if distributed.is_main() else ()
+        self.records: dict[int, dict[str, Any]] = distributed.broadcast(
+            {record["id"]: record for path in paths for record in read_lines(path)}
+        )
         self._path = folder / f"{distributed.rank()}.jsonl"
         _drop_cut_line(self._path)
 
@@ -61,11 +64,12 @@ class Parts:
         work: Callable[[np.ndarray], Iterable[Mapping[str, Any]]],
         *,
         title: str,
-    ) -> None:
-        """Do ``work`` on this rank's share of the blocks whose examples have no record yet, with a bar.
+    ) -> dict[int, dict[str, Any]]:
+        """Do ``work`` on the blocks whose examples have no record yet, with a bar -> all records by id, on every rank.
 
         ``blocks`` hold positions in ``ids`` [N], the example ids; ``work`` gives one record per example of a block.
-        Raises StopRequested on every rank where a signal came to one; what is done is kept.
+        Raises StopRequested on every rank where a signal came to one (what is done is kept), and RunStopped where an
+        example has no record in the end.
         """
         todo = [block for block in blocks if not all(int(ids[i]) in self.records for i in block)]
         with Progressing(title, len(blocks), len(blocks) - len(todo)) as progress:
@@ -75,10 +79,11 @@ class Parts:
                 if requested():
                     break
         stop_if_requested()
-
-    def gather(self) -> dict[int, dict[str, Any]]:
-        """All ranks' records by id, on every rank."""
-        return distributed.gather_by_id(self.records)
+        records = distributed.gather_by_id(self.records)
+        missing = [i for i in ids.tolist() if i not in records]
+        if missing:
+            raise RunStopped(f"{title}: {len(missing)} of {len(ids)} examples were left out, such as {missing[:5]}")
+        return records
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -87,6 +87,11 @@ class RunDir:
         saved = self._saved_config()
         return saved["options"] if saved else None
 
+    def begun_with_cache(self) -> bool | None:
+        """Whether the run that this folder holds reads the teacher's states from a cache; None where it holds none."""
+        saved = self._saved_config()
+        return saved.get("teacher_cache") if saved else None
+
     def check_options(self, options: Mapping[str, Any], world_size: int, *, weights_only: bool = False) -> None:
         """Raise UserError where this folder holds a run with other options, or a checkpoint of other ranks.
 
@@ -132,14 +137,25 @@ class RunDir:
         check_object(groups, {name: (dict,) for name in groups}, f"{self.config} is damaged: 'options'")
         return config
 
-    def write_config(self, options: Mapping[str, Any], fingerprints: Mapping[str, Any], world_size: int) -> None:
-        """Write config.json: the resolved options, versions, git commit and fingerprints."""
+    def write_config(
+        self,
+        options: Mapping[str, Any],
+        fingerprints: Mapping[str, Any],
+        world_size: int,
+        *,
+        has_cache: bool | None = None,
+    ) -> None:
+        """Write config.json: the resolved options, versions, git commit and fingerprints.
+
+        ``has_cache``: whether the teacher's states come from a cache; None without a teacher.
+        """
         write_json(
             self.config,
             {
                 "options": options,
                 "world_size": world_size,
                 "fingerprints": fingerprints,
+                "teacher_cache": has_cache,
                 "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
                 "git_commit": git_commit(),
             },

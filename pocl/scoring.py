@@ -69,13 +69,12 @@ def score_examples(
     ) as generator:
         asked = generator if answers else None
         with Parts(parts_dir, dict(key) | limits.key() | {"answers": asked and asked.name}) as parts:
-            parts.fill(
+            gathered = parts.fill(
                 generator.blocks(split.prompt_lengths),
                 split.ids,
                 lambda block: score_block(model, tokenizer, split, block, limits, asked),
                 title="scoring",
             )
-            gathered = parts.gather()
     model.train(was_training)
     return gathered
 

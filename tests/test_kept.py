@@ -1,6 +1,7 @@
 """What lies on a disk is neither deleted for something else, nor taken for it."""
 
 import json
+import multiprocessing
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import evaluate
 import train
 from tests.runs import (
     MAX_LENGTH,
+    MAX_PROMPT,
     NUM_TRAIN,
     Folders,
     call,
@@ -21,7 +23,7 @@ from tests.runs import (
     train_until_stage,
 )
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
-from tools import generate_seqkd, make_student, report
+from tools import generate_seqkd, make_student, process_data, report
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +95,53 @@ def test_a_report_says_how_the_teachers_text_was_made_and_leaves_no_cache(folder
     assert "tools/generate_seqkd.py" in page and "tools/process_data.py" not in page
     commands = " ".join(re.findall(r"<code>(deepspeed.*?)</code>", page, re.DOTALL))
     assert f"--data-root {folders.data_root}" in commands and "--generation-backend builtin" in commands
+
+
+def test_processing_the_same_data_again_keeps_its_teacher_caches(tmp_path: Path) -> None:
+    folders = make_folders(tmp_path, "gpt2")
+    kept = folders.data / "teacher-cache" / "0123" / "states.bin"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"states")
+    raw = folders.data_root / "short" / "raw.jsonl"
+    command = ["--raw", raw, "--tokenizer", folders.student, "--output-dir", folders.data, "--num-workers", 1]
+    command += ["--num-dev", 8, "--data-root", folders.data_root]
+    assert call(process_data, [*command, "--max-prompt-length", MAX_PROMPT]).status == 0
+    assert kept.read_bytes() == b"states"
+    assert call(process_data, [*command, "--max-prompt-length", MAX_PROMPT - 1]).status == 0
+    assert not kept.exists()  # of other texts
+
+
+def test_sets_that_are_evaluated_at_the_same_time_are_all_in_the_summary(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_all, args=(tmp_path, f"set{i}")) for i in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == {f"set{i}": {"last": 9} for i in range(4)}
+
+
+def write_all(folder: Path, name: str) -> None:
+    for seed in range(10):
+        evaluate.write_summary(folder, name, {"last": seed})
+
+
+@pytest.mark.parametrize("has_room_at_first", [True, False])
+def test_a_resumed_run_reads_its_teacher_as_it_did_before(
+    tmp_path: Path, has_room_at_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever room the disk has by then: online and cached states may round differently."""
+    folders = make_folders(tmp_path, "gpt2")
+    full, empty = (type("Usage", (), {"free": free}) for free in (0, 10**9))
+    arguments = train_arguments(folders, tmp_path / "out", "--difficulty", "length")
+    with monkeypatch.context() as patch:
+        patch.setattr("pocl.planning.shutil.disk_usage", lambda path: empty if has_room_at_first else full)
+        train_until_stage(arguments, 2)
+    config = tmp_path / "out" / "tfkl" / "seed10" / "config.json"
+    assert json.loads(config.read_text())["teacher_cache"] == has_room_at_first
+    with monkeypatch.context() as patch:
+        patch.setattr("pocl.planning.shutil.disk_usage", lambda path: full if has_room_at_first else empty)
+        assert call(train, arguments).status == 0
+    assert json.loads(config.read_text())["teacher_cache"] == has_room_at_first
+    assert (folders.data / "teacher-cache").exists() == has_room_at_first

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from pocl.errors import RunStopped
 from pocl.parts import Parts
 
 
@@ -11,7 +15,19 @@ def test_records_of_an_interrupted_pass_are_there_again(tmp_path: Path) -> None:
         parts.append([{"id": 3, "x": "naïve"}, {"id": 1, "x": "b"}])
     with Parts(tmp_path / "p", {"a": 1}) as parts:
         assert parts.records == {3: {"id": 3, "x": "naïve"}, 1: {"id": 1, "x": "b"}}
-        assert list(parts.gather()) == [1, 3]
+
+
+def test_every_example_has_a_record_in_the_end(tmp_path: Path) -> None:
+    blocks, ids = [np.array([0, 1]), np.array([2])], np.array([7, 3, 5])
+
+    def work(block: np.ndarray) -> list[dict[str, int]]:
+        return [{"id": int(ids[i]), "square": int(ids[i]) ** 2} for i in block]
+
+    with Parts(tmp_path / "p", {}) as parts:
+        parts.append([{"id": 5, "square": 0}])  # done before
+        assert [record["square"] for record in parts.fill(blocks, ids, work, title="t").values()] == [9, 0, 49]
+    with Parts(tmp_path / "q", {}) as parts, pytest.raises(RunStopped, match="t: 1 of 3 examples were left out"):
+        parts.fill(blocks[:1], ids, work, title="t")
 
 
 def test_parts_of_another_key_are_dropped(tmp_path: Path) -> None:

@@ -140,8 +140,7 @@ def answer_all(
         return [{"id": i, "ids": ids, "text": text} for i, ids, text in zip(rows["id"], tokens, texts, strict=True)]
 
     with Parts(parts_dir, key) as parts:
-        parts.fill(blocks, train.ids, answer, title="answering")
-        return parts.gather()
+        return parts.fill(blocks, train.ids, answer, title="answering")
 
 
 def write(

@@ -25,6 +25,7 @@ from pocl.data import (
     PROMPT_WITHOUT_INPUT,
     make_prompt,
     read_instructions,
+    read_manifest,
     tokenise,
     tokenizer_fingerprint,
 )
@@ -147,7 +148,7 @@ def ids_by_prompt(examples: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
 def write_folder(
     output_dir: Path, splits: Mapping[str, datasets.Dataset], manifest: Mapping[str, Any], contamination: Any
 ) -> None:
-    """Write the processed folder whole or not at all."""
+    """Write the processed folder whole or not at all; teachers' caches of the same texts stay in it."""
     if output_dir.exists() and not (output_dir / "manifest.json").is_file() and any(output_dir.iterdir()):
         raise UserError(f"{output_dir} holds something else than processed data; give another --output-dir")
     temporary = output_dir.with_name(output_dir.name + ".tmp")
@@ -158,6 +159,9 @@ def write_folder(
             split.flatten_indices().save_to_disk(str(temporary / name), num_shards=None if len(split) else 1)
         write_json(temporary / "contamination.json", contamination)
         write_json(temporary / "manifest.json", manifest)
+        caches = output_dir / "teacher-cache"
+        if caches.is_dir() and read_manifest(output_dir)["fingerprint"] == manifest["fingerprint"]:
+            caches.rename(temporary / caches.name)  # they are of the same texts, and may be in use
         replace_folder(temporary, output_dir)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
