@@ -1,4 +1,4 @@
-"""How sure a mean over prompts and seeds is: bootstrap, a paired test, a correction for many (pure, numpy)."""
+"""How certain a mean is: bootstrap intervals, the paired sign-flip permutation test, Holm's correction (numpy)."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,10 +18,11 @@ def mean_of_sets(scores: Sequence[np.ndarray]) -> float:
 def bootstrap_intervals(
     rows: Sequence[Sequence[np.ndarray]], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """The percentile interval of each row's ``mean_of_sets`` when prompts and seeds are drawn again with replacement.
+    """The percentile bootstrap interval, over prompts and seeds, of each row's ``mean_of_sets``.
 
-    A row is one [S, P] array a set: S seeds, P prompts. With one seed prompts alone are drawn. Rows of the same shapes
-    share their draws, which take nearly all of the time; a row has the interval that it has by itself.
+    Both are resampled with replacement; where there is one seed, prompts alone are. A row is one [S, P] array a set:
+    S seeds, P prompts. Rows of the same shapes share their draws, which take nearly all of the time; a row has the
+    interval that it has by itself.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
     """
     means = np.zeros((len(rows), resamples))
@@ -43,10 +44,11 @@ def bootstrap_intervals(
 def paired_p_values(
     pairs: Sequence[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]], *, flips: int = FLIPS, seed: int = 0
 ) -> list[float]:
-    """Two-sided p of the difference of two rows on the same prompts, by flipping signs of prompts at random.
+    """Two-sided p values of the paired sign-flip permutation test of two rows on the same prompts.
 
     A pair is two rows, each one [S, P] array a set; prompts in the same order. A prompt's difference is that of its
-    means over seeds. Pairs of as many prompts share their flips; a pair has the p that it has by itself.
+    means over seeds; its sign is flipped at random. Pairs of as many prompts share their flips; a pair has the p that
+    it has by itself.
     Raises ValueError where the prompts differ in number.
     Source: Dror et al., The Hitchhiker's Guide to Testing Statistical Significance in NLP, ACL 2018.
     """
@@ -82,7 +84,7 @@ def _alike(keys: Iterable[Any]) -> dict[Any, list[int]]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values corrected for their number.  Source: Holm, Scandinavian Journal of Statistics, 1979."""
+    """The p values after Holm's correction.  Source: Holm, Scandinavian Journal of Statistics, 1979."""
     corrected, highest = [0.0] * len(p_values), 0.0
     for place, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
         highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))

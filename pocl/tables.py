@@ -1,10 +1,10 @@
-"""The paper's table from what runs left behind: means, intervals, paired tests, the published figures beside them."""
+"""The paper's tables from what runs left behind: means, bootstrap intervals, paired tests, the published figures."""
 
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from pocl.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_val
 from pocl.metrics import METRICS
 
 AVERAGE = "average"
-POCL = " + POCL"  # a row of this ending is compared with the row of the same name without it
+POCL = " + POCL"  # a row of this ending is compared with the row of the same name without it, if nothing else is said
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row on one set (or on the average of the sets): mean over prompts and seeds, and its 95 % interval."""
+    """One row on one set (or on the average of the sets): mean over prompts and seeds, 95 % bootstrap interval."""
 
     mean: float
     low: float
@@ -34,53 +34,77 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row; ``p`` compares it with its baseline on the average of the sets, corrected for all such rows."""
+    """One row.
+
+    ``p`` is that of the paired sign-flip permutation test against the row called ``baseline``, on the average of the
+    sets, with Holm's correction for all such rows.
+    """
 
     name: str
     cells: Mapping[str, Cell]
     p: float | None = None
     unlike: str | None = None  # how its updates differ from its baseline's
+    baseline: str | None = None  # None as well where that row is not in the table
 
 
 @dataclass(frozen=True)
 class Table:
-    """A metric's table. ``columns`` are the sets, and their average where there are several."""
+    """A metric's table. ``columns`` are the sets, and their average where there are several.
+
+    ``other_sizes``: set -> (prompts here, in the paper), of each set that has the paper's figure and another size.
+    """
 
     metric: str
     columns: Sequence[str]
     rows: Sequence[TableRow]
+    other_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def make_tables(rows: Mapping[str, Path], metrics: Sequence[str], *, published: str | None = None) -> list[Table]:
+def make_tables(
+    rows: Mapping[str, Path],
+    metrics: Sequence[str],
+    *,
+    published: str | None = None,
+    baselines: Mapping[str, str] | None = None,
+) -> list[Table]:
     """One table a metric of evaluated runs, or of folders that evaluate.py wrote, in the order of ``rows``.
 
-    ``published`` names a table of published.json. A row has no cell for a set that it was not evaluated on, and then
-    no average.  Raises UserError where a folder holds no evaluation, or rows answered other prompts of a set.
+    ``published`` names a table of published.json. ``baselines`` maps a row to the one that it is compared with; where
+    it is not given, rows that end in " + POCL" are compared with those of the same name without it. A row has no cell
+    for a set that it was not evaluated on, and then no average.
+    Raises UserError where a folder holds no evaluation, or rows answered other prompts of a set.
     """
     figures = published_figures(published) if published and "rouge_l" in metrics else {}
-    read = {name: read_scores(folder, metrics) for name, folder in rows.items()}
-    scores = [{name: row[metric] for name, row in read.items()} for metric in metrics]  # [metric][row][set]
+    scores = _comparable_scores(rows, metrics)
     sets = list(dict.fromkeys(key for row in scores[0].values() for key in row))
-    _check_prompts(scores[0], sets)
-    _check_sets(rows)
-    pairs = [name for name in rows if name.endswith(POCL) and name.removesuffix(POCL) in rows]
-    pairs = [name for name in pairs if set(scores[0][name]) & set(scores[0][name.removesuffix(POCL)])]
-    unlike = {name: _other_updates(rows[name], rows[name.removesuffix(POCL)]) for name in pairs}
+    against = _compared(scores[0], _pocl_baselines(rows) if baselines is None else baselines)
     # All metrics together, so that what is drawn for one serves the others.
-    p_values = paired_p_values([_pair(of_metric, name) for of_metric in scores for name in pairs])
+    p_values = paired_p_values([_pair(of_metric, *pair) for of_metric in scores for pair in against.items()])
     samples = [_samples(row, sets) for of_metric in scores for row in of_metric.values()]
     intervals = iter(bootstrap_intervals([arrays for columns in samples for arrays in columns.values()]))
     tables = []
     for i, metric in enumerate(metrics):
-        corrected = dict(zip(pairs, holm(p_values[i * len(pairs) : (i + 1) * len(pairs)]), strict=True))
+        corrected = dict(zip(against, holm(p_values[i * len(against) : (i + 1) * len(against)]), strict=True))
         made = []
         for name, columns in zip(rows, samples[i * len(rows) : (i + 1) * len(rows)], strict=True):
             given = figures.get(name, {}) if metric == "rouge_l" else {}
             given = given | {AVERAGE: _mean_figure(given, sets)}
             cells = {key: _cell(arrays, next(intervals), given.get(key)) for key, arrays in columns.items()}
-            made.append(TableRow(name, cells, corrected.get(name), unlike.get(name)))
-        tables.append(Table(metric, [*sets, *([AVERAGE] if len(sets) > 1 else [])], made))
+            baseline = against.get(name)
+            unlike = _other_updates(rows[name], rows[baseline]) if baseline else None
+            made.append(TableRow(name, cells, corrected.get(name), unlike, baseline))
+        columns = [*sets, *([AVERAGE] if len(sets) > 1 else [])]
+        tables.append(Table(metric, columns, made, _other_sizes(made, published)))
     return tables
+
+
+def _comparable_scores(rows: Mapping[str, Path], metrics: Sequence[str]) -> list[dict[str, dict[str, np.ndarray]]]:
+    """The scores as [metric][row][set].  Raises UserError where rows answered other prompts of a set."""
+    read = {name: read_scores(folder, metrics) for name, folder in rows.items()}
+    scores = [{name: row[metric] for name, row in read.items()} for metric in metrics]
+    _check_prompts(scores[0])
+    _check_sets(rows)
+    return scores
 
 
 def read_scores(folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
@@ -127,8 +151,26 @@ def published_figures(name: str) -> dict[str, dict[str, float]]:
     return {row: dict(zip(sets, values, strict=True)) for row, values in tables[name]["rows"].items()}
 
 
-def _check_prompts(scores: Mapping[str, Mapping[str, np.ndarray]], sets: Sequence[str]) -> None:
-    for key in sets:
+def _pocl_baselines(rows: Iterable[str]) -> dict[str, str]:
+    return {name: name.removesuffix(POCL) for name in rows if name.endswith(POCL)}
+
+
+def _compared(scores: Mapping[str, Mapping[str, np.ndarray]], baselines: Mapping[str, str]) -> dict[str, str]:
+    """Row -> baseline, in the rows' order, of the rows that were evaluated on a set of their baseline."""
+    pairs = {name: baselines[name] for name in scores if baselines.get(name) in scores}
+    return {name: baseline for name, baseline in pairs.items() if set(scores[name]) & set(scores[baseline])}
+
+
+def _other_sizes(rows: Sequence[TableRow], published: str | None) -> dict[str, tuple[int, int]]:
+    """Set -> (prompts here, prompts in the paper), where they differ beside a cell with the paper's figure."""
+    here = {key: cell.prompts for row in rows for key, cell in row.cells.items() if cell.published is not None}
+    known = _published()[published] if published and here else {"sets": (), "prompts": ()}
+    paper = dict(zip(known["sets"], known["prompts"], strict=True))
+    return {key: (count, paper[key]) for key, count in here.items() if paper.get(key, count) != count}
+
+
+def _check_prompts(scores: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    for key in dict.fromkeys(key for row in scores.values() for key in row):
         counts = {name: row[key].shape[1] for name, row in scores.items() if key in row}
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -160,9 +202,11 @@ def _mean_figure(figures: Mapping[str, float], sets: Sequence[str]) -> float | N
     return sum(figures[key] for key in sets) / len(sets) if figures and set(sets) <= set(figures) else None
 
 
-def _pair(scores: Mapping[str, Mapping[str, np.ndarray]], name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _pair(
+    scores: Mapping[str, Mapping[str, np.ndarray]], name: str, baseline: str
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The scores of a row and of its baseline on the sets that both have."""
-    ours, theirs = scores[name], scores[name.removesuffix(POCL)]
+    ours, theirs = scores[name], scores[baseline]
     shared = [key for key in ours if key in theirs]
     return [ours[key] for key in shared], [theirs[key] for key in shared]
 
@@ -215,11 +259,17 @@ def _p_text(p: float) -> str:
 
 def notes(table: Table) -> list[str]:
     """What stands below the table."""
-    lines = ["Below each mean: its 95 % interval, by drawing prompts and seeds again with replacement."]
-    if any(row.p is not None for row in table.rows):
-        lines.append("p: the row against its baseline, paired by prompt, corrected for the number of rows (Holm).")
+    lines = ["Below each mean: 95 % bootstrap interval over prompts and seeds."]
+    against = list(dict.fromkeys(row.baseline for row in table.rows if row.p is not None))
+    if against:
+        other = against[0] if len(against) == 1 else f"the row of the same name without {POCL.strip()!r}"
+        lines.append(f"p: paired sign-flip permutation test against {other}, with Holm's correction.")
     lines += [
-        f"† {row.name.removesuffix(POCL)} and {row.name} did not see the same updates: {row.unlike}."
+        f"{name}: {here:,} prompts here and {paper:,} in the paper, whose figure is of a set of another size."
+        for name, (here, paper) in table.other_sizes.items()
+    ]
+    lines += [
+        f"† {row.baseline} and {row.name} did not see the same updates: {row.unlike}."
         for row in table.rows
         if row.unlike
     ]
@@ -235,7 +285,7 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(tables: Sequence[Table]) -> str:
-    """One line a cell: row, set, metric, mean, interval, prompts, seeds, published figure, corrected p."""
+    """One line a cell: row, set, metric, mean, interval, prompts, seeds, published figure, p by Holm's correction."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["row", "set", "metric", "mean", "low", "high", "prompts", "seeds", "published", "p"])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from pocl import config as configuration
 from pocl.curriculum import plan_stages
 from pocl.errors import UserError
 from pocl.files import write_json
+from pocl.flags import parse
 from tests.runs import Result, call
-from tests.test_scripts import FAMILIES, printed, run
+from tests.test_scripts import FAMILIES, Command, printed, run
 from tools import reproduce
+from tools.generate_seqkd import SeqKDOptions
+from tools.generate_seqkd import check as check_seqkd
 from tools.rows import SCALES, TABLES, Row, main_rows, table_rows
 
 # Source: arXiv 2506.05695, the main table.
@@ -26,6 +30,9 @@ PAPER += [
     for name in ("KLD", "RKLD", "JSD", "TVD", "skew KLD", "reverse skew KLD", "GKD")
     for row in (name, f"{name} + POCL")
 ]
+
+
+DATA_OF = {name: scale.data or "dolly" for name, scale in SCALES.items()}
 
 
 def test_the_main_table_has_the_papers_seventeen_rows() -> None:
@@ -62,8 +69,8 @@ def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
         return {f"{group}.{name}": value for group, part in found.items() for name, value in part.items()}
 
     wanted = {
-        "2 subsets": {"curriculum.num_stages", "loss.temperature", "loss.kd_ratio"},
-        "8 subsets": {"curriculum.num_stages", "loss.temperature", "loss.kd_ratio"},
+        "2 subsets": {"curriculum.num_stages", "curriculum.epochs", "loss.temperature", "loss.kd_ratio"},
+        "8 subsets": {"curriculum.num_stages", "curriculum.epochs", "loss.temperature", "loss.kd_ratio"},
         "hard to easy": {"curriculum.curriculum"},
         "random pools": {"curriculum.curriculum"},
         "no temperature ramp": {"loss.temperature"},
@@ -77,10 +84,53 @@ def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
         assert changed - {"run.output_dir"} == wanted[row.name]
 
 
+def num_updates(command: Command, num_examples: int) -> int:
+    """The optimiser steps of a printed command of train.py on so many examples."""
+    config = configuration.parse_train(command.arguments)
+    stages = plan_stages(
+        num_examples,
+        curriculum=config.curriculum.curriculum,
+        num_stages=config.curriculum.num_stages,
+        epochs=config.curriculum.epochs,
+        temperature=config.loss.temperature or [1.0],
+        kd_ratio=config.loss.kd_ratio or [1.0],
+        first_look=config.curriculum.difficulty == ["snapshot"],
+    )
+    return sum(stage.steps(config.optimiser.global_batch_size) for stage in stages)
+
+
+def test_subsets_make_the_number_of_updates_nearest_to_pocls_in_whole_epochs(tmp_path: Path) -> None:
+    # 64 of Dolly's 11,435 examples an update; pools of i * 5,717 or i * 1,429, and all at last.
+    two, eight = 89 + 178, 22 + 44 + 66 + 89 + 111 + 133 + 156 + 178
+    assert abs(13 * two - 3552) < min(abs(12 * two - 3552), abs(14 * two - 3552))
+    assert abs(4 * eight - 3552) < min(abs(3 * eight - 3552), abs(5 * eight - 3552))
+    wanted = {row.name: 3552 for row in table_rows("ablation")} | {"2 subsets": 13 * two, "8 subsets": 4 * eight}
+    found = {
+        row.name: num_updates(printed(f"gpt2/{row.script}", *row.flags, cwd=tmp_path), 11_435)
+        for row in table_rows("ablation")
+    }
+    assert found == wanted
+
+
+def test_every_row_of_a_comparison_names_a_baseline_of_its_table() -> None:
+    for table in TABLES:
+        rows = {row.name: row.baseline for row in table_rows(table)}
+        assert {baseline for baseline in rows.values() if baseline} <= set(rows)
+    assert {row.baseline for row in table_rows("ablation")[1:]} == {"POCL"}
+    assert {row.baseline for row in table_rows("selective")[1:]} == {"KD"}
+    for row in table_rows("main"):
+        assert row.baseline == (row.name.removesuffix(" + POCL") if row.name.endswith(" + POCL") else None)
+
+
+RUN = subprocess.run
+
+
 def reproduced(monkeypatch: pytest.MonkeyPatch, base: Path, statuses: dict[str, int], *arguments: object) -> Result:
     """Run the tool with scripts that do nothing but end as ``statuses`` say (by a word of their command)."""
 
-    def script(command: list[str], *, stdout: Any, **more: Any) -> subprocess.CompletedProcess[str]:
+    def script(command: list[str], *, stdout: Any = None, **more: Any) -> subprocess.CompletedProcess[str]:
+        if more["env"].get("DRY_RUN") == "1":
+            return RUN(command, stdout=stdout, **more)
         line = " ".join([*command, more["env"].get("MODEL", "")])
         status = next((status for word, status in statuses.items() if word in line), 0)
         if status:
@@ -94,7 +144,8 @@ def reproduced(monkeypatch: pytest.MonkeyPatch, base: Path, statuses: dict[str, 
         return subprocess.CompletedProcess(command, status)
 
     monkeypatch.setattr(reproduce.subprocess, "run", script)
-    arguments = ("--family", "gpt2", "--base-path", base, "--teacher", base / "none", *arguments)
+    places = ("--family", "gpt2", "--base-path", base)
+    arguments = (*places, "--teacher", base / "checkpoints" / "gpt2" / "teacher-1.5B", *arguments)
     return call(reproduce, arguments)
 
 
@@ -112,6 +163,55 @@ def test_a_row_that_fails_is_told_and_keeps_no_other(tmp_path: Path, monkeypatch
     other = reproduced(monkeypatch, tmp_path, {}, *rows, "--", "--lr", 1)
     assert "train is done" not in other.output  # another command
     assert "KLD: evaluate is done" in other.output
+
+
+def test_the_papers_figures_stand_beside_its_own_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STUDENT", "TEACHER", "TEACHER_BASE", "TOKENIZER"):
+        monkeypatch.delenv(name, raising=False)
+    result = reproduced(monkeypatch, tmp_path, {}, "--rows", "SFT")
+    assert result.status == 0, result.output
+    text = (tmp_path / "results" / "gpt2" / "table-main.md").read_text()
+    assert "paper 23.33" in text and "left out" not in result.output
+    assert "dolly: 1 prompts here and 500 in the paper" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "told"),
+    [
+        (["--", "--num-train", "2000"], {}, "flags of train.py"),
+        (["--", "--", "--num-examples", "9"], {}, "flags of evaluate.py"),
+        (["--seeds", "10"], {}, "--seeds"),
+        (["--train-seed", "11"], {}, "--train-seed"),
+        (["--matched"], {}, "--matched"),
+        (["--data", "mine"], {}, "--data"),
+        (["--scale", "hour"], {}, "--scale"),
+        ([], {"STUDENT": "mine"}, "STUDENT"),
+        (["--teacher", "mine"], {}, "TEACHER"),
+    ],
+    ids=str,
+)
+def test_the_papers_figures_are_left_out_beside_any_other_setting(
+    arguments: list[str],
+    environment: dict[str, str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("STUDENT", "TEACHER", "TEACHER_BASE", "TOKENIZER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = reproduced(monkeypatch, tmp_path, {}, "--rows", "SFT", *arguments)
+    assert result.status == 0, result.output
+    assert "paper 23.33" not in (tmp_path / "results" / "gpt2" / "table-main.md").read_text()
+    assert f"the paper's figures are left out: {told}" in " ".join(result.output.split())
+
+
+def test_a_table_of_the_ablation_is_compared_with_pocl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = reproduced(monkeypatch, tmp_path, {}, "--table", "ablation", "--rows", "POCL", "random pools")
+    assert result.status == 0, result.output
+    text = (tmp_path / "results" / "gpt2" / "table-ablation.md").read_text()
+    assert "against POCL, with Holm's correction" in text and "paper" not in text
 
 
 @pytest.mark.parametrize("ledger", [None, {"finished": False}, {"finished": True}], ids=["begun", "half", "whole"])
@@ -212,17 +312,8 @@ def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: P
         flags = [flag.replace("{results}", str(tmp_path)) for flag in row.flags]
         flags += [*scale.train, *(scale.staged if row.staged else scale.unstaged)]
         command = printed(f"smollm2/{row.script}", *flags, cwd=tmp_path, **dict(row.environment))
-        config = configuration.parse_train(command.arguments)
-        stages = plan_stages(
-            64,
-            curriculum=config.curriculum.curriculum,
-            num_stages=config.curriculum.num_stages,
-            epochs=config.curriculum.epochs,
-            temperature=config.loss.temperature or [1.0],
-            kd_ratio=config.loss.kd_ratio or [1.0],
-            first_look=config.curriculum.difficulty == ["snapshot"],
-        )
-        steps[row.name] = sum(stage.steps(8) for stage in stages)
+        assert configuration.parse_train(command.arguments).optimiser.global_batch_size == 8
+        steps[row.name] = num_updates(command, 64)
     # Eight subsets are more stages; a ranking by losses takes one look at all examples first.
     usual = {name: count for name, count in steps.items() if name not in ("2 subsets", "8 subsets")}
     assert set(usual.values()) <= {40, 48}
@@ -236,8 +327,34 @@ def test_smollm2_makes_the_whole_table_on_less_data_where_nothing_is_said(tmp_pa
         trained = [line for line in trained if "run_eval.sh" not in line]
         assert len(trained) == len(table_rows("main"))  # the teacher's own among them
         assert all(("--num-train 1000" in line) == less for line in trained)
-        (text,) = [line for line in result.stdout.splitlines() if "generate.sh" in line]
-        assert "--num-train" not in text  # the full scale would find it and take it
+
+
+@pytest.mark.parametrize("scale", sorted(SCALES))
+def test_seqkd_trains_on_answers_of_its_own_scale(scale: str, tmp_path: Path) -> None:
+    processed = tmp_path / "processed_data" / "smollm2"
+    for other in {"full", "hour", "tiny"} - {scale}:  # are there already
+        ending = "" if other == "full" else f"-{other}"
+        for data in ("dolly", "sample"):
+            write_json(processed / f"{data}-seqkd{ending}" / "manifest.json", {})
+    result = run("smollm2/reproduce.sh", tmp_path, "--scale", scale, "--rows", "SeqKD", cwd=tmp_path, DRY_RUN="1")
+    assert result.returncode == 0, result.stderr
+    steps = [line for line in result.stdout.splitlines() if "scripts/smollm2/seqkd/" in line]
+    assert not any(line.startswith("#") for line in steps)
+    written, trained = (shlex.split(line[line.index("/scripts/smollm2/") :]) for line in steps)
+    made = printed(written[0].removeprefix("/scripts/"), *written[1:], cwd=tmp_path, DATA=DATA_OF[scale])
+    (what,) = parse([SeqKDOptions], "", made.arguments)
+    check_seqkd(what)
+    command = printed(trained[0].removeprefix("/scripts/"), *trained[1:], cwd=tmp_path, DATA=DATA_OF[scale])
+    config = configuration.parse_train(command.arguments)
+    assert config.data.data_dir == what.output_dir
+    assert (what.num_train, what.max_length) == (config.data.num_train, config.data.max_length)
+    assert (what.num_train, what.max_length) == {"full": (None, 512), "hour": (1000, 384), "tiny": (64, 144)}[scale]
+
+
+def test_the_selective_table_of_smollm2_can_be_planned_at_the_tiny_scale(tmp_path: Path) -> None:
+    result = run("smollm2/reproduce.sh", tmp_path, "--table", "selective", "--scale", "tiny", "--plan", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len([line for line in result.stdout.splitlines() if "selective/train.sh" in line]) == 5
 
 
 @pytest.mark.parametrize("scale", [name for name, scale in SCALES.items() if scale.train])

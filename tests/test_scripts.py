@@ -19,6 +19,7 @@ from tests.tiny import ROOT
 from tools.generate_seqkd import SeqKDOptions
 from tools.generate_seqkd import check as check_seqkd
 from tools.process_data import ProcessOptions
+from tools.rows import main_rows
 
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*/*/*.sh"))
 NAMES = [str(path.relative_to(ROOT / "scripts")) for path in SCRIPTS]
@@ -670,6 +671,33 @@ def test_seqkd_trains_on_what_its_first_script_writes(tmp_path: Path) -> None:
     assert (config.optimiser.global_batch_size, config.optimiser.lr, config.curriculum.epochs) == (8, 5e-4, 20)
 
 
-def test_gkd_with_pocl_is_one_flag_more(tmp_path: Path) -> None:
-    config = trained("gpt2/pocl/train.sh", "--type", "tjsd", "--on-policy", "mixed", cwd=tmp_path)
-    assert (config.on_policy.on_policy, config.curriculum.num_stages) == ("mixed", 4)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_comment_of_gkd_is_the_whole_command_of_gkd_with_pocl(family: str, tmp_path: Path) -> None:
+    text = (ROOT / "scripts" / family / "gkd" / "train.sh").read_text()
+    (words,) = re.findall(r"bash (scripts/\w+/pocl/train\.sh(?:[^\n]*\\\n#)*[^\n]*)", text)
+    script, *flags = shlex.split(words.replace("\\\n#", " "))
+    given = trained(ROOT / script, *flags, cwd=tmp_path)
+    (row,) = [row for row in main_rows(matched=False) if row.name == "GKD + POCL"]
+    wanted = trained(
+        f"{family}/{row.script}", *(flag.replace("{results}", f"results/{family}") for flag in row.flags), cwd=tmp_path
+    )
+    assert given == wanted
+    assert (given.on_policy.on_policy, given.curriculum.num_stages) == ("mixed", 4)
+    assert given.run.output_dir == f"results/{family}/gkd-pocl"  # not where JSD + POCL lies
+
+
+# Selective reliance.
+
+
+@pytest.mark.parametrize("row", ["kd", "kd-cl-teacher", "kd-cl-student", "kd-cl-sr-teacher", "kd-cl-sr-student"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_selective_rows_train_at_the_familys_pocl_settings(family: str, row: str, tmp_path: Path) -> None:
+    selective, pocl = (
+        trained(f"{family}/selective/train.sh", cwd=tmp_path, ROW=row),
+        trained(f"{family}/pocl/train.sh", cwd=tmp_path),
+    )
+    assert selective.optimiser == pocl.optimiser
+    assert selective.loss.loss_scaling == pocl.loss.loss_scaling
+    assert (selective.curriculum.num_stages, selective.curriculum.epochs) == ((1, 20) if row == "kd" else (4, 8))
+    assert (set(selective.loss.temperature or ()), set(selective.loss.kd_ratio or ())) == ({2.0}, {0.5})
+    assert LOSSES["tfkl"].power(selective.loss.loss_scaling) == 2  # L = (1 - r) CE + r T^2 KL either way

@@ -15,7 +15,7 @@ from pocl.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_val
 from pocl.tables import Cell, Table, TableRow, latex, published_figures
 from tests.runs import call
 from tools import make_tables
-from tools.rows import main_rows
+from tools.rows import main_rows, table_rows
 
 
 def save_evaluation(
@@ -89,6 +89,78 @@ def test_equal_updates_are_not_marked(tmp_path: Path) -> None:
         )
     (table,) = tables.make_tables({name: tmp_path / name for name in ("KLD", "KLD + POCL")}, ["rouge_l"])
     assert [row.unlike for row in table.rows] == [None, None]
+
+
+def save_rows(results: Path, table: str, made: dict[str, tuple[float, int]]) -> None:
+    """Evaluated runs of a table's rows, from (what is added to each score, updates): 40 prompts, a batch of 64."""
+    places = {row.name: row.run for row in table_rows(table)}
+    for name, (more, steps) in made.items():
+        ledger = {"optimizer_steps": steps, "global_batch_size": 64}
+        scores = {"1": [i % 7 + more for i in range(40)]}
+        save_evaluation(results / places[name] / "seed10", "dolly", scores, ledger)
+
+
+def written_rows(results: Path, table: str) -> tuple[list[list[str]], str]:
+    """(the cells of the ROUGE-L table of a results folder, all of its text)."""
+    output = results / "t.md"
+    result = call(make_tables, ["--results", results, "--table", table, "--metrics", "rouge_l", "--output", output])
+    assert result.status == 0, result.output
+    text = output.read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines], text
+
+
+def test_rows_of_the_ablation_are_compared_with_pocl_and_marked_where_updates_differ(tmp_path: Path) -> None:
+    made = {"POCL": (0.0, 3552), "2 subsets": (5.0, 3471), "8 subsets": (0.0, 3196), "hard to easy": (5.0, 3552)}
+    save_rows(tmp_path, "ablation", made)
+    (head, *rows), text = written_rows(tmp_path, "ablation")
+    assert head == ["ROUGE-L", "dolly", "p"]
+    # Of 10,001 sign flips of 40 equal differences, none but the first is as far; Holm's factor is 3 for the smallest.
+    names = {"POCL": "", "2 subsets †": "< 0.001", "8 subsets †": "1.000", "hard to easy": "< 0.001"}
+    assert {row[0]: row[2] for row in rows} == names
+    assert "POCL and 8 subsets did not see the same updates: steps 3552, batch 64 against steps 3196, batch 64" in text
+    assert "p: paired sign-flip permutation test against POCL, with Holm's correction." in text
+    assert text.count("† POCL and") == 2
+
+
+def test_selective_rows_are_compared_with_kd_and_an_extra_first_look_is_marked(tmp_path: Path) -> None:
+    made = {"KD": (0.0, 3560), "KD-CL, teacher": (1.0, 3552), "KD-CL-SR, teacher": (1.0, 3552)}
+    save_rows(tmp_path, "selective", made | {"KD-CL, student": (1.0, 3730), "KD-CL-SR, student": (1.0, 3730)})
+    (_, *rows), text = written_rows(tmp_path, "selective")
+    marked = [row[0] for row in rows if row[0].endswith("†")]
+    assert marked == ["KD-CL, student †", "KD-CL-SR, student †"]
+    assert [row[2] == "" for row in rows] == [True, False, False, False, False]
+    assert "against KD, with Holm's correction" in text
+
+
+def test_named_rows_are_compared_by_the_ending_pocl_alone(tmp_path: Path) -> None:
+    for name, steps in (("POCL", 10), ("2 subsets", 20)):
+        save_evaluation(
+            tmp_path / name, "dolly", {"1": [1.0, 2.0]}, {"optimizer_steps": steps, "global_batch_size": 8}
+        )
+    (table,) = tables.make_tables({name: tmp_path / name for name in ("POCL", "2 subsets")}, ["rouge_l"])
+    assert [(row.p, row.unlike, row.baseline) for row in table.rows] == [(None, None, None)] * 2
+
+
+def test_a_set_of_another_size_than_the_papers_is_noted_beside_its_figures(tmp_path: Path) -> None:
+    row = save_evaluation(tmp_path / "SFT", "vicuna", {"1": [1.0] * 80})
+    save_evaluation(row, "uinst", {"1": [1.0] * 1050})
+    note = "uinst: 1,050 prompts here and 10,000 in the paper"
+    (table,) = tables.make_tables({"SFT": row}, ["rouge_l"], published="gpt2")
+    assert [line for line in tables.notes(table) if "in the paper" in line] == [
+        f"{note}, whose figure is of a set of another size."
+    ]
+    told = call(make_tables, ["--rows", f"SFT={row}", "--published", "gpt2", "--metrics", "exact_match", "rouge_l"])
+    assert note in " ".join(told.output.split()) and "vicuna:" not in told.output
+    assert "in the paper" not in call(make_tables, ["--rows", f"SFT={row}"]).output
+
+
+def test_the_notes_name_interval_test_and_correction_by_their_standard_terms(tmp_path: Path) -> None:
+    rows = {name: save_evaluation(tmp_path / name, "dolly", {"1": [1.0]}) for name in ("KLD", "KLD + POCL")}
+    said = " ".join(tables.notes(tables.make_tables(rows, ["rouge_l"])[0]))
+    for term in ("95 % bootstrap interval over prompts and seeds", "paired sign-flip permutation test"):
+        assert term in said
+    assert "Holm's correction" in said
 
 
 def test_rows_of_a_results_folder_are_found(tmp_path: Path) -> None:

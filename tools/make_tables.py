@@ -18,7 +18,7 @@ from pocl.files import write_text
 from pocl.flags import flag, parse
 from pocl.metrics import METRICS, SHOWN
 from pocl.tables import comma_separated, latex, make_tables, markdown, notes, text_rows
-from tools.rows import TABLES, TEACHER, table_rows
+from tools.rows import TABLES, TEACHER, table_baselines, table_rows
 
 WRITERS = (".md", ".csv", ".tex")
 
@@ -50,7 +50,10 @@ def main() -> None:
         if name not in METRICS:
             raise UserError(f"unknown --metrics {name!r}{closest(name, METRICS)} (known: {', '.join(METRICS)})")
     files = [Path(name) for name in what.output or ()]
-    write_tables(chosen_rows(what), files, what.title, metrics=what.metrics, published=what.published)
+    rows = chosen_rows(what)
+    # Names that were given have no table to say their baselines.
+    baselines = table_baselines(what.table) if what.results is not None else None
+    write_tables(rows, files, what.title, metrics=what.metrics, published=what.published, baselines=baselines)
 
 
 def chosen_rows(what: TableOptions) -> dict[str, Path]:
@@ -97,13 +100,17 @@ def write_tables(
     *,
     metrics: Sequence[str] = SHOWN,
     published: str | None = None,
+    baselines: Mapping[str, str] | None = None,
 ) -> None:
-    """Print one table a metric, and write them to files by their endings."""
-    tables = make_tables(rows, metrics, published=published)
+    """Print one table a metric, and write them to files by their endings.
+
+    ``published`` and ``baselines`` are those of ``pocl.tables.make_tables``.
+    """
+    tables = make_tables(rows, metrics, published=published, baselines=baselines)
     for table in tables:
         columns, body = text_rows(table)
         show_table(f"{METRICS[table.metric].name}: {title}", columns, body, in_blocks=True)
-    for line in notes(tables[0]):
+    for line in dict.fromkeys(note for table in tables for note in notes(table)):
         say(line)
     texts = {
         ".md": lambda: "\n".join(map(markdown, tables)),

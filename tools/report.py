@@ -26,7 +26,7 @@ from tools.make_tables import evaluated_rows, named_folders
 from tools.reporting.controls import Limits
 from tools.reporting.data import Entry, open_entry
 from tools.reporting.page import run_report, table_report
-from tools.rows import TABLES, table_rows
+from tools.rows import TABLES, table_baselines, table_rows
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def main() -> None:
     if what.run:
         page = run_report(entries[0], title, limits, data_root, published=what.published)
     else:
-        page = table_report(entries, title, limits, data_root, published=what.published)
+        baselines = table_baselines(what.table) if what.results else None
+        page = table_report(entries, title, limits, data_root, published=what.published, baselines=baselines)
     output = Path(what.output) if what.output else Path(what.run or what.results or ".") / "report.html"
     # A model can answer with half of a surrogate pair, which no file can hold.
     text = page.encode("utf-8", "replace").decode("utf-8")

@@ -29,7 +29,7 @@ from pocl.flags import flag, parse
 from pocl.rundir import ROOT
 from pocl.tables import published_families
 from tools.make_tables import WRITERS, write_tables
-from tools.rows import SCALES, TABLES, TEACHER, Row, table_rows
+from tools.rows import SCALES, TABLES, TEACHER, Row, table_baselines, table_rows
 
 PAIR = ("teacher", "warmup")  # the quickstart's runs whose students are the tiny pair
 
@@ -94,6 +94,7 @@ class Reproduction:
         self.data = self.scale.data or what.data
         self.base = Path(what.base_path).resolve()
         self.results = self.base / "results" / what.family
+        self.processed = self.base / "processed_data" / what.family
         self.models: dict[str, str] = {}
         given = Path(what.teacher)
         if self.scale.quickstart_pair:
@@ -122,6 +123,11 @@ class Reproduction:
         given = row == TEACHER and self.teacher.resolve() != (self.run_folder(row) / "best").resolve()
         return self.results / "teacher-evaluation" if given else self.run_folder(row) / "eval"
 
+    @property
+    def teacher_text(self) -> Path:
+        """The data whose targets are the teacher's answers; at a smaller scale they are not those of the full one."""
+        return self.processed / (f"{self.data}-seqkd" + (f"-{self.what.scale}" if self.scale.generate else ""))
+
     def step(
         self,
         name: str,
@@ -139,23 +145,25 @@ class Reproduction:
 
     def preparation(self, rows: Sequence[Row]) -> list[Step]:
         """What the rows stand on: the data, the teacher, and its answers where a row trains on them."""
-        processed = self.base / "processed_data" / self.what.family
         steps = []
         if self.scale.quickstart_pair:
             script, done = str(ROOT / "scripts" / "quickstart.sh"), Path(self.models["STUDENT"]) / "config.json"
             steps.append(Step("pair", script, ("--pair",), (), done, marks=False))
-        done = processed / self.data / "manifest.json"
+        done = self.processed / self.data / "manifest.json"
         steps.append(self.step("data", "tools/process_data.sh", self.scale.process, done, marks=False))
         if not self.teacher_given:
             steps.append(self.training(TEACHER))
         if any(row.teacher_text for row in rows):
-            done = processed / f"{self.data}-seqkd" / "manifest.json"
-            steps.append(self.step("teacher text", "seqkd/generate.sh", (), done, marks=False))
+            where = ("--output-dir", str(self.teacher_text)) if self.scale.generate else ()
+            done = self.teacher_text / "manifest.json"
+            flags = (*self.scale.generate, *where)
+            steps.append(self.step("teacher text", "seqkd/generate.sh", flags, done, marks=False))
         return steps
 
     def training(self, row: Row) -> Step:
         """The script call that trains a row."""
         flags = [flag.replace("{results}", str(self.results)) for flag in row.flags]
+        flags += ["--data-dir", str(self.teacher_text)] if row.teacher_text and self.scale.generate else []
         flags += [*self.scale.train, *(self.scale.staged if row.staged else self.scale.unstaged)]
         flags += ["--seed", str(self.what.train_seed), *self.train_flags]
         done = self.run_folder(row) / "reproduce.json"
@@ -174,6 +182,33 @@ class Reproduction:
     def steps_of(self, row: Row) -> list[Step]:
         """Train, then evaluate; the teacher was trained before."""
         return [self.evaluation(row)] if row == TEACHER else [self.training(row), self.evaluation(row)]
+
+    def unpublished(self) -> list[str]:
+        """What keeps the runs from the setting of the paper's main table, by the names of flags and variables."""
+        what = self.what
+        differs = {
+            "--scale": what.scale != "full",
+            "--data": what.data != ReproduceOptions.data,
+            "--seeds": set(what.seeds or self.scale.seeds) != set(SCALES["full"].seeds),
+            "--train-seed": what.train_seed != ReproduceOptions.train_seed,
+            "--matched": what.matched,
+            "flags of train.py": bool(self.train_flags),
+            "flags of evaluate.py": bool(self.evaluate_flags),
+        }
+        differs |= {name: bool(os.environ.get(name)) for name in ("STUDENT", "TEACHER_BASE", "TOKENIZER")}
+        found = [name for name, differing in differs.items() if differing]
+        if not found and Path(what.teacher).resolve() != usual_teacher(what.family, self.base):
+            found.append("TEACHER")
+        return found
+
+    def published(self) -> str | None:
+        """The family whose published figures belong beside the cells; None, and a line that says why, for none."""
+        if self.what.table != "main" or self.what.family not in published_families():
+            return None
+        different = self.unpublished()
+        if different:
+            say(f"the paper's figures are left out: {', '.join(different)} made other runs than the paper's")
+        return None if different else self.what.family
 
     def show_steps(self, steps: Sequence[Step]) -> None:
         """Print the commands, with the time that the last step of the same kind took here, where there was one."""
@@ -275,13 +310,21 @@ def main() -> None:
     made = {row.name: work.evaluation_folder(row) for row in rows if errors[row] is None}
     if made:
         files = [work.results / f"table-{what.table}{ending}" for ending in WRITERS]
-        comparable = what.table == "main" and what.scale == "full" and what.family in published_families()
-        known = what.family if comparable else None
-        write_tables(made, files, f"{what.table} table", published=known)
+        baselines = table_baselines(what.table)
+        write_tables(made, files, f"{what.table} table", published=work.published(), baselines=baselines)
     failed = {row.name: error for row, error in errors.items() if error}
     if failed:
         show_table("rows that failed", ["row", "error"], failed.items())
         raise RunStopped(f"{len(failed)} of {len(rows)} rows failed; the same command goes on with them")
+
+
+def usual_teacher(family: str, base: Path) -> Path | None:
+    """The teacher that a family's scripts take where the environment names none, by a command that one prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "TEACHER"} | {"DRY_RUN": "1"}
+    script = ROOT / "scripts" / family / "kd" / "train.sh"
+    printed = subprocess.run(["bash", str(script), str(base)], capture_output=True, text=True, env=environment)
+    words = shlex.split(printed.stdout)
+    return Path(words[words.index("--teacher") + 1]).resolve() if "--teacher" in words else None
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

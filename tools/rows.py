@@ -16,7 +16,8 @@ DIVERGENCES = {
 class Row:
     """One row. ``script`` is below scripts/<family>, ``run`` below results/<family> (without the run's name).
 
-    ``flags`` go to train.py behind the script's own; ``{results}`` in them is results/<family>.
+    ``flags`` go to train.py behind the script's own; ``{results}`` in them is results/<family>. ``baseline`` names the
+    row of the same table that this one is compared with.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Row:
     environment: tuple[tuple[str, str], ...] = ()
     teacher_text: bool = False  # trains on the teacher's answers, which seqkd/generate.sh makes
     staged: bool = False  # trains on widening pools; the other rows on all examples from the start
+    baseline: str | None = None
 
 
 TEACHER = Row("teacher", "sft/teacher.sh", "teacher/sft")
@@ -42,13 +44,13 @@ def main_rows(*, matched: bool) -> list[Row]:
     ]
     for name, divergence in DIVERGENCES.items():
         rows.append(Row(name, "kd/train.sh", f"{kd}/{divergence}", ("--type", divergence), environment))
-        rows.append(
-            Row(f"{name} + POCL", "pocl/train.sh", f"pocl/t{divergence}", ("--type", f"t{divergence}"), staged=True)
-        )
+        flags = ("--type", f"t{divergence}")
+        rows.append(Row(f"{name} + POCL", "pocl/train.sh", f"pocl/t{divergence}", flags, staged=True, baseline=name))
     on_policy = ("--type", "tjsd", "--on-policy", "mixed", "--replay-buffer", "1000")
     rows.append(Row("GKD", "gkd/train.sh", "gkd/jsd"))
     where = ("--output-dir", "{results}/gkd-pocl")
-    rows.append(Row("GKD + POCL", "pocl/train.sh", "gkd-pocl/tjsd", (*on_policy, *where), staged=True))
+    flags = (*on_policy, *where)
+    rows.append(Row("GKD + POCL", "pocl/train.sh", "gkd-pocl/tjsd", flags, staged=True, baseline="GKD"))
     return rows
 
 
@@ -61,17 +63,31 @@ def selective_rows() -> list[Row]:
     for by in ("teacher", "student"):
         names |= {f"kd-cl-{by}": f"KD-CL, {by}", f"kd-cl-sr-{by}": f"KD-CL-SR, {by}"}
     return [
-        Row(name, "selective/train.sh", f"selective/{row}/tfkl", environment=(("ROW", row),), staged=row != "kd")
+        Row(
+            name,
+            "selective/train.sh",
+            f"selective/{row}/tfkl",
+            environment=(("ROW", row),),
+            staged=row != "kd",
+            baseline=None if row == "kd" else names["kd"],
+        )
         for row, name in names.items()
     ]
 
 
 def ablation_rows() -> list[Row]:
-    """POCL with one part changed at a time."""
+    """POCL with one part changed at a time.
+
+    Other numbers of subsets make other numbers of updates. Their epochs a stage are those whose updates are closest
+    to POCL's 3,552 (Dolly's 11,435 examples, 64 an update): with 2 subsets, an epoch of every stage is 267 updates, so
+    13 make 3,471 and 14 make 3,738; with 8 it is 799, so 4 make 3,196 and 5 make 3,995. The table marks what still
+    differs.
+    """
+    ramps = ("--temperature", "1", "2", "--kd-ratio", "0.7", "1")
     variants = {
         "POCL": (),
-        "2 subsets": ("--num-stages", "2", "--temperature", "1", "2", "--kd-ratio", "0.7", "1"),
-        "8 subsets": ("--num-stages", "8", "--temperature", "1", "2", "--kd-ratio", "0.7", "1"),
+        "2 subsets": ("--num-stages", "2", "--epochs", "13", *ramps),
+        "8 subsets": ("--num-stages", "8", "--epochs", "4", *ramps),
         "hard to easy": ("--curriculum", "hard-to-easy"),
         "random pools": ("--curriculum", "random"),
         "no temperature ramp": ("--temperature", "1"),
@@ -83,7 +99,8 @@ def ablation_rows() -> list[Row]:
     for name, flags in variants.items():
         folder = f"ablation/{name.replace(' ', '-').lower()}"
         where = ("--output-dir", f"{{results}}/{folder}")
-        rows.append(Row(name, "pocl/train.sh", f"{folder}/tfkl", (*flags, *where), staged=True))
+        baseline = None if name == "POCL" else "POCL"
+        rows.append(Row(name, "pocl/train.sh", f"{folder}/tfkl", (*flags, *where), staged=True, baseline=baseline))
     return rows
 
 
@@ -91,6 +108,11 @@ def table_rows(table: str, *, matched: bool = False) -> list[Row]:
     """The rows of a table by its name, which is one of ``TABLES``."""
     makers = {"main": lambda: main_rows(matched=matched), "selective": selective_rows, "ablation": ablation_rows}
     return makers[table]()
+
+
+def table_baselines(table: str) -> dict[str, str]:
+    """Row -> the row that it is compared with, of a table by its name."""
+    return {row.name: row.baseline for row in table_rows(table) if row.baseline is not None}
 
 
 TABLES = ("main", "selective", "ablation")
@@ -105,6 +127,7 @@ class Scale:
     sets: tuple[str, ...] = ("dolly", "self-inst", "vicuna", "sinst", "uinst")
     seeds: tuple[int, ...] = (10, 20, 30, 40, 50)
     process: tuple[str, ...] = ()
+    generate: tuple[str, ...] = ()  # of tools/generate_seqkd.py; the answers lie in a folder of the scale's name then
     train: tuple[str, ...] = ()
     staged: tuple[str, ...] = ()  # of train.py, for rows in stages
     unstaged: tuple[str, ...] = ()  # and for the others
@@ -120,6 +143,7 @@ SCALES = {
     # That is two minutes a row, four and a half an on-policy one, and seven for the teacher and its texts: 46 minutes.
     "hour": Scale(
         seeds=(10, 20),
+        generate=("--num-train", "1000", "--max-length", "384"),
         train=("--num-train", "1000", "--num-dev", "32", "--global-batch-size", "64", "--max-length", "384"),
         staged=("--epochs", "2"),
         unstaged=("--epochs", "5"),
@@ -133,6 +157,7 @@ SCALES = {
         sets=("sample",),
         seeds=(10,),
         process=("--num-dev", "60", "--max-prompt-length", "100"),
+        generate=("--num-train", "64", "--max-length", "144"),
         train=("--num-train", "64", "--num-dev", "12", "--global-batch-size", "8", "--lr", "5e-4", *_SHORT)
         + ("--eval-every", "5", "--bucket-examples", "4", "--deepspeed-config", "scripts/deepspeed/zero0.json"),
         staged=("--epochs", "2"),

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pocl.metrics import METRICS, SHOWN
@@ -44,10 +44,16 @@ def run_report(entry: Entry, title: str, limits: Limits, data_root: Path, *, pub
 
 
 def table_report(
-    entries: Sequence[Entry], title: str, limits: Limits, data_root: Path, *, published: str | None = None
+    entries: Sequence[Entry],
+    title: str,
+    limits: Limits,
+    data_root: Path,
+    *,
+    published: str | None = None,
+    baselines: Mapping[str, str] | None = None,
 ) -> str:
-    """The page of a whole table."""
-    tables = result_tables(entries, published)
+    """The page of a whole table; ``baselines`` are those of ``make_tables``."""
+    tables = result_tables(entries, published, baselines)
     runs = [entry for entry in entries if entry.run]
     sections: list[Section] = [("Results", results(tables, entries))]
     if any(entry.dev for entry in runs):
@@ -64,7 +70,9 @@ def table_report(
     return page(title, words, Html(""), sections)
 
 
-def result_tables(entries: Sequence[Entry], published: str | None) -> list[Table]:
+def result_tables(
+    entries: Sequence[Entry], published: str | None, baselines: Mapping[str, str] | None = None
+) -> list[Table]:
     """One table a metric of the rows that were evaluated; none where none was."""
     rows = {}
     for entry in entries:
@@ -72,7 +80,7 @@ def result_tables(entries: Sequence[Entry], published: str | None) -> list[Table
             # The run's own folder, where it can be, so that the ledgers are compared too.
             inside = entry.run and entry.evaluation == entry.run.path / "eval"
             rows[entry.name] = entry.run.path if entry.run and inside else entry.evaluation
-    return make_tables(rows, SHOWN, published=published) if rows else []
+    return make_tables(rows, SHOWN, published=published, baselines=baselines) if rows else []
 
 
 def headline(tables: Sequence[Table]) -> tuple[str, float] | None:

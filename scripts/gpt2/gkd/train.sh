@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # On-policy distillation (GKD): half of the micro-batches are answers that the student samples as it trains.
-# With POCL's curriculum instead: pocl/train.sh --type tjsd --on-policy mixed --replay-buffer 1000.
 #
 #     bash scripts/gpt2/gkd/train.sh [BASE_PATH] [any flag of train.py]
+#
+# With POCL's curriculum instead, in a folder of its own (results/gpt2/pocl/tjsd is that of JSD + POCL):
+#
+#     bash scripts/gpt2/pocl/train.sh --type tjsd --on-policy mixed --replay-buffer 1000 \
+#         --output-dir results/gpt2/gkd-pocl
 set -euo pipefail
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../common.sh"
 

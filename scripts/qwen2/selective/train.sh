@@ -19,5 +19,5 @@ case "$ROW" in
     *) die "ROW=$ROW: it is one of kd, kd-cl-teacher, kd-cl-student, kd-cl-sr-teacher, kd-cl-sr-student" ;;
 esac
 launch train.py --type tfkl --model "$STUDENT" --teacher "$TEACHER" --data-dir "$DATA_DIR" \
-    --output-dir "$RESULTS/selective/$ROW" --temperature 2 --kd-ratio 0.5 "${CURRICULUM[@]}" \
+    --output-dir "$RESULTS/selective/$ROW" --temperature 2 --kd-ratio 0.5 "${POCL[@]}" "${CURRICULUM[@]}" \
     --dtype "$DTYPE" "${MEMORY[@]}" "${FLAGS[@]}"
