@@ -222,7 +222,7 @@ def fuses(config: TrainConfig, vocab_size: int, device: torch.device) -> bool:
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return False
     loss = loss_type(config.loss.type)
-    divergence = loss and loss.bind(skew=config.loss.skew, teacher_weight=config.loss.teacher_weight)
+    divergence = loss and loss.bind(**vars(config.loss))
     why = why_not_fused(divergence, device, DTYPES[config.models.dtype], vocab_size=vocab_size)
     if why is None:
         say("cross-entropy, divergence and gradient are one kernel")
@@ -239,7 +239,7 @@ def make_recipe(config: TrainConfig, stages: Curriculum, *, packed: bool) -> Rec
     if loss is None:
         terms = (Term(),) * len(stages)
     else:
-        divergence = loss.bind(skew=config.loss.skew, teacher_weight=config.loss.teacher_weight)
+        divergence = loss.bind(**vars(config.loss))
         power = loss.power(config.loss.loss_scaling)
         terms = tuple(Term(divergence, s.temperature, s.temperature**power, s.kd_ratio) for s in stages)
     return Recipe(

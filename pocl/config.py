@@ -29,7 +29,7 @@ def check_train(config: TrainConfig) -> None:
     if loss is not None:
         if not config.models.teacher:
             raise UserError(f"--type {config.loss.type} distils from a teacher; give --teacher PATH (or --type sft)")
-        loss.bind(skew=config.loss.skew, teacher_weight=config.loss.teacher_weight)
+        loss.bind(**vars(config.loss))
     if not 0.0 <= config.loss.reliance_threshold <= 1.0:
         raise UserError(f"--reliance-threshold is {config.loss.reliance_threshold}; it must be within 0 to 1")
     if loss is None and config.loss.selective_reliance != "off":

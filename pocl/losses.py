@@ -1,14 +1,15 @@
 """The divergences between teacher and student with their gradients, a few lines each, and their registry.
 
 Every function takes two ``Softmax`` of N response tokens over V vocabulary entries, the student's q and the teacher's
-p, and returns one value per token ``[N]`` in nats, and beside it the slope ``[N, V]``: the derivative of the value by
-each log-probability of the student. Through a softmax a multiple of q in the slope counts for nothing, so slopes
-leave such terms out. m is a mixture of both. The caller weighs and normalises.
+p, and returns one value per token ``[N]`` in nats, and beside it the slope ``[N, V]``: the derivative of the value
+w.r.t. the student's log-probabilities. Adding c q to it changes nothing in the derivative w.r.t. the logits, so such
+terms are left out. m is a mixture of both. The caller weighs and normalises.
 
 To add a divergence, write it here and give it a line in ``_FAMILIES``: ``--type NAME`` and ``--type tNAME`` then
 exist. One whose slope is not known returns its value alone under ``@slope_by_autograd``.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from pocl.errors import UserError, closest
 
 ValueAndSlope = tuple[Tensor, Tensor]  # [N], [N, V]
 
-# Bounds logits below, less their maximum. exp(-1e4) is exactly 0 in float64; without the bound a vocabulary entry that
-# both models mask gives 0 * (inf - inf).
+# A lower bound of logits less their maximum. exp(-1e4) is exactly 0 in float64; without the bound a vocabulary entry
+# that both models mask gives 0 * (inf - inf).
 MIN_SHIFTED = -1e4
 MAX_LOG_RATIO = 80.0  # exp(88) is the largest that float32 holds
 
@@ -81,7 +82,7 @@ def _from_shifted(shifted: Tensor) -> Softmax:
 
 
 def through_softmax(slope: Tensor, q: Softmax, weight: Tensor | float = 1.0) -> Tensor:
-    """From the derivative by log-probabilities to the derivative by logits (at T = 1), in place.  [N, V] -> [N, V].
+    """From the derivative w.r.t. log-probabilities to that w.r.t. logits (at T = 1), in place.  [N, V] -> [N, V].
 
     Both are multiplied by ``weight``, [N, 1] or a number.
     """
@@ -112,7 +113,7 @@ def forward_kl(q: Softmax, p: Softmax) -> ValueAndSlope:
 def reverse_kl(q: Softmax, p: Softmax) -> ValueAndSlope:
     """KL(q || p) -> [N] in nats, slope [N, V].  Source: MiniLLM, arXiv 2306.08543.
 
-    By q the derivative is log(q / p) + 1; by log q it is q times that.
+    W.r.t. q the derivative is log(q / p) + 1; w.r.t. log q it is q times that.
     """
     slope = q.probs * q.log_ratio(p)
     return slope.sum(-1), slope
@@ -121,7 +122,7 @@ def reverse_kl(q: Softmax, p: Softmax) -> ValueAndSlope:
 def jensen_shannon(q: Softmax, p: Softmax, *, teacher_weight: float = 0.1) -> ValueAndSlope:
     """w KL(p || m) + (1 - w) KL(q || m), m = w p + (1 - w) q -> [N] in nats, slope [N, V].
 
-    ``teacher_weight`` is w; 0.1 is the paper's 0.9 for the student, and TRL's ``beta=0.1``. By q the derivative is
+    ``teacher_weight`` is w; 0.1 is the paper's 0.9 for the student, and TRL's ``beta=0.1``. W.r.t. q the derivative is
     (1 - w) log(q / m): what comes through m is the constant w - 1.  Source: GKD, arXiv 2306.13649.
     """
     w = teacher_weight
@@ -140,7 +141,7 @@ def total_variation(q: Softmax, p: Softmax) -> ValueAndSlope:
 def skew_forward_kl(q: Softmax, p: Softmax, *, skew: float = 0.1) -> ValueAndSlope:
     """KL(p || m), m = a p + (1 - a) q, a = ``skew`` -> [N] in nats, slope [N, V].
 
-    By q the derivative is -(1 - a) p / m.  Source: DistiLLM, arXiv 2402.03898.
+    W.r.t. q the derivative is -(1 - a) p / m.  Source: DistiLLM, arXiv 2402.03898.
     """
     over_p = _log_mixture_over(q.log_ratio(p), skew)  # log(m / p)
     return -(p.probs * over_p).sum(-1), (q.logp - over_p).exp_().mul_(skew - 1.0)
@@ -149,7 +150,7 @@ def skew_forward_kl(q: Softmax, p: Softmax, *, skew: float = 0.1) -> ValueAndSlo
 def skew_reverse_kl(q: Softmax, p: Softmax, *, skew: float = 0.1) -> ValueAndSlope:
     """KL(q || m), m = a q + (1 - a) p, a = ``skew`` -> [N] in nats, slope [N, V].
 
-    By q the derivative is log(q / m) + 1 - a q / m.  Source: DistiLLM, arXiv 2402.03898.
+    W.r.t. q the derivative is log(q / m) + 1 - a q / m.  Source: DistiLLM, arXiv 2402.03898.
     """
     over_q = _log_mixture_over(p.log_ratio(q), skew)  # log(m / q)
     value = -(q.probs * over_q).sum(-1)
@@ -169,48 +170,59 @@ def _log_mixture_over(ratio: Tensor, weight: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LossType:
-    """What ``--type`` names: a divergence, whether a temperature belongs to it, and the power of T that scales it."""
+class Family:
+    """A divergence, and the k of T^k that scales its tempered form."""
 
-    name: str
     divergence: Callable[..., ValueAndSlope]
-    tempered: bool
-    uniform_power: int
-    published_power: int
-    parameter: str | None = None  # the one option that the divergence takes: "skew" or "teacher_weight"
-
-    def power(self, scaling: str) -> int:
-        """k of T^k: ``uniform`` keeps the gradient's size steady as T rises, ``published`` is the paper's code."""
-        return {"uniform": self.uniform_power, "published": self.published_power}[scaling]
-
-    def bind(self, *, skew: float = 0.1, teacher_weight: float = 0.1) -> Divergence:
-        """The divergence as a function of (student, teacher), its own parameter filled in.
-
-        Raises UserError where that parameter is not strictly between 0 and 1.
-        """
-        if self.parameter is None:
-            return self.divergence
-        value = {"skew": skew, "teacher_weight": teacher_weight}[self.parameter]
-        if not 0.0 < value < 1.0:
-            flag = self.parameter.replace("_", "-")
-            raise UserError(f"--{flag} is {value}; {self.name} wants a value strictly between 0 and 1, such as 0.1")
-        return partial(self.divergence, **{self.parameter: value})
+    uniform_power: int = 2  # keeps the gradient's size steady as T rises
+    published_power: int | None = (
+        None  # of the paper's code; None: it has no such divergence, and k is the uniform one
+    )
+    parameter: str | None = None  # the one option that the divergence takes, by its name in LossOptions
 
 
-# name -> (divergence, its parameter, uniform power of T, published power of T)
-_FAMILIES: dict[str, tuple[Callable[..., ValueAndSlope], str | None, int, int]] = {
-    "fkl": (forward_kl, None, 2, 2),
-    "rkl": (reverse_kl, None, 2, 0),
-    "jsd": (jensen_shannon, "teacher_weight", 2, 2),
-    "tvd": (total_variation, None, 1, 0),
-    "sfkl": (skew_forward_kl, "skew", 2, 0),
-    "srkl": (skew_reverse_kl, "skew", 2, 2),
+_FAMILIES = {
+    "fkl": Family(forward_kl, published_power=2),
+    "rkl": Family(reverse_kl, published_power=0),
+    "jsd": Family(jensen_shannon, published_power=2, parameter="teacher_weight"),
+    "tvd": Family(total_variation, uniform_power=1, published_power=0),
+    "sfkl": Family(skew_forward_kl, published_power=0, parameter="skew"),
+    "srkl": Family(skew_reverse_kl, published_power=2, parameter="skew"),
 }
 
+
+@dataclass(frozen=True)
+class LossType:
+    """What ``--type`` names: a family, plain or tempered."""
+
+    name: str
+    family: Family
+    tempered: bool
+
+    def power(self, scaling: str) -> int:
+        """k of T^k under ``--loss-scaling`` uniform or published."""
+        published = self.family.published_power
+        return self.family.uniform_power if scaling == "uniform" or published is None else published
+
+    def bind(self, **options: Any) -> Divergence:
+        """The divergence as a function of (student, teacher), its own parameter, if any, taken out of ``options``.
+
+        What is not given is the function's default.  Raises UserError unless it is strictly between 0 and 1.
+        """
+        function, name = self.family.divergence, self.family.parameter
+        if name is None:
+            return function
+        value = options.get(name, inspect.signature(function).parameters[name].default)
+        if not 0.0 < value < 1.0:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is {value}; {self.name} needs a value strictly between 0 and 1, such as 0.1")
+        return partial(function, **{name: value})
+
+
 LOSSES: dict[str, LossType] = {
-    prefix + name: LossType(prefix + name, divergence, bool(prefix), uniform, published, parameter)
+    prefix + name: LossType(prefix + name, family, bool(prefix))
     for prefix in ("", "t")
-    for name, (divergence, parameter, uniform, published) in _FAMILIES.items()
+    for name, family in _FAMILIES.items()
 }
 
 ALIASES: dict[str, str] = {"kd": "fkl", "ttvdf": "ttvd"}

@@ -8,9 +8,14 @@ from typing import ClassVar, Literal
 
 from pocl.curriculum import CURRICULA
 from pocl.flags import flag
+from pocl.losses import LOSSES
 from pocl.ranking import SIGNALS
 
 Backend = Literal["auto", "builtin", "vllm"]
+
+
+def _names(*, tempered: bool) -> str:
+    return " ".join(name for name, loss in LOSSES.items() if loss.tempered == tempered)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class LossOptions:
 
     _argument_group_name: ClassVar[str] = "objective"
     type: str = flag(
-        "sft, a divergence (fkl rkl jsd tvd sfkl srkl) or its tempered form (tfkl trkl tjsd ttvd tsfkl tsrkl)", "tfkl"
+        f"sft, a divergence ({_names(tempered=False)}) or its tempered form ({_names(tempered=True)})", "tfkl"
     )
     temperature: list[float] | None = flag(
         "T of the tempered types: one value, first and last, or one a stage [default: 1 2, with one stage 1]", None

@@ -14,8 +14,8 @@ import train
 from pocl.curriculum import CURRICULA
 from pocl.data import IGNORE
 from pocl.losses import LOSSES
+from pocl.micro_batches import GlobalBatch, MicroBatch, MicroBatchSource
 from pocl.ranking import SIGNALS
-from pocl.texts import Text, TextSource
 from tests.runs import Folders, call, examples_of, make_folders, read_jsonl, train_arguments
 
 FACTORS: dict[str, list[Any]] = {
@@ -48,18 +48,24 @@ def pairs(choice: Choice) -> set[tuple[str, Any, str, Any]]:
     return {(a, choice[a], b, choice[b]) for a, b in itertools.combinations(FACTORS, 2)}
 
 
+def completions(dice: random.Random, fixed: Choice, count: int) -> list[Choice]:
+    """Allowed choices that hold ``fixed``, drawn at random."""
+    drawn = [{name: dice.choice(values) for name, values in FACTORS.items()} | fixed for _ in range(count)]
+    return [choice for choice in drawn if allowed(choice)]
+
+
 def pairwise(seed: int = 0) -> list[Choice]:
     """Choices that together hold every pair of options that some allowed choice holds; greedy, the same every time."""
     dice = random.Random(seed)
-    every = [dict(zip(FACTORS, values, strict=True)) for values in itertools.product(*FACTORS.values())]
-    every = [choice for choice in every if allowed(choice)]
-    missing = set().union(*map(pairs, every))
+    missing = set()
+    for a, b in itertools.combinations(FACTORS, 2):
+        for one, other in itertools.product(FACTORS[a], FACTORS[b]):
+            if completions(dice, {a: one, b: other}, 200):
+                missing.add((a, one, b, other))
     chosen = []
     while missing:
-        best = max(dice.sample(every, 400), key=lambda choice: len(pairs(choice) & missing))
-        if not pairs(best) & missing:
-            wanted = min(missing, key=str)
-            best = next(choice for choice in every if wanted in pairs(choice))
+        a, one, b, other = min(missing, key=str)
+        best = max(completions(dice, {a: one, b: other}, 200), key=lambda choice: len(pairs(choice) & missing))
         missing -= pairs(best)
         chosen.append(best)
     return chosen
@@ -80,22 +86,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def test_the_choices_hold_every_value_and_every_divergence() -> None:
     for name, values in FACTORS.items():
         assert {choice[name] for choice in CHOICES} == set(values)
-    assert {loss.divergence for loss in LOSSES.values()} == {LOSSES[name].divergence for name in FACTORS["type"][2:]}
+    assert {loss.family for loss in LOSSES.values()} == {LOSSES[name].family for name in FACTORS["type"][2:]}
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=named)
 def test_options_work_together(
     choice: Choice, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[tuple[list[int], list[Text], Any]] = []
-    of_step = TextSource.of_step
+    steps: list[tuple[list[int], GlobalBatch, Any]] = []
+    of_step = MicroBatchSource.of_step
 
-    def watched(self: TextSource, examples: np.ndarray, step: int) -> list[Text]:
-        texts = of_step(self, examples, step)
-        steps.append((self.train.ids[examples].tolist(), texts, self.train))
-        return texts
+    def watched(self: MicroBatchSource, examples: np.ndarray, step: int) -> GlobalBatch:
+        whole = of_step(self, examples, step)
+        steps.append((self.train.ids[examples].tolist(), whole, self.train))
+        return whole
 
-    monkeypatch.setattr(TextSource, "of_step", watched)
+    monkeypatch.setattr(MicroBatchSource, "of_step", watched)
     flags = [word for name, value in choice.items() if value is not None for word in (f"--{name}", value)]
     needs_dev = choice["on-policy"] == "adaptive" or choice["advance"] == "converged"
     flags += ["--num-train", 16, "--num-stages", 2, "--num-dev", 2 if needs_dev else 0, "--patience", 1]
@@ -106,10 +112,10 @@ def test_options_work_together(
     assert len(records) == len(steps) >= 2
     assert all(math.isfinite(record["loss"]) and record["gradient_norm"] > 0 for record in records)
     check_pools(choice, run, records, [ids for ids, _, _ in steps])
-    for _, texts, split in steps:
-        for text in texts:
-            check_targets(text, split)
-    student_texts = sum(len(text.positions) for _, texts, _ in steps for text in texts if text.of_student)
+    for _, whole, split in steps:
+        for micro in whole.micro_batches:
+            check_targets(micro, split)
+    student_texts = sum(whole.num_student_texts for _, whole, _ in steps)
     assert json.loads((run / "ledger.json").read_text())["student_texts"] == student_texts
     assert student_texts == 0 or choice["on-policy"] != "off"
 
@@ -140,16 +146,15 @@ def check_pools(choice: Choice, run: Path, records: list[dict[str, Any]], steps:
         assert set(ids) <= set(pool)
 
 
-def check_targets(text: Text, split: Any) -> None:
+def check_targets(micro: MicroBatch, split: Any) -> None:
     """Every label is the next token of the example's own prompt and response; gold text has gold targets."""
-    rows = split.table[[int(position) for position in text.positions]]
-    for prompt, gold, (inputs, labels) in zip(
-        rows["prompt_ids"], rows["response_ids"], examples_of(text.batch), strict=True
-    ):
+    rows = split.table[micro.positions.tolist()]
+    known = zip(rows["prompt_ids"], rows["response_ids"], micro.of_student, strict=True)
+    for (prompt, gold, of_student), (inputs, labels) in zip(known, examples_of(micro.batch), strict=True):
         first = len(prompt) - 1
         response = labels[first:]
         assert inputs[: len(prompt)] == prompt and response and IGNORE not in response
         assert labels[:first] == [IGNORE] * first
         assert inputs[len(prompt) :] == response[:-1]
-        if not text.of_student:
+        if not of_student:
             assert response == gold
