@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from pocl.curriculum import CURRICULA, ramp
 from pocl.errors import UserError, closest
@@ -225,8 +224,3 @@ def _or_default(given: list[float] | None, first_and_last: tuple[float, float], 
     if given is not None:
         return given
     return first_and_last if num_stages > 1 else (1.0,)
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """The options as plain JSON values."""
-    return dataclasses.asdict(config)

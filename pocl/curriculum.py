@@ -105,7 +105,7 @@ def plan_stages(
     kd_ratio: Sequence[float],
     first_look: bool = False,
 ) -> Curriculum:
-    """The stages of a named curriculum over ``num_examples`` examples, with their ramps.
+    """The stages of a named curriculum over ``num_examples`` examples, with their ramps of T and r.
 
     ``first_look`` puts one epoch over every example in front, at the first stage's T and r: a ranking by the losses
     of training needs each example to have had one. A curriculum that begins with every example has no need of it.
@@ -120,20 +120,6 @@ def plan_stages(
     if first_look and len(pools[0]) < num_examples:
         rows.insert(0, (range(num_examples), 1, temperatures[0], kd_ratios[0]))
     return tuple(Stage(i, *row) for i, row in enumerate(rows))
-
-
-def baby_step(
-    num_examples: int, *, num_stages: int, epochs: int, temperature: Sequence[float], kd_ratio: Sequence[float]
-) -> Curriculum:
-    """POCL's own schedule: ``plan_stages`` with the Baby Step curriculum."""
-    return plan_stages(
-        num_examples,
-        curriculum="baby-step",
-        num_stages=num_stages,
-        epochs=epochs,
-        temperature=temperature,
-        kd_ratio=kd_ratio,
-    )
 
 
 def stage_order(stage: Stage, epoch: int, *, seed: int) -> np.ndarray:

@@ -28,7 +28,12 @@ _library: torch.library.Library | None = None  # the kernels are in force while 
 
 
 def onednn_is_better() -> bool:
-    """Whether torch's products go through MKL on a processor that is not Intel's; a property of the machine alone."""
+    """Whether torch's products go through MKL on a processor that is not Intel's; POCL_ONEDNN=0 says no.
+
+    A property of the machine alone, so that a run computes alike whenever it is resumed.
+    """
+    if os.environ.get("POCL_ONEDNN") == "0":
+        return False
     if platform.machine() not in ("x86_64", "AMD64") or not CPUINFO.is_file():
         return False
     vendors = {line.split(":")[1].strip() for line in CPUINFO.read_text().splitlines() if line.startswith("vendor_id")}
@@ -38,6 +43,11 @@ def onednn_is_better() -> bool:
 def use_fastest() -> None:
     """From now on, in this process, products are oneDNN's where that is better, and torch's own elsewhere."""
     (use_onednn if onednn_is_better() else use_torchs_own)()
+
+
+def in_use() -> str:
+    """Whose products this process computes on the CPU, for records: torch or oneDNN."""
+    return "torch" if _library is None else "oneDNN"
 
 
 def use_onednn() -> None:

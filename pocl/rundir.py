@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pocl import distributed
+from pocl import distributed, products
 from pocl.errors import UserError, first_line
 from pocl.files import check_object, read_object, write_json, write_text
 
@@ -157,6 +157,7 @@ class RunDir:
                 "fingerprints": fingerprints,
                 "teacher_cache": has_cache,
                 "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+                "cpu_products": products.in_use(),
                 "git_commit": git_commit(),
             },
         )

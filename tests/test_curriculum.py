@@ -6,7 +6,6 @@ import pytest
 from pocl.curriculum import (
     CURRICULA,
     Stage,
-    baby_step,
     check_batches,
     plan_stages,
     ramp,
@@ -30,7 +29,9 @@ def plan(num_examples: int, num_stages: int, curriculum: str = "baby-step") -> t
 
 
 def test_baby_step_has_the_published_number_of_steps() -> None:
-    stages = baby_step(11435, num_stages=4, epochs=8, temperature=[1.0, 2.0], kd_ratio=[0.7, 1.0])
+    stages = plan_stages(
+        11435, curriculum="baby-step", num_stages=4, epochs=8, temperature=[1.0, 2.0], kd_ratio=[0.7, 1]
+    )
     assert [len(stage.pool) for stage in stages] == [2858, 5716, 8574, 11435]
     assert [stage.steps_per_epoch(64) for stage in stages] == [44, 89, 133, 178]
     assert [stage.steps(64) for stage in stages] == [352, 712, 1064, 1424]
@@ -38,7 +39,9 @@ def test_baby_step_has_the_published_number_of_steps() -> None:
 
 
 def test_baby_step_stages_carry_their_ramps() -> None:
-    stages = baby_step(100, num_stages=4, epochs=3, temperature=[1, 1.33, 1.67, 2], kd_ratio=[0.7, 1.0])
+    stages = plan_stages(
+        100, curriculum="baby-step", num_stages=4, epochs=3, temperature=[1, 1.33, 1.67, 2], kd_ratio=[0.7, 1]
+    )
     assert [stage.index for stage in stages] == [0, 1, 2, 3]
     assert [stage.epochs for stage in stages] == [3, 3, 3, 3]
     assert [stage.temperature for stage in stages] == [1.0, 1.33, 1.67, 2.0]

@@ -33,6 +33,14 @@ def close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-5, atol=1e-4)
 
 
+def test_an_environment_variable_leaves_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert products.in_use() == "oneDNN"
+    monkeypatch.setenv("POCL_ONEDNN", "0")
+    assert not products.onednn_is_better()
+    products.use_fastest()
+    assert products.in_use() == "torch"
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_are_those_of_float64_however_their_factors_lie_in_memory(shape: tuple[int, int, int]) -> None:
     rows, inner, columns = shape

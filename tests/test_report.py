@@ -1,5 +1,6 @@
 """The report: what stands in it against the files that it was made of; what it does where files are missing."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -280,7 +281,7 @@ def test_the_commands_give_the_same_options_again(run: Path, folders: Folders) -
     words = shlex.split(str(train_command(entry)).replace("\\\n", " "))
     config = options.parse_train(words[words.index("train.py") + 1 :])
     wanted = read_json(run / "config.json")["options"]
-    found = json.loads(json.dumps(options.as_dict(config)))
+    found = json.loads(json.dumps(dataclasses.asdict(config)))
     assert Path(found["run"].pop("output_dir")) == run.parent.parent
     assert found["run"].pop("plan") is found["run"].pop("resume_weights") is False
     assert found == wanted
