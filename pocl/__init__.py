@@ -4,7 +4,7 @@ The files of this package stand in five layers, and imports run down only:
 
    5  assembly  plan_report  planning  planner  trainer  config
    4  difficulty  scoring  buckets  evaluation  vllm_backend  micro_batches  snapshot  checkpoints  recipe  teacher
-      engine
+      engine  gradients
    3  objective  fused  generation  models  lora  data  batching  tied  kv_cache  packing  vllm_worker  vllm_choice
    2  token_objective  kernel  offload  journal  diagnostics  intervals  metrics  interrupt  rundir  parts  tables
       console  sampling  attention  heads

@@ -81,7 +81,9 @@ def show_plan(
     packed = wants_packing(config) and not any(never_packed(model, device) for model in (student, teacher) if model)
     amount, exact = _amount(config, run, train, stages, device, packed=packed)
     with fake:
-        activations, shape = max((activation_bytes(student, *shape), shape) for shape in amount.largest)
+        activations, shape = max(
+            (activation_bytes(student, *shape, device_type=device.type), shape) for shape in amount.largest
+        )
         width = student.config.hidden_size
         sketches = sketch(student), None if teacher is None else sketch(teacher)
         if config.lora.lora_rank:

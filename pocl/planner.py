@@ -7,12 +7,15 @@ Everything here is arithmetic on lengths and on models without weights (``load_s
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pocl.curriculum import Stage
@@ -24,6 +27,7 @@ _CUT_STEPS = 500  # of a stage's first epoch so many steps are cut into micro-ba
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default for reduce_bucket_size
 _LIVE_ELEMENTS = 1_000_000_000  # and for stage3_max_live_parameters
 _MOST_PROMPTS, _KEYS_SHARE = {"cpu": 64, "cuda": 1024}, 1 / 4
+_DROPOUT = 4  # the place of dropout_p among the arguments of scaled_dot_product_attention
 _MOST_TOKENS, _LEAST_TOKENS, _SAMPLE_TOKENS = 16_384, 1024, 512
 
 
@@ -232,11 +236,39 @@ def state_bytes(model: Sketch, zero: Mapping[str, Any], *, num_ranks: int, on_gp
     return states
 
 
-def activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
+class _FlashAttention(TorchFunctionMode):
+    """Counts what a GPU's attention keeps, which with dropout is what it is without.
+
+    Flash and memory-efficient attention draw once more in the backward pass what was dropped, from the seed; a CPU
+    with dropout keeps three matrices [T, T] a head.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is scaled_dot_product_attention and len(args) > _DROPOUT:
+            args = (*args[:_DROPOUT], 0.0, *args[_DROPOUT + 1 :])
+        elif func is scaled_dot_product_attention:
+            kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
+
+
+def activation_bytes(model: PreTrainedModel, rows: int, length: int, *, device_type: str = "cpu") -> int:
     """What the backward pass of the trunk needs kept of a micro-batch, counted on a model without weights.
 
     Call it under FakeTensorMode. With gradient checkpointing one layer is recomputed at a time, beside what is kept.
+    ``device_type``: what the run is on; the model is the CPU's here.
     """
+    with _FlashAttention() if device_type == "cuda" else nullcontext():
+        return _activation_bytes(model, rows, length)
+
+
+def _activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
     checkpointing = model.is_gradient_checkpointing
     model.train()
     for module in model.modules():
@@ -300,7 +332,7 @@ def micro_batch_tokens(student: PreTrainedModel, memory: int) -> int:
     call it under FakeTensorMode.
     """
     room = memory / 2 - 18 * count_parameters(student)
-    a_token = activation_bytes(student, 1, _SAMPLE_TOKENS) / _SAMPLE_TOKENS
+    a_token = activation_bytes(student, 1, _SAMPLE_TOKENS, device_type="cuda") / _SAMPLE_TOKENS
     count = _MOST_TOKENS
     while count > _LEAST_TOKENS and count * a_token > room:
         count //= 2

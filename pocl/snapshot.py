@@ -17,11 +17,13 @@ class Snapshot:
     every rank after ``share``. A loss that is not finite was not learnt from, and changes nothing.
     """
 
-    def __init__(self, num_examples: int, values: Sequence[float | None] | None = None) -> None:
+    def __init__(self, num_examples: int) -> None:
         self.values = np.full(num_examples, np.nan)
-        if values is not None:
-            self.values[:] = [np.nan if value is None else value for value in values]
         self._pending: list[tuple[np.ndarray, np.ndarray, Tensor, Tensor]] = []
+
+    def restore(self, values: Sequence[float | None]) -> None:
+        """Take up what ``as_json`` gave."""
+        self.values[:] = [np.nan if value is None else value for value in values]
 
     def note(self, positions: np.ndarray, of_student: np.ndarray, batch: Batch, cross_entropy: Tensor) -> None:
         """Take in a micro-batch: positions [B], whose responses are the student's own [B], its cross-entropies [N].

@@ -7,6 +7,7 @@ The head gives the full distribution at any temperature, so the cache is exact; 
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -84,7 +85,7 @@ class CachedTeacher:
         place_head(model, device)
         self.head: Head = aligned(make_head(model.eval().requires_grad_(False), vocab_size))
         self.dtype, self.device, self.fingerprint = model.dtype, device, fingerprint
-        self._states = _open(folder, split, model, mode="r")
+        self._states = _open(folder, split, model)
         starts = _starts(split)
         self._rows = {int(i): (starts[p], starts[p + 1]) for p, i in enumerate(split.ids)}
 
@@ -170,20 +171,21 @@ def _build(folder: Path, split: Split, model: PreTrainedModel, device: torch.dev
     needed = cache_bytes(split, model)
     with distributed.main_first():
         if distributed.is_main():
-            _prepare(folder, split, model, key, needed)
+            _prepare(folder, key, needed)
     say(f"caching the teacher's states of {len(split)} examples: {needed / 1e9:.2f} GB in {folder}")
-    blocks = blocks_to_read(split.lengths, device)
-    states, starts = _open(folder, split, model, mode="r+"), _starts(split)
+    first_bytes = _starts(split) * _width(model) * model.dtype.itemsize
 
     def read(block: np.ndarray) -> list[dict[str, int]]:
         rows = response_states(model, split.batch(block).to(device)).cpu()
         for position, part in zip(block, rows.split(split.num_labels[block].tolist()), strict=True):
-            states[starts[position] : starts[position + 1]] = _to_numpy(part)
-        states.flush()
+            _write_at(file, _to_numpy(part).tobytes(), int(first_bytes[position]))
+        os.fsync(file)  # before the block is recorded as done: a resumed pass believes the record
         return [{"id": int(i)} for i in split.ids[block]]
 
-    with Parts(folder / "done", key) as done, torch.no_grad():
-        done.fill(blocks, split.ids, read, title="caching")
+    with _for_writing(folder, split, model) as file, Parts(folder / "done", key) as done, torch.no_grad():
+        done.fill(blocks_to_read(split.lengths, device), split.ids, read, title="caching")
+    distributed.barrier()
+    _verify(folder, split, model, device)  # what other ranks wrote as well, before anyone believes the cache
     distributed.barrier()
     if distributed.is_main():
         write_json(folder / "manifest.json", key)
@@ -191,7 +193,30 @@ def _build(folder: Path, split: Split, model: PreTrainedModel, device: torch.dev
     distributed.barrier()
 
 
-def _prepare(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[str, Any], needed: int) -> None:
+@contextmanager
+def _for_writing(folder: Path, split: Split, model: PreTrainedModel) -> Iterator[int]:
+    """A descriptor of the file of states.
+
+    Not a mapping: neighbouring rows belong to different ranks, and on another node a shared mapping writes whole pages
+    back, the neighbours' old bytes with them. For writing alone: then NFS reads no page beforehand, and sends the
+    bytes that were written.
+    """
+    file = os.open(_checked(folder, split, model), os.O_WRONLY)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _write_at(file: int, data: bytes, start: int) -> None:
+    """Write all of ``data`` from the byte ``start`` on; one call of the system may write less."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(file, rest, start)
+        rest, start = rest[written:], start + written
+
+
+def _prepare(folder: Path, key: Mapping[str, Any], needed: int) -> None:
     """Make the empty file, unless an interrupted pass under the same key has left one."""
     begun = folder / "done" / "key.json"
     if begun.is_file() and read_json(begun) == key:
@@ -215,12 +240,13 @@ def _prepare(folder: Path, split: Split, model: PreTrainedModel, key: Mapping[st
             f"the teacher cache needs {needed / 1e9:.2f} GB and {folder.parent} has {free / 1e9:.2f} GB free; "
             f"give --teacher-cache another disk, or --teacher-cache off"
         )
-    _open(folder, split, model, mode="w+").flush()
+    with open(folder / "states.bin", "wb") as file:
+        file.truncate(needed)
 
 
 def _verify(folder: Path, split: Split, model: PreTrainedModel, device: torch.device) -> None:
     """Read some examples again.  Raises UserError where the cache holds other states than the teacher gives."""
-    states, starts = _open(folder, split, model, mode="r"), _starts(split)
+    states, starts = _open(folder, split, model), _starts(split)
     # Of the states' norm: in another batch a kernel rounds otherwise, and some of a million numbers are far apart.
     tolerance = {torch.float32: 1e-3, torch.float64: 1e-6}.get(model.dtype, 0.1)
     for position in np.linspace(0, len(split) - 1, min(_NUM_VERIFIED, len(split))).astype(int):
@@ -234,13 +260,18 @@ def _verify(folder: Path, split: Split, model: PreTrainedModel, device: torch.de
             )
 
 
-def _open(folder: Path, split: Split, model: PreTrainedModel, *, mode: Any) -> np.memmap:
-    """The file of states as an array.  -> [all response tokens, H]."""
-    path, shape = folder / "states.bin", (int(split.num_labels.sum()), _width(model))
-    wanted = shape[0] * shape[1] * model.dtype.itemsize
-    if mode != "w+" and (not path.is_file() or path.stat().st_size != wanted):
+def _open(folder: Path, split: Split, model: PreTrainedModel) -> np.memmap:
+    """The file of states as an array, to be read.  -> [all response tokens, H]."""
+    path, shape = _checked(folder, split, model), (int(split.num_labels.sum()), _width(model))
+    return np.memmap(path, dtype=_STORAGE[model.dtype], mode="r", shape=shape)
+
+
+def _checked(folder: Path, split: Split, model: PreTrainedModel) -> Path:
+    """The path of the file of states.  Raises UserError where it is missing or of another size."""
+    path, wanted = folder / "states.bin", cache_bytes(split, model)
+    if not path.is_file() or path.stat().st_size != wanted:
         raise UserError(f"{path} is missing or has not the {wanted} bytes that it should; delete {folder}")
-    return np.memmap(path, dtype=_STORAGE[model.dtype], mode=mode, shape=shape)
+    return path
 
 
 def _to_numpy(states: Tensor) -> np.ndarray:

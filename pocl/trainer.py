@@ -17,16 +17,17 @@ from pocl.buckets import BucketProbe
 from pocl.checkpoints import Checkpoints
 from pocl.console import Progressing, say
 from pocl.curriculum import Stage
-from pocl.data import Split, send
+from pocl.data import Split
 from pocl.difficulty import Ranker
 from pocl.engine import Engine
 from pocl.errors import Interrupted, RunStopped
 from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.files import write_json
 from pocl.generation import BuiltIn
+from pocl.gradients import Gradients
 from pocl.interrupt import Interrupt, StopRequested
 from pocl.journal import Journal, peak_memory_gb
-from pocl.micro_batches import MicroBatch, MicroBatchSource
+from pocl.micro_batches import MicroBatchSource
 from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.pools import Pools
 from pocl.position import Position
@@ -34,7 +35,6 @@ from pocl.recipe import Recipe
 from pocl.rundir import RunDir
 from pocl.snapshot import Snapshot
 from pocl.teacher import TeacherSource
-from pocl.token_objective import Term, Weights
 
 
 class Trainer:
@@ -77,6 +77,7 @@ class Trainer:
             total_steps=recipe.total_steps,
             device=device,
         )
+        self.gradients = Gradients(self.batches, engine, teacher, self.snapshot, device)
         self.position = Position()
         self.saved: Position | None = None  # where the last checkpoint stands
         self.interrupt = Interrupt()
@@ -133,7 +134,7 @@ class Trainer:
             return
         self.saved = self.position
         self.batches.state = OnPolicyState.from_json(saved["on_policy"])
-        self.snapshot = Snapshot(len(self.train), saved["losses"])
+        self.snapshot.restore(saved["losses"])
         self._write_ledger()  # it may have been cut off after the checkpoint
         say(f"going on from step {self.position.step} of {self.recipe.total_steps}")
         for stage in self.recipe.stages[: self.position.stage + 1]:
@@ -173,9 +174,10 @@ class Trainer:
         size = self.recipe.global_batch_size
         examples = self.pools.examples(stage, epoch, seed=self.recipe.seed)
         steps = stage.steps_per_epoch(size)
+        batches = examples[: steps * size].reshape(steps, size)
         for i in range(self.position.step_in_epoch, steps):
             lr = self.recipe.learning_rate(stage, epoch * steps + i)
-            record = self.step(examples[i * size : (i + 1) * size], stage, lr)
+            record = self.step(batches[i], stage, lr, following=batches[i + 1] if i + 1 < steps else None)
             if self.position.step % self.recipe.log_every == 0 or i == steps - 1:
                 self.journal.record_step(stage, epoch, self.position.step, record)
             progress.advance(1, self.journal.note(stage, record, distils=self.teacher is not None))
@@ -183,22 +185,28 @@ class Trainer:
             if self.asked_to_stop:
                 raise StopRequested(self.asked_to_stop)
 
-    def step(self, examples: np.ndarray, stage: Stage, lr: float) -> dict[str, float]:
-        """One optimiser step over one global batch -> what metrics.jsonl says of it.
+    def step(
+        self, examples: np.ndarray, stage: Stage, lr: float, following: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """One optimiser step over one global batch [G] -> what metrics.jsonl says of it.
 
         The objective is summed over response tokens and divided once by their number in the whole step, so ranks and
-        micro-batches of any size give the same gradient.  Raises RunStopped for a loss that is not finite.
+        micro-batches of any size give the same gradient. ``following`` [G] is the next global batch, made ready while
+        a GPU computes this one.  Raises RunStopped for a loss that is not finite.
         """
         started = time.perf_counter()
-        whole, term = self.batches.of_step(examples, self.position.step), self.recipe.terms[stage.index]
-        parts = [self._forward_backward(micro, term, whole.num_response_tokens) for micro in whole.micro_batches]
-        sums = torch.stack(parts).tolist()  # a GPU is waited for here, and not between micro-batches
+        whole, parts = self.gradients.add(
+            examples, self.position.step, self.recipe.terms[stage.index], self.pools.factor
+        )
+        if following is not None:
+            self.gradients.make_ready(following, self.position.step + 1)
+        gradient_norm, applied = self.engine.step(lr)  # a GPU is waited for here, and not between micro-batches
+        sums = torch.stack(parts).tolist()
         signum = self.interrupt.signum  # if any rank received a signal, all ranks stop
         *totals, signums = distributed.sum_over_ranks([*map(sum, zip(*sums, strict=True)), signum], self.device)
         loss, cross_entropy, divergence = (total / whole.num_response_tokens for total in totals)
         # By the sum alone: a signal that came since is not known to the other ranks.
         self.asked_to_stop = (self.interrupt.signum or SIGTERM) if signums else 0
-        gradient_norm, applied = self.engine.step(lr)
         if not all(map(math.isfinite, totals)):
             pairs = zip(whole.micro_batches, sums, strict=True)
             bad = [micro.batch.example_ids for micro, part in pairs if not all(map(math.isfinite, part))]
@@ -223,30 +231,6 @@ class Trainer:
             "tokens_per_second": whole.num_tokens / (time.perf_counter() - started),
             "peak_memory_gb": peak_memory_gb(self.device),
         }
-
-    def _forward_backward(self, micro: MicroBatch, term: Term, num_tokens: int) -> torch.Tensor:
-        """Add one micro-batch's gradient -> its summed (objective, cross-entropy, divergence).  -> [3], float64."""
-        batch = micro.batch.to(self.device)
-        teacher_states = self.teacher.states(batch) if self.teacher else None
-        teacher_head = self.teacher.head if self.teacher else None
-        loss, cross_entropy, divergence = self.engine.forward(
-            batch, term, teacher_states, teacher_head, self._weights(micro, term)
-        )
-        sums = torch.stack([loss.detach().double(), cross_entropy.double().sum(), divergence.double().sum()])
-        # NaN everywhere where anything is not finite: the step is left out then, on every rank.
-        self.engine.backward(loss * (1.0 + 0.0 * sums.sum()).to(loss.dtype), num_tokens)
-        self.snapshot.note(micro.positions, micro.of_student, batch, cross_entropy)
-        return sums
-
-    def _weights(self, micro: MicroBatch, term: Term) -> Weights | None:
-        """The weights of each example of a micro-batch [B]; None where they are the stage's for all."""
-        factor = self.pools.factor
-        unanswered = micro.of_student & (not self.batches.student_cross_entropy)
-        if factor is None and not unanswered.any():
-            return None
-        ratio = term.kd_ratio * (np.ones(len(unanswered)) if factor is None else factor[micro.positions])
-        both = torch.from_numpy(np.stack([ratio, np.where(unanswered, 0.0, 1.0 - ratio)])).float()
-        return Weights(*send(both, self.device).unbind())
 
     def _skip(self, what: str, stage: Stage, offenders: list[int]) -> None:
         """Count a step that was not applied.  Raises RunStopped where --max-skipped-steps allows no more."""

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 import pocl.teacher  # noqa: E402
 from pocl.data import Split  # noqa: E402  The path stands before.
 from pocl.generation import Decoder  # noqa: E402
+from pocl.gradients import Gradients  # noqa: E402
 from pocl.heads import HEAD_ROWS, make_head  # noqa: E402
 from pocl.losses import LOSSES  # noqa: E402
 from pocl.micro_batches import MicroBatch  # noqa: E402
@@ -41,7 +42,6 @@ from pocl.sampling import Sampling  # noqa: E402
 from pocl.snapshot import Snapshot  # noqa: E402
 from pocl.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
 from pocl.token_objective import Term  # noqa: E402
-from pocl.trainer import Trainer  # noqa: E402
 from tests.tiny import FAMILIES, tiny_model  # noqa: E402
 
 NAME = "elsewhere"
@@ -141,15 +141,16 @@ def micro_batch(
         width = make_head(other).module.in_features
         np.zeros((int(split.num_labels.sum()), width), np.float32).tofile(folder / "states.bin")
         source = CachedTeacher(folder, split, other, DEVICE, fingerprint="")
-    trainer = Trainer.__new__(Trainer)
-    trainer.engine = PlainEngine(StudentObjective(student, chunk_tokens=8))  # type: ignore[assignment]
-    trainer.teacher, trainer.device, trainer.snapshot = source, DEVICE, Snapshot(len(split))
-    trainer.batches = SimpleNamespace(student_cross_entropy=False)  # type: ignore[assignment]
-    trainer.pools = SimpleNamespace(factor=np.linspace(0, 1, 6) if reliance else None)  # type: ignore[assignment]
+    engine: Any = PlainEngine(StudentObjective(student, chunk_tokens=8))
+    batches: Any = SimpleNamespace(student_cross_entropy=False)
+    gradients = Gradients(batches, engine, source, Snapshot(len(split)), DEVICE)
+    factor = np.linspace(0, 1, 6) if reliance else None
     positions = np.array([4, 1, 2])
     batch = split.batch(positions).packed() if packed else split.batch(positions)
     of_student = np.array([False, True, False]) if on_policy else np.zeros(3, dtype=bool)
-    sums = trainer._forward_backward(MicroBatch(positions, of_student, batch), term, 9)
+    states = source.states(batch.to(DEVICE)) if teacher == "cached" and source else None
+    micro = MicroBatch(positions, of_student, batch)
+    sums = gradients.forward_backward(micro, batch.to(DEVICE), states, term, factor, 9)
     assert sums.device == DEVICE and sums.shape == (3,)
     assert {parameter.grad.device for parameter in student.parameters()} == {DEVICE}
 

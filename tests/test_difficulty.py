@@ -200,11 +200,14 @@ def test_a_snapshot_keeps_the_last_loss_of_each_example() -> None:
     assert np.isnan(snapshot.values).all()
     snapshot.share()
     assert snapshot.as_json() == [5.0, None, 7.0, None]
-    assert Snapshot(4, snapshot.as_json()).as_json() == snapshot.as_json()
+    again = Snapshot(4)
+    again.restore(snapshot.as_json())
+    assert again.as_json() == snapshot.as_json()
 
 
 def test_a_loss_that_is_not_finite_changes_no_difficulty() -> None:
-    snapshot = Snapshot(2, [3.0, None])
+    snapshot = Snapshot(2)
+    snapshot.restore([3.0, None])
     both = collate([20, 21], [[5], [6]], [[8], [4]], max_length=8)
     snapshot.note(np.array([0, 1]), np.array([False, False]), both, torch.tensor([torch.inf, torch.nan]))
     snapshot.share()

@@ -20,6 +20,7 @@ import train
 from pocl import checkpoints
 from pocl.errors import Interrupted, UserError, run_main
 from pocl.generation import BuiltIn
+from pocl.gradients import Gradients
 from pocl.interrupt import Interrupt
 from pocl.micro_batches import MicroBatchSource
 from pocl.rundir import RunDir
@@ -111,18 +112,18 @@ def test_a_disk_that_is_full_at_an_epochs_end_keeps_the_checkpoint_of_its_last_s
 ) -> None:
     extra = ["--type", "sft", "--curriculum", "whole-pool", "--num-stages", 1, "--epochs", 2, "--num-dev", 0]
     cut, whole = (train_arguments(folders, tmp_path / name, *extra, teacher=False) for name in ("cut", "whole"))
-    of_step = MicroBatchSource.of_step
+    add = Gradients.add
 
-    def asked(self: MicroBatchSource, examples: np.ndarray, step: int) -> object:
+    def asked(self: Gradients, examples: np.ndarray, step: int, *others: object) -> object:
         if step == 11:  # the last of the second epoch's six
             os.kill(os.getpid(), signal.SIGTERM)
-        return of_step(self, examples, step)
+        return add(self, examples, step, *others)  # type: ignore[arg-type]
 
     def full(path: Path, state: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(MicroBatchSource, "of_step", asked)
+        patch.setattr(Gradients, "add", asked)
         result = call(train, cut)
     assert result.status == 143 and "saved at step 12 of 12" in result.last_line, result.output
     with monkeypatch.context() as patch:
@@ -227,10 +228,10 @@ if os.environ.get("RANK") == "1":
 
     whole = Trainer.step
 
-    def step(self, examples, stage, lr):
+    def step(self, *arguments, **more):
         if self.position.step == 2:
             raise ZeroDivisionError('a bug')
-        return whole(self, examples, stage, lr)
+        return whole(self, *arguments, **more)
 
     Trainer.step = step
 """

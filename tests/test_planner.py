@@ -247,6 +247,52 @@ def test_activations_are_what_autograd_keeps(family: str, tmp_path: Path) -> Non
         assert few + whole / 2 <= activation_bytes(skeleton, 4, 40) <= 1.15 * (few + whole / 2)
 
 
+def test_attention_with_dropout_keeps_squares_of_the_tokens_on_a_cpu_and_none_without() -> None:
+    for dropout, squares in ((0.0, 0), (0.1, 3)):
+        states = [torch.randn(2, 4, 64, 16, requires_grad=True) for _ in range(3)]
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            torch.nn.functional.scaled_dot_product_attention(*states, is_causal=True, dropout_p=dropout)
+        assert [*kept.values()].count(4 * 2 * 4 * 64 * 64) == squares
+
+
+def save_with_dropout(family: str, folder: Path, *, attention: float) -> Path:
+    """A tiny model folder with a dropout of 0.1 of hidden states, where the family has one, and this of attention."""
+    model = tiny_model(family, vocab_size=600, end_id=0)
+    hidden = {"gpt2": ("resid_pdrop", "embd_pdrop"), "opt": ("dropout",)}.get(family, ())
+    for name in hidden:
+        setattr(model.config, name, 0.1)
+    setattr(model.config, "attn_pdrop" if family == "gpt2" else "attention_dropout", attention)
+    return save_model(model, tiny_tokenizer(), folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_dropout_takes_memory_on_a_cpu_and_none_on_a_gpu(family: str, tmp_path: Path) -> None:
+    dropping, keeping = (save_with_dropout(family, tmp_path / str(p), attention=p) for p in (0.1, 0.0))
+    on_cpu, without = (kept_bytes(load_model(str(path)).train(), 4, 40) for path in (dropping, keeping))
+    squares = 2 * 3 * 4 * (4 * 4 * 40**2)  # layers, matrices of each, bytes of a number
+    assert on_cpu == pytest.approx(without + squares, rel=0.03)
+    with FakeTensorMode():
+        skeleton = load_skeleton(str(dropping))
+        assert on_cpu <= activation_bytes(skeleton, 4, 40) <= 1.15 * on_cpu
+        assert without <= activation_bytes(skeleton, 4, 40, device_type="cuda") <= 1.15 * without
+
+
+def test_attention_dropout_halves_no_micro_batch_of_a_gpu(tmp_path: Path) -> None:
+    paths = [save_with_dropout("gpt2", tmp_path / str(p), attention=p) for p in (0.1, 0.0)]
+    with FakeTensorMode():
+        dropping, keeping = (load_skeleton(str(path)) for path in paths)
+        states = 18 * sum(parameter.numel() for parameter in keeping.parameters())
+        room = 4096 * activation_bytes(keeping, 1, 512) // 512
+        assert micro_batch_tokens(keeping, 2 * (states + room)) == 4096
+        assert micro_batch_tokens(dropping, 2 * (states + room)) == 4096
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return make_folders(tmp_path_factory.mktemp("gpt2"), "gpt2")
@@ -388,7 +434,7 @@ def test_a_micro_batch_of_a_gpu_is_halved_until_it_has_room(folders: Folders, ch
         states = 2 * 18 * sum(parameter.numel() for parameter in student.parameters())
         sizes = [micro_batch_tokens(student, states + memory) for memory in (0, *MEMORIES)]
         for size, memory in zip(sizes[1:], MEMORIES, strict=True):
-            assert size == 1024 or activation_bytes(student, size // 512, 512) <= memory / 2
+            assert size == 1024 or activation_bytes(student, size // 512, 512, device_type="cuda") <= memory / 2
     assert sizes == sorted(sizes) and sizes[0] == 1024 and sizes[-1] == 16_384 and len(set(sizes)) > 2
 
 

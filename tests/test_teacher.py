@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pocl.data import load_split
 from pocl.errors import UserError
 from pocl.models import count_parameters, load_model
 from pocl.offload import place
+from pocl.parts import Parts
 from pocl.teacher import CachedTeacher, OnlineTeacher, cached_teacher
 from tests.runs import (
     MAX_LENGTH,
@@ -139,13 +141,20 @@ def test_a_pass_that_was_cut_off_reads_only_what_is_missing(
     num_blocks = len(blocks_to_read(load_split(folders.data, "train", max_length=MAX_LENGTH).lengths, CPU))
     assert 4 < num_blocks <= 8
     read: list[int] = []
-    original = teachers.response_states
+    original, verify = teachers.response_states, teachers._verify
 
     def counted(model: object, batch: object) -> torch.Tensor:
         if len(read) == 4:
             raise KeyboardInterrupt
         read.append(1)
         return original(model, batch)  # type: ignore[arg-type]
+
+    def verify_uncounted(*arguments: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(teachers, "response_states", original)
+            verify(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(teachers, "_verify", verify_uncounted)
 
     monkeypatch.setattr(teachers, "response_states", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -155,6 +164,84 @@ def test_a_pass_that_was_cut_off_reads_only_what_is_missing(
     build(folders, tmp_path / "cut")
     assert len(read) == num_blocks - 4
     assert (tmp_path / "cut" / "states.bin").read_bytes() == (tmp_path / "whole" / "states.bin").read_bytes()
+
+
+def test_a_rank_writes_the_bytes_of_its_own_examples_and_no_others(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a neighbour's rows nor, by a mapping, the pages that it shares with them."""
+    monkeypatch.setitem(READING_TOKENS, "cpu", 1100)
+    split = load_split(folders.data, "train", max_length=MAX_LENGTH)
+    width = build(folders, tmp_path / "whole").states(split.batch([0])).shape[1]
+    blocks = blocks_to_read(split.lengths, CPU)
+    written: list[tuple[int, int]] = []
+    starts = 4 * width * np.concatenate([[0], np.cumsum(split.num_labels)])
+    pwrite, mapped = os.pwrite, np.memmap
+
+    def half(file: int, data: memoryview, start: int) -> int:
+        """As a file system may: not all at once."""
+        count = pwrite(file, data[: len(data) // 2 + 1], start)
+        written.append((start, start + count))
+        return count
+
+    def only_read(*arguments: object, mode: str, **options: object) -> np.memmap:
+        assert mode == "r"
+        return mapped(*arguments, mode=mode, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(teachers.os, "pwrite", half)
+    monkeypatch.setattr(teachers.np, "memmap", only_read)
+
+    def first_of_two(
+        self: Parts, blocks: list[np.ndarray], ids: np.ndarray, work: Callable[[np.ndarray], object], *, title: str
+    ) -> None:
+        for block in blocks[::2]:
+            work(block)
+
+    monkeypatch.setattr(Parts, "fill", first_of_two)
+    monkeypatch.setattr(teachers, "_verify", lambda *_: None)  # the other rank's rows are missing
+    build(folders, tmp_path / "half")
+    mine = np.sort(np.concatenate(blocks[::2]))
+    bytes_of = np.zeros(starts[-1], dtype=int)
+    for start, stop in written:
+        bytes_of[start:stop] += 1
+    wanted = np.concatenate([np.full(starts[i + 1] - starts[i], i in mine) for i in range(len(split))])
+    assert 0 < len(mine) < len(split) and np.array_equal(bytes_of, wanted)
+    whole, found = (np.fromfile(tmp_path / name / "states.bin", dtype=np.uint8) for name in ("whole", "half"))
+    assert np.array_equal(found, np.where(wanted, whole, 0))
+
+
+def test_a_block_is_on_disk_before_it_is_recorded_as_done(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(READING_TOKENS, "cpu", 1100)
+    events: list[str] = []
+    pwrite, fsync, append = os.pwrite, os.fsync, Parts.append
+
+    def noted(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def note_and_call(*arguments: object) -> object:
+            events.append(name)
+            return function(*arguments)
+
+        return note_and_call
+
+    monkeypatch.setattr(teachers.os, "pwrite", noted("write", pwrite))
+    monkeypatch.setattr(teachers.os, "fsync", noted("sync", fsync))
+    monkeypatch.setattr(Parts, "append", noted("record", append))
+    build(folders, tmp_path / "cache")
+    order = [name for name, before in zip(events, [None, *events], strict=False) if name != before]
+    num_blocks = len(blocks_to_read(load_split(folders.data, "train", max_length=MAX_LENGTH).lengths, CPU))
+    first = order.index("write")  # before it the key of the pass is written, behind the last block the manifest
+    assert order[first : first + 3 * num_blocks] == ["write", "sync", "record"] * num_blocks
+    assert events.count("record") == num_blocks > 1
+
+
+def test_a_cache_whose_bytes_were_lost_on_their_way_is_never_finished(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers.os, "pwrite", lambda file, data, start: len(data))
+    with pytest.raises(UserError, match="does not hold what the teacher says of example"):
+        build(folders, tmp_path / "cache")
+    assert not (tmp_path / "cache" / "manifest.json").exists()
 
 
 def test_a_stale_or_damaged_cache_is_refused(folders: Folders, tmp_path: Path) -> None:

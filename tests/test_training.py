@@ -196,9 +196,11 @@ def test_every_other_curriculum_trains_on_its_own_examples(
     seen: list[set[int]] = [set(), set(), set(), set()]
     step = train.Trainer.step
 
-    def watched(self: train.Trainer, examples: np.ndarray, stage: Stage, lr: float) -> dict[str, float]:
+    def watched(
+        self: train.Trainer, examples: np.ndarray, stage: Stage, *others: Any, **more: Any
+    ) -> dict[str, float]:
         seen[stage.index] |= set(self.train.ids[examples].tolist())
-        return step(self, examples, stage, lr)
+        return step(self, examples, stage, *others, **more)
 
     monkeypatch.setattr(train.Trainer, "step", watched)
     extra = ["--curriculum", curriculum, "--difficulty-file", ranked / "difficulty.jsonl", "--num-dev", 0]

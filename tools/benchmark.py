@@ -2,9 +2,9 @@
 
     python tools/benchmark.py --pair small --data-dir processed_data/gpt2/dolly --output-dir results/benchmark
 
-Random weights, real lengths. The variants take turns in one process on the same examples; each one's peak memory is
-measured in a process of its own. Before anything is timed their losses and gradients are compared, and where they
-differ nothing is printed.
+Random weights, real lengths. The variants take turns in one process on the same examples, each after a global batch
+that is not timed, and the median of the rounds is told; each one's peak memory is measured in a process of its own. In
+every round their losses and gradients are compared, and where they differ nothing is printed.
 """
 
 import json
@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, ClassVar, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -51,9 +52,9 @@ class BenchmarkOptions:
     pair: str = flag(f"shapes of student and teacher: {', '.join(PAIRS)}", "small")
     data_dir: str | None = flag("processed folder whose lengths are taken [default: data/sample]", None)
     device: Literal["auto", "cpu", "cuda"] = flag("where; auto: the GPU where there is one", "auto")
-    dtype: Literal["fp32", "bf16"] = flag("precision of both models", "fp32")
+    dtype: Literal["fp32", "bf16"] | None = flag("precision of both models [default: fp32, on a GPU bf16]", None)
     batch: int | None = flag("examples of one optimiser step [examples; default: 16, on a GPU 64]", None)
-    rounds: int = flag("timed steps of each variant, each round on other examples [steps]", 2)
+    rounds: int = flag("timed steps of each variant, each round on other examples [steps]", 3)
     batch_size: int | None = flag(
         "micro-batch of the variants without a token budget [examples; default: 4, on a GPU 8]", None
     )
@@ -84,7 +85,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="pocl-benchmark-") as folder:
         bench = make_bench(what, device, Path(folder))
-        names = [variant.name for variant in variants_of(what.pair, device)]
+        names = [variant.name for variant in variants_of(what.pair, device, what.dtype)]
         names += divergences.contenders() if what.loss_tokens else []
         # Before this process grows: on a small machine there is room for one of them.
         peaks = measure_memory(what, names, Path(folder)) if what.memory else {}
@@ -97,7 +98,8 @@ def main() -> None:
             record["peak_gb"] = peaks[record["name"]]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     for record in steps:
-        record["floor_share"] = floor["floor_seconds"] / sum(record["seconds"])
+        shares = [least / taken for least, taken in zip(floor["floor_seconds"], record["seconds"], strict=True)]
+        record["floor_share"] = median(shares)
     settings = {key: value for key, value in asdict(what).items() if key not in ("memory_of", "work_dir")}
     machine = {"device": name, "torch": torch.__version__, **floor}
     printing.report({"settings": settings, "machine": machine, "steps": steps, "losses": losses})
@@ -123,6 +125,7 @@ def with_sizes(what: BenchmarkOptions, device: torch.device) -> BenchmarkOptions
     """The options with what the device decides where nothing was given."""
     on_gpu, memory = device.type == "cuda", distributed.device_memory(device)
     batch, batch_size, chunk_tokens, max_tokens = what.batch, what.batch_size, what.chunk_tokens, what.max_tokens
+    dtype = what.dtype or ("bf16" if on_gpu else "fp32")  # packed examples want flash attention, which takes no fp32
     batch = batch or (64 if on_gpu else 16)
     batch_size = batch_size or (8 if on_gpu else 4)
     if chunk_tokens is None:
@@ -130,9 +133,9 @@ def with_sizes(what: BenchmarkOptions, device: torch.device) -> BenchmarkOptions
         chunk_tokens = automatic_chunk_tokens(vocab_size, memory, device.type)
     if max_tokens is None and on_gpu:
         with FakeTensorMode():
-            student = build_model(PAIRS[what.pair]()[0], dtype=what.dtype, device=torch.device("cpu"))
+            student = build_model(PAIRS[what.pair]()[0], dtype=dtype, device=torch.device("cpu"))
             max_tokens = micro_batch_tokens(student, memory)
-    sizes = {"batch": batch, "batch_size": batch_size, "chunk_tokens": chunk_tokens}
+    sizes = {"dtype": dtype, "batch": batch, "batch_size": batch_size, "chunk_tokens": chunk_tokens}
     return replace(what, **sizes, max_tokens=max_tokens or batch_size * what.max_length)
 
 
@@ -170,27 +173,38 @@ def global_batch(what: BenchmarkOptions, number: int) -> np.ndarray:
 def measure_steps(what: BenchmarkOptions, bench: Bench) -> list[dict[str, Any]]:
     """One record a variant: how far it is from the reference, what it processes, how long its steps take.
 
-    Raises RunStopped where a variant computes something else than the reference.
+    The speed is that of the median round, which a round that something else delayed does not move; the rounds are the
+    same global batches for every variant.  Raises RunStopped where a variant computes something else than the
+    reference.
     """
-    optimizer = stepping.fresh_optimizer(bench.student)
+    optimizer, variants = stepping.fresh_optimizer(bench.student), variants_of(what.pair, bench.device, what.dtype)
     records: list[dict[str, Any]] = [
         {"name": variant.name, "losses": [], "loss_error": 0.0, "gradient_error": 0.0, "processed": 0, "seconds": []}
-        for variant in variants_of(what.pair, bench.device)
+        for variant in variants
     ]
-    for variant in variants_of(what.pair, bench.device):  # what is only slow at first
-        variant.set_up(bench)
-        forward_backward(bench, variant, global_batch(what, 0)[:1])
-        optimizer.zero_grad()
-    with Progressing("timing", what.rounds) as progress:
+    with Progressing("timing", what.rounds + 1) as progress:
+        for variant in variants:
+            warm_up(bench, variant, optimizer, global_batch(what, 0))
+        progress.advance()
         for number in range(what.rounds):
             measure_round(what, bench, optimizer, global_batch(what, number), records)
             progress.advance()
     real = int(bench.split.lengths.sum())
     for record in records:
         record["processed_ratio"] = record.pop("processed") / real
-        record["samples_per_second"] = what.batch * what.rounds / sum(record["seconds"])
+        record["samples_per_second"] = what.batch / median(record["seconds"])
         record["speedup"] = record["samples_per_second"] / records[0]["samples_per_second"]
     return records
+
+
+def warm_up(bench: Bench, variant: Variant, optimizer: torch.optim.Optimizer, examples: np.ndarray) -> None:
+    """The gradient of one whole global batch [G], which is not timed; the optimiser has stepped when it was made.
+
+    What is slow at first depends on shapes: memory from the driver, the choice of a product's kernel, compilation.
+    """
+    variant.set_up(bench)
+    forward_backward(bench, variant, examples)
+    optimizer.zero_grad()
 
 
 def measure_round(
@@ -202,7 +216,8 @@ def measure_round(
 ) -> None:
     """One step of each variant on the same global batch [G], added to the records; the comparison is not timed."""
     wanted = None
-    for variant, record in zip(variants_of(what.pair, bench.device), records, strict=True):
+    variants = variants_of(what.pair, bench.device, what.dtype)
+    for variant, record in zip(variants, records, strict=True):
         taken = Stopwatch(bench.device)
         variant.set_up(bench)
         with taken:
@@ -236,11 +251,11 @@ def check_equal(name: str, errors: Mapping[str, float], dtype: str) -> None:
             )
 
 
-def hardware_floor(what: BenchmarkOptions, bench: Bench) -> dict[str, float]:
-    """The least time for the timed steps, and this machine's measured rates that it is counted with."""
+def hardware_floor(what: BenchmarkOptions, bench: Bench) -> dict[str, Any]:
+    """The least time for each of the timed rounds, and this machine's measured rates that it is counted with."""
     flops_per_second, bytes_per_second = measured_rates(bench.student.dtype, bench.device)
     work = [least_work(bench, global_batch(what, number)) for number in range(what.rounds)]
-    least = sum(part.flops / flops_per_second + part.bytes / bytes_per_second for part in work)
+    least = [part.flops / flops_per_second + part.bytes / bytes_per_second for part in work]
     return {"flops_per_second": flops_per_second, "bytes_per_second": bytes_per_second, "floor_seconds": least}
 
 
@@ -291,7 +306,8 @@ def memory_of(what: BenchmarkOptions, name: str, work_dir: Path) -> float:
 
 def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
     """The most that one step needs beyond the bare program, models, gradients and AdamW included.  -> GB, as JSON."""
-    variants, losses = {variant.name: variant for variant in variants_of(what.pair, device)}, divergences.contenders()
+    variants = {variant.name: variant for variant in variants_of(what.pair, device, what.dtype)}
+    losses = divergences.contenders()
     if what.memory_of not in (*variants, *losses) or not what.work_dir:
         raise UserError(f"--memory-of {what.memory_of!r} wants --work-dir and one of {[*variants, *losses]}")
     if what.memory_of in variants:

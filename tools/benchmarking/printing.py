@@ -18,7 +18,17 @@ BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette, which colour-
 def report(result: Mapping[str, Any]) -> None:
     """Print the tables, write them as JSON and as a picture.
 
-    ``result`` is what benchmark.json holds: settings, machine, one record a variant of the step, one a loss.
+    ``result`` is what benchmark.json holds:
+
+    - ``settings``: the options, with what the device decided where nothing was given.
+    - ``machine``: ``device``, ``torch``, the measured ``flops_per_second`` and ``bytes_per_second``, and
+      ``floor_seconds``, the least time for each round at these rates.
+    - ``steps``, one record a variant: ``name``; by round ``seconds`` and ``losses`` (per response token); the largest
+      ``loss_error`` and ``gradient_error`` of any round, as shares of the reference's; ``processed_ratio``, processed
+      tokens to real ones; ``samples_per_second`` of the median round; ``speedup``, that to the reference's;
+      ``floor_share``, the median of floor to seconds; ``peak_gb`` where memory was measured.
+    - ``losses``, one record an implementation of the divergence: ``name``, ``loss`` (per token), ``gradient_error``
+      against float64, ``seconds`` by round, ``peak_gb``.
     """
     settings, machine, steps, losses = (result[key] for key in ("settings", "machine", "steps", "losses"))
     where = f"{settings['pair']}, {settings['dtype']}, {machine['device']}"
@@ -28,8 +38,9 @@ def report(result: Mapping[str, Any]) -> None:
         show_table(f"{where}, JSD of {settings['loss_tokens']} response tokens", *loss_table(losses))
     rates = f"{machine['flops_per_second'] / 1e9:.0f} GFLOP/s and {machine['bytes_per_second'] / 1e9:.1f} GB/s"
     say(
-        "speed: against the reference; GB: peak; padded: processed tokens to real ones; floor: share of the time that "
-        f"the least work would take at {rates}, which a large product and a large copy reached here"
+        "speed: the median round's, against the reference; GB: peak; padded: processed tokens to real ones; floor: "
+        f"share of the time that the least work would take at {rates}, which a large product and a large copy reached "
+        "here"
     )
     output = Path(settings["output_dir"])
     write_json(output / "benchmark.json", result)

@@ -275,8 +275,8 @@ VARIANTS: tuple[Variant, ...] = (
 )
 
 
-def variants_of(pair: str, device: torch.device) -> list[Variant]:
-    """The variants that differ on this pair and device."""
+def variants_of(pair: str, device: torch.device, dtype: str) -> list[Variant]:
+    """The variants that run, and differ, on this pair and device in this precision."""
     shapes = PAIRS[pair]()
     found = [*VARIANTS]
     if any(getattr(shape, "activation_function", None) == "gelu_new" for shape in shapes):  # GPT-2's
@@ -285,10 +285,17 @@ def variants_of(pair: str, device: torch.device) -> list[Variant]:
         found.append(ONEDNN)
     if any(shape.vocab_size % HEAD_ROWS[device.type] for shape in shapes):
         found.append(ALIGNED)
-    if never_fused(_term().divergence, device, torch.float32) is None:
+    if never_fused(_term().divergence, device, DTYPES[dtype]) is None:
         found.append(KERNEL)
+    if not can_pack(device, dtype):  # those that came after it are built on it
+        found = [variant for variant in found if not variant.packed]
     # As on text that the student has just written.
     return [*found, replace(found[-1], name="the last, teacher online", cached=False)]
+
+
+def can_pack(device: torch.device, dtype: str) -> bool:
+    """Whether the pairs can be packed, by the rule of ``never_packed``: flash attention takes no fp32."""
+    return device.type != "cuda" or DTYPES[dtype] in (torch.bfloat16, torch.float16)
 
 
 def fresh_optimizer(student: PreTrainedModel) -> torch.optim.Optimizer:
@@ -304,7 +311,8 @@ def fresh_optimizer(student: PreTrainedModel) -> torch.optim.Optimizer:
 
 def forward_backward(bench: Bench, variant: Variant, examples: np.ndarray) -> tuple[float, int]:
     """The gradient of one global batch [G] -> (objective per response token, processed tokens, padding included)."""
-    num_tokens, total, processed = int(bench.split.num_labels[examples].sum()), 0.0, 0
+    num_tokens, processed = int(bench.split.num_labels[examples].sum()), 0
+    losses: list[Tensor] = []
     for positions in variant.cut(bench, examples):
         batch = bench.split.batch(positions)
         if variant.padded_to_max:
@@ -314,8 +322,9 @@ def forward_backward(bench: Bench, variant: Variant, examples: np.ndarray) -> tu
         processed += batch.input_ids.numel()
         loss = variant.loss(bench, batch.to(bench.device), variant) / num_tokens
         loss.backward()
-        total += float(loss.detach())
-    return total, processed
+        losses.append(loss.detach())
+    # Read once a step, as the trainer does: a GPU is waited for here, and not between micro-batches.
+    return float(torch.stack(losses).double().sum()), processed
 
 
 def pad_to(batch: Batch, length: int) -> Batch:
