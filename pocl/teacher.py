@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ from pocl.parts import Parts
 # How the file's numbers look to numpy, which knows no bfloat16.
 _STORAGE = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.float64: np.float64}
 _LOCK = ".lock"
+_SECONDS_BETWEEN_TRIES = 2.0
 _NUM_VERIFIED = 8  # examples that are read again when a finished cache is opened
 
 
@@ -129,7 +131,7 @@ def cached_teacher(
     key = json.loads(json.dumps(dict(key) | cache_format(model)))
     manifest = folder / "manifest.json"
     with _alone(folder):
-        if distributed.broadcast(manifest.is_file()):
+        if distributed.broadcast(manifest.is_file() and (folder / "states.bin").is_file()):
             if read_json(manifest) != key:
                 raise UserError(
                     f"{folder} caches another teacher or other texts; give another --teacher-cache, or delete it"
@@ -148,22 +150,29 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises UserError where the folder holds something else.
     """
     with ExitStack() as stack:
-        if distributed.is_main():
-            held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-            if held - {_LOCK} and "states.bin" not in held:
-                raise UserError(
-                    f"{folder} holds something else than a teacher's states; give --teacher-cache another folder"
-                )
-            with suppress(OSError):  # a file system without locks, or a folder that _prepare complains of
-                folder.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((folder / _LOCK).open("w"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    say(f"another run is at the teacher's states in {folder}; waiting for it")
-                    fcntl.flock(file, fcntl.LOCK_EX)
-        distributed.barrier()
+        said = False
+        # Again and again, and not in one long wait: the other ranks would give up on a rank that is silent for hours.
+        while not distributed.broadcast(_lock(folder, stack) if distributed.is_main() else None):
+            if not said:
+                say(f"another run is at the teacher's states in {folder}; waiting for it")
+            said = True
+            time.sleep(_SECONDS_BETWEEN_TRIES)
         yield
+
+
+def _lock(folder: Path, stack: ExitStack) -> bool:
+    """Whether this run has the folder to itself now, until ``stack`` is closed."""
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if held - {_LOCK, "manifest.json"} and "states.bin" not in held:
+        raise UserError(f"{folder} holds something else than a teacher's states; give --teacher-cache another folder")
+    with suppress(OSError):  # a file system without locks, or a folder that _prepare complains of
+        folder.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((folder / _LOCK).open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def _build(folder: Path, split: Split, model: PreTrainedModel, device: torch.device, key: Mapping[str, Any]) -> None:
