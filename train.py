@@ -17,15 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
 from pocl.assembly import (
-    deepspeed_config,
+    deepspeed_config_path,
     load_data,
     load_teacher,
     make_engine,
+    make_on_policy,
     make_ranker,
     make_recipe,
-    on_policy,
-    packs,
     prepare_student,
+    use_packing,
 )
 from pocl.batching import check_shares
 from pocl.config import parse_train
@@ -72,7 +72,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
     check_head(student, config.models.model, device)
     say(f"student {config.models.model}: {numerize(count_parameters(student))} parameters")
     teacher, vocab_size = load_teacher(config, run, student, tokenizer, train, device)
-    packed = packs(config, student, teacher, device)
+    packed = use_packing(config, student, teacher, device)
     start_run(run, config, stages, student, teacher)
 
     ranker = make_ranker(config, run, tokenizer, teacher, train)
@@ -89,7 +89,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
         pools=make_pools(config, len(train), easy_to_hard),
         ranker=ranker,
         dev=dev,
-        on_policy=on_policy(config),
+        on_policy=make_on_policy(config),
         device=device,
     )
     report(run, trainer.fit())
@@ -102,7 +102,7 @@ def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, d
         config,
         run,
         train,
-        zero=read_deepspeed_config(deepspeed_config(config)).get("zero_optimization", {}),
+        zero=read_deepspeed_config(deepspeed_config_path(config)).get("zero_optimization", {}),
         prepare=partial(prepare_student, replace(config, lora=LoraOptions())),
         device=device,
     )
@@ -111,7 +111,7 @@ def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, d
 def run_folder(config: TrainConfig, device: torch.device) -> RunDir:
     """The run's folder, where this machine can do what is asked."""
     check_shares(config.optimiser.global_batch_size, distributed.world_size())
-    check_precision(deepspeed_config(config), config.models.dtype, device)
+    check_precision(deepspeed_config_path(config), config.models.dtype, device)
     name = config.run.run_name or f"seed{config.optimiser.seed}"
     return RunDir(Path(config.run.output_dir) / config.loss.type / name)
 

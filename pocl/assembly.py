@@ -30,6 +30,7 @@ from pocl.models import (
     check_same_tokenizer,
     count_parameters,
     load_model,
+    recompute_activations,
     shared_vocabulary,
     train_only_last_layers,
     weights_bytes,
@@ -40,7 +41,7 @@ from pocl.offload import place
 from pocl.on_policy import OnPolicy
 from pocl.options import TrainConfig
 from pocl.packing import why_not_packed
-from pocl.planning import cache_key, cache_place, data_fingerprint, offloads_teacher, ranks, wants_packing
+from pocl.planning import cache_key, cache_place, data_fingerprint, needs_ranking, offloads_teacher, wants_packing
 from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
 from pocl.sampling import Sampling
@@ -140,7 +141,7 @@ def make_ranker(
 ) -> Ranker | None:
     """What orders the examples from easy to hard; None where nothing asks for it."""
     given = config.curriculum
-    if not ranks(config) and not given.difficulty_file:
+    if not needs_ranking(config) and not given.difficulty_file:
         return None
     if given.difficulty_file:
         adopt_ranking(Path(given.difficulty_file), run, train)
@@ -173,10 +174,10 @@ def prepare_student(config: TrainConfig, student: PreTrainedModel) -> None:
     if config.lora.lora_rank:
         add_adapters(student, config.models.model, seed=config.optimiser.seed, **asdict(config.lora))
     if config.models.gradient_checkpointing:
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(student)
 
 
-def deepspeed_config(config: TrainConfig) -> Path:
+def deepspeed_config_path(config: TrainConfig) -> Path:
     """The DeepSpeed JSON, from here or from the project's root."""
     path = Path(config.optimiser.deepspeed_config)
     return path if path.is_file() else ROOT / path
@@ -185,21 +186,23 @@ def deepspeed_config(config: TrainConfig) -> Path:
 def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int | None, device: torch.device) -> Engine:
     """Student and objective under DeepSpeed."""
     prepare_student(config, student)
-    fused = fuses(config, vocab_size or student.get_output_embeddings().out_features, device)
+    fused = use_fused_objective(config, vocab_size or student.get_output_embeddings().out_features, device)
     return Engine(
         StudentObjective(student, chunk_tokens=config.loss.chunk_tokens, vocab_size=vocab_size, fused=fused),
         lr=config.optimiser.lr,
         weight_decay=config.optimiser.weight_decay,
         clip_grad=config.optimiser.clip_grad,
         dtype=config.models.dtype,
-        config_path=deepspeed_config(config),
+        config_path=deepspeed_config_path(config),
         global_batch_size=config.optimiser.global_batch_size,
         world_size=distributed.world_size(),
         device=device,
     )
 
 
-def packs(config: TrainConfig, student: PreTrainedModel, teacher: TeacherSource | None, device: torch.device) -> bool:
+def use_packing(
+    config: TrainConfig, student: PreTrainedModel, teacher: TeacherSource | None, device: torch.device
+) -> bool:
     """Whether micro-batches are packed.  Raises UserError where --packing on asks it of models that cannot."""
     if not wants_packing(config):
         return False
@@ -216,7 +219,7 @@ def packs(config: TrainConfig, student: PreTrainedModel, teacher: TeacherSource 
     return True
 
 
-def fuses(config: TrainConfig, vocab_size: int, device: torch.device) -> bool:
+def use_fused_objective(config: TrainConfig, vocab_size: int, device: torch.device) -> bool:
     """Whether the objective goes through the GPU's kernel.  Raises UserError where --fused-objective on cannot."""
     wanted = config.loss.fused_objective
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
@@ -264,7 +267,7 @@ def make_recipe(config: TrainConfig, stages: Curriculum, *, packed: bool) -> Rec
     )
 
 
-def on_policy(config: TrainConfig) -> OnPolicy | None:
+def make_on_policy(config: TrainConfig) -> OnPolicy | None:
     """When the student's own text is trained on; None for never."""
     given = config.on_policy
     if given.on_policy == "off":

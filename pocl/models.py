@@ -158,6 +158,17 @@ def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:
     return model
 
 
+def recompute_activations(model: PreTrainedModel, *, enable: bool = True) -> None:
+    """Gradient checkpointing on or off: keep one tensor per layer for the backward pass, compute the rest again."""
+    # transformers below 5.20 knows the older names alone.
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if enable:
+        arguments = {f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
+        getattr(model, f"{name}_checkpointing_enable")(**arguments)
+    else:
+        getattr(model, f"{name}_checkpointing_disable")()
+
+
 def attend_by_example(model: PreTrainedModel) -> None:
     """Have packed examples attend to themselves alone, where the model's attention is sdpa."""
     if model.config._attn_implementation == "sdpa":

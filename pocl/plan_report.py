@@ -41,7 +41,15 @@ from pocl.planner import (
     training_work,
     with_adapters,
 )
-from pocl.planning import cache_place, finished_cache, make_pools, make_stages, offloads_teacher, ranks, wants_packing
+from pocl.planning import (
+    cache_place,
+    finished_cache,
+    make_pools,
+    make_stages,
+    needs_ranking,
+    offloads_teacher,
+    wants_packing,
+)
 from pocl.ranking import COLUMNS, columns_of, sources_of
 from pocl.rundir import RunDir
 from pocl.teacher import cache_bytes
@@ -149,7 +157,7 @@ def _amount(
 
 def _rankings(config: TrainConfig, stages: Curriculum) -> int:
     """How often the run ranks its examples, the first time included."""
-    if not ranks(config):
+    if not needs_ranking(config):
         return 0
     return {"off": 1, "stage": len(stages), "epoch": sum(stage.epochs for stage in stages)}[config.curriculum.rerank]
 
@@ -189,7 +197,7 @@ def _phases(
     phases = {}
     if teacher is not None:
         phases["caching" if cached else "loading"] = whole | read
-    if ranks(config):
+    if needs_ranking(config):
         phases["ranking"] = whole | kept | answers
     chunk = objective_bytes(student, config.loss.chunk_tokens, device_type)
     objective = {"a chunk of logits, head's gradient": chunk}

@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pocl.curriculum import Stage
 from pocl.data import Split
-from pocl.models import count_parameters, layer_stack, trunk
+from pocl.models import count_parameters, layer_stack, recompute_activations, trunk
 from pocl.objective import chunk_bytes
 
 _CUT_STEPS = 500  # of a stage's first epoch so many steps are cut into micro-batches; the rest is like them
@@ -277,9 +277,9 @@ def _activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
     if not checkpointing:
         return _saved_bytes(model, rows, length)
     kept = _saved_bytes(model, rows, length)
-    model.gradient_checkpointing_disable()
+    recompute_activations(model, enable=False)
     whole = _saved_bytes(model, rows, length)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model)
     return kept + whole // model.config.num_hidden_layers
 
 

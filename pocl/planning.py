@@ -19,7 +19,7 @@ from pocl.console import show_table
 from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages
 from pocl.data import Split, read_manifest
 from pocl.files import read_json
-from pocl.models import DTYPES, load_config, load_skeleton
+from pocl.models import DTYPES, load_config, load_skeleton, recompute_activations
 from pocl.objective import automatic_chunk_tokens
 from pocl.options import TrainConfig
 from pocl.planner import cached_numbers, micro_batch_tokens, prompts_at_once
@@ -63,7 +63,7 @@ def _micro_batch_tokens(config: TrainConfig, memory: int, device: torch.device) 
     with FakeTensorMode():
         student = load_skeleton(config.models.model, config.models.dtype)
         if config.models.gradient_checkpointing:
-            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(student)
         return micro_batch_tokens(student, memory)
 
 
@@ -116,7 +116,7 @@ def make_pools(config: TrainConfig, num_examples: int, easy_to_hard: np.ndarray 
     return pools if easy_to_hard is None else pools.rank(easy_to_hard)
 
 
-def ranks(config: TrainConfig) -> bool:
+def needs_ranking(config: TrainConfig) -> bool:
     """Whether the run orders its examples from easy to hard."""
     return CURRICULA[config.curriculum.curriculum].order == "ranked" or config.loss.selective_reliance != "off"
 

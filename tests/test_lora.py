@@ -24,6 +24,7 @@ from pocl.models import (
     layer_stack,
     load_model,
     load_tokenizer,
+    recompute_activations,
     response_states,
     trunk,
     weights_fingerprint,
@@ -105,7 +106,7 @@ def test_fresh_adapters_change_no_answer_and_depend_on_the_seed_alone(plain: Pre
 def test_every_adapter_gets_a_gradient_and_nothing_else_does(plain: PreTrainedModel, checkpointed: bool) -> None:
     model = adapt(plain).train()
     if checkpointed:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     before = copy.deepcopy(model.state_dict())
     optimiser = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
     batch = collate([0, 1], [[5, 6], [7, 8, 9]], [[10, 11, 12], [13, 0]], max_length=16)

@@ -23,10 +23,10 @@ from pocl.batching import cut_rows
 from pocl.data import collate
 from pocl.heads import make_head
 from pocl.losses import LOSSES
-from pocl.models import attend_by_example, load_model, response_states
+from pocl.models import attend_by_example, load_model, recompute_activations, response_states
 from pocl.objective import StudentObjective
 from pocl.packing import never_packed, why_not_packed
-from pocl.token_objective import Term
+from pocl.token_objective import Term, Weights
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 
@@ -66,6 +66,7 @@ def test_packed_states_objective_and_gradients_are_the_padded_ones(family: str, 
     teacher = tiny_model(family, vocab_size=600, end_id=0, num_layers=3).double()
     term = Term(LOSSES["tjsd"].bind(), 1.5, 2.25, 0.7)
     ratio = torch.tensor([0.2, 1.0, 0.5, 0.0], dtype=torch.float64)
+    weights = Weights(ratio, 1.0 - ratio)
     padded = collate(range(4), PROMPTS, RESPONSES, max_length=24)
     found = []
     for batch, chosen in ((padded, "sdpa" if way == attention.NAME else way), (padded.packed(), way)):
@@ -74,10 +75,10 @@ def test_packed_states_objective_and_gradients_are_the_padded_ones(family: str, 
             which.set_attn_implementation(chosen)
             assert which.config._attn_implementation == chosen
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(model)
         with torch.no_grad():
             states = response_states(teacher, batch)
-        parts = StudentObjective(model, chunk_tokens=10)(batch, term, states, make_head(teacher), ratio)
+        parts = StudentObjective(model, chunk_tokens=10)(batch, term, states, make_head(teacher), weights)
         parts[0].backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         found.append([*parts, states, *gradients])

@@ -24,7 +24,7 @@ from pocl.curriculum import Stage
 from pocl.data import load_split
 from pocl.errors import UserError
 from pocl.lora import add_adapters, target_layers
-from pocl.models import load_model, load_skeleton, train_only_last_layers, trunk
+from pocl.models import load_model, load_skeleton, recompute_activations, train_only_last_layers, trunk
 from pocl.plan_report import Costs
 from pocl.planner import (
     Amount,
@@ -237,13 +237,13 @@ def test_activations_are_what_autograd_keeps(family: str, tmp_path: Path) -> Non
     save_model(tiny_model(family, vocab_size=len(tokenizer), end_id=0), tokenizer, tmp_path)
     model = load_model(str(tmp_path)).train()
     whole = kept_bytes(model, 4, 40)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model)
     few = kept_bytes(model, 4, 40)
     with FakeTensorMode():
         skeleton = load_skeleton(str(tmp_path))
         # A mask of 40 x 40 is made where a real model needs none: much here, little where layers are wide.
         assert whole <= activation_bytes(skeleton, 4, 40) <= 1.15 * whole
-        skeleton.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(skeleton)
         assert few + whole / 2 <= activation_bytes(skeleton, 4, 40) <= 1.15 * (few + whole / 2)
 
 
@@ -430,7 +430,7 @@ def test_a_micro_batch_of_a_gpu_is_halved_until_it_has_room(folders: Folders, ch
     with FakeTensorMode():
         student = load_skeleton(str(folders.student), "bf16")
         if checkpointing:
-            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(student)
         states = 2 * 18 * sum(parameter.numel() for parameter in student.parameters())
         sizes = [micro_batch_tokens(student, states + memory) for memory in (0, *MEMORIES)]
         for size, memory in zip(sizes[1:], MEMORIES, strict=True):
