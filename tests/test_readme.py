@@ -1,4 +1,4 @@
-"""What the README tells people to type exists, and takes the flags that it is given."""
+"""What the README and the pages beside it tell people to type exists, and takes the flags that it is given."""
 
 import os
 import re
@@ -12,8 +12,9 @@ import pytest
 
 from tests.tiny import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True)
     for block in BLOCKS
@@ -59,17 +60,24 @@ def help_of(program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:pocl|scripts|tools|tests|data)/[\w./-]+)", README))))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:pocl|scripts|tools|tests|data)/[\w./-]+)", TEXT))))
 def test_a_path_that_the_readme_names_exists(path: str) -> None:
     if not path.startswith("data/dolly"):  # the reader places that one
         assert (ROOT / path.rstrip(":")).exists()
 
 
-@pytest.mark.parametrize(("path", "name"), re.findall(r"`((?:pocl/\w+|evaluate|train)\.py): ([\w.]+)`", README))
+@pytest.mark.parametrize(("path", "name"), re.findall(r"`((?:pocl/\w+|evaluate|train)\.py): ([\w.]+)`", TEXT))
 def test_a_function_that_the_readme_names_is_in_its_file(path: str, name: str) -> None:
     assert re.search(rf"^\s*(?:def|class) {name.split('.')[-1]}\b", (ROOT / path).read_text(), flags=re.MULTILINE)
 
 
-def test_pictures_of_the_readme_are_there() -> None:
-    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (ROOT / path).is_file()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if path.startswith("http"):
+            continue
+        assert not path or (page.parent / path).is_file(), target
+        assert not anchor or path or anchor in anchors, target
