@@ -34,7 +34,7 @@ from pocl.flags import parse
 from pocl.generation import Generator
 from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import EvaluateOptions, GenerationOptions
-from pocl.planning import prompts_together
+from pocl.plan.resolve import prompts_together
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 

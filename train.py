@@ -37,9 +37,9 @@ from pocl.errors import run_main
 from pocl.files import read_jsonl, value_sha256, write_json
 from pocl.models import check_head, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import LoraOptions, TrainConfig
-from pocl.plan_report import show_plan
-from pocl.planning import data_fingerprint, make_pools, make_stages, with_sizes
-from pocl.position import Position
+from pocl.plan.report import show_plan
+from pocl.plan.resolve import data_fingerprint, make_pools, make_stages, with_sizes
+from pocl.run.position import Position
 from pocl.rundir import RunDir
 from pocl.teacher import TeacherSource
 from pocl.trainer import Trainer

@@ -19,8 +19,10 @@ from pocl.difficulty import Ranker, adopt_ranking
 from pocl.engine import Engine
 from pocl.errors import UserError
 from pocl.evaluation import DevSet, Example
+from pocl.fast.fused import why_not_fused
+from pocl.fast.offload import place
+from pocl.fast.packing import why_not_packed
 from pocl.files import value_sha256
-from pocl.fused import why_not_fused
 from pocl.lora import add_adapters
 from pocl.losses import loss_type
 from pocl.models import (
@@ -37,11 +39,9 @@ from pocl.models import (
     weights_fingerprint,
 )
 from pocl.objective import StudentObjective
-from pocl.offload import place
 from pocl.on_policy import OnPolicy
 from pocl.options import TrainConfig
-from pocl.packing import why_not_packed
-from pocl.planning import cache_key, cache_place, data_fingerprint, needs_ranking, offloads_teacher, wants_packing
+from pocl.plan.resolve import cache_key, cache_place, data_fingerprint, needs_ranking, offloads_teacher, wants_packing
 from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
 from pocl.sampling import Sampling

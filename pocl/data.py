@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pocl.attention import Segments
 from pocl.errors import UserError
+from pocl.fast.attention import Segments
 from pocl.files import check_object, read_json, read_jsonl, value_sha256
 
 IGNORE = -100  # the label of a position that is no response token

@@ -25,9 +25,9 @@ from pocl.errors import RunStopped, UserError
 from pocl.files import read_jsonl, write_json, write_jsonl
 from pocl.models import response_labels, weights_fingerprint
 from pocl.objective import chunks_needed, distillation_objective
-from pocl.parts import Parts
-from pocl.position import Position
 from pocl.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
+from pocl.run.parts import Parts
+from pocl.run.position import Position
 from pocl.rundir import RunDir
 from pocl.scoring import Limits, score_examples
 from pocl.teacher import TeacherSource

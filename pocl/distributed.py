@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pocl import products
+from pocl.fast import products
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 def start() -> torch.device:
     """Join the process group that the launcher describes (a group of one without a launcher) -> this rank's device.
 
-    On a CPU, matrix products are from then on whose they are fastest (pocl/products.py).
+    On a CPU, matrix products are from then on whose they are fastest (pocl/fast/products.py).
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"

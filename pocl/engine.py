@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pocl import distributed
 from pocl.data import Batch
 from pocl.errors import RunStopped, UserError
+from pocl.fast.heads import Head
 from pocl.files import read_json
-from pocl.heads import Head
 from pocl.lora import merged_weights
 from pocl.models import fuse_activations
 from pocl.objective import StudentObjective

@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
-from pocl.attention import whole_mask
 from pocl.batching import blocks_by_length
 from pocl.console import Progressing
 from pocl.data import send
-from pocl.heads import aligned, make_head
-from pocl.interrupt import requested, stop_if_requested
-from pocl.kv_cache import roomy_cache
+from pocl.fast.attention import whole_mask
+from pocl.fast.heads import aligned, make_head
+from pocl.fast.kv_cache import roomy_cache
+from pocl.fast.packing import takes_whole_masks
 from pocl.models import end_ids, trunk
-from pocl.packing import takes_whole_masks
+from pocl.run.interrupt import requested, stop_if_requested
 from pocl.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 
 # Rows are dropped once this share of the batch is done: dropping copies the cache.

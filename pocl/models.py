@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -19,10 +25,10 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from pocl import attention
 from pocl.data import Batch, tokenizer_fingerprint
 from pocl.errors import UserError, first_line
-from pocl.heads import make_head
+from pocl.fast import attention
+from pocl.fast.heads import make_head
 from pocl.lora import about_base, adapter_chain, merge_adapter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,7 +67,7 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"no tokenizer in {path!r}: {first_line(error)}") from error
+        raise _not_loaded("no tokenizer in", path, error) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {path!r} has no end-of-text token; every response must end with one")
     return tokenizer
@@ -118,18 +124,37 @@ def _load_config(path: str) -> PretrainedConfig:
             raise UserError(f"{path} is an adapter on the hub; download it to a folder, and give that")
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except _LOADING_ERRORS as error:
-        raise UserError(f"cannot load a model from {path!r}: {first_line(error)}") from error
+        raise _not_loaded("cannot load a model from", path, error) from error
 
 
 def _check_place(path: str) -> None:
     """Raise UserError where no model can be: no folder is there, and no hub name looks like that, or it is a run's."""
     folder = Path(path)
     if not folder.is_dir() and (folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) > 2):
-        raise UserError(f"{path} is no folder; a model wants config.json, model.safetensors and its tokenizer")
+        way = "a run leaves its student there, and scripts/<family>/sft/teacher.sh is the run of a teacher"
+        if folder.name != "best":
+            way = "python tools/fetch.py models brings those of the scripts, by names that its list says"
+        raise UserError(f"{path} is no folder; a model wants config.json, model.safetensors and its tokenizer; {way}")
     if not (folder / "config.json").is_file() or not (folder / "best").is_dir():
         return
     if not _has_tokenizer(folder) and not list(folder.glob("*.safetensors")):
         raise UserError(f"{path} is the folder of a run; its student is {folder / 'best'}")
+
+
+def _not_loaded(what: str, path: str, error: Exception) -> UserError:
+    """What is said of a model that a library did not load; for a name of the hub, that it is no folder here first."""
+    causes: list[BaseException] = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    reason = None
+    if not Path(path).is_dir() and not any(isinstance(cause, GatedRepoError) for cause in causes):
+        if any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
+            reason = "the hub could not be reached"
+        elif any(isinstance(cause, (RepositoryNotFoundError, HFValidationError)) for cause in causes):
+            reason = "the hub knows no model of this name"
+    if reason:
+        return UserError(f"there is no folder {path!r} here, and {reason}; give the folder of a model")
+    return UserError(f"{what} {path!r}: {first_line(error)}")
 
 
 def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:
@@ -145,7 +170,7 @@ def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:
             output_loading_info=True,
         )
     except _LOADING_ERRORS as error:
-        raise UserError(f"cannot load a model from {path!r}: {first_line(error)}") from error
+        raise _not_loaded("cannot load a model from", path, error) from error
     except SafetensorError as error:
         raise UserError(f"the weights in {path!r} are damaged: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
@@ -208,7 +233,7 @@ def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The trunk's hidden states at the positions that have a label.  -> [N, H].
 
     No attention mask goes in: padding stands to the right of every response, where a causal trunk never looks. The
-    examples of a packed batch are told apart by ``pocl.attention``, or by their positions (``pocl.packing``).
+    examples of a packed batch are told apart by ``pocl.fast.attention``, or by positions (``pocl.fast.packing``).
     """
     others: dict[str, Any] = {}
     if batch.position_ids is not None:
@@ -239,7 +264,7 @@ def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
     if not close:
         raise UserError(
             f"{name!r} ({model.config.model_type}) changes its logits behind the head in a way that is not known "
-            f"here; add it to make_head in pocl/heads.py"
+            f"here; add it to make_head in pocl/fast/heads.py"
         )
 
 

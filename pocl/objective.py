@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from pocl import distributed
 from pocl.data import Batch, send
-from pocl.fused import fused_objective
-from pocl.heads import Head, aligned, make_head
+from pocl.fast.fused import fused_objective
+from pocl.fast.heads import Head, aligned, make_head
+from pocl.fast.tied import TiedGradient, lookups_of, tied_embedding
 from pocl.models import response_labels, response_states
-from pocl.tied import TiedGradient, lookups_of, tied_embedding
 from pocl.token_objective import Term, Weights, token_objective
 
 # So many numbers of a chunk's logits are worked on at a time. On the CPU that is what its caches hold: at V = 50,257
@@ -58,7 +58,7 @@ def distillation_objective(
 
     ``weights`` [N] are each token's own, in place of the term's. ``tied`` takes the gradient by the
     head's weight, to hand it on with that of the embedding. ``fused``: what is learnt from goes through the GPU's
-    kernel (``pocl.fused``).
+    kernel (``pocl.fast.fused``).
 
     The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other. Where gradients are
     enabled, ``loss`` carries those of the states and of the head's parameters, and is differentiated once.

@@ -13,8 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pocl import distributed, products
+from pocl import distributed
 from pocl.errors import UserError, first_line
+from pocl.fast import products
 from pocl.files import check_object, read_object, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from pocl.generation import Generator, decode
 from pocl.metrics import rouge_l
 from pocl.objective import example_cross_entropy
 from pocl.options import Backend
-from pocl.parts import Parts
+from pocl.run.parts import Parts
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 

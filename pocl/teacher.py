@@ -25,11 +25,11 @@ from pocl.batching import blocks_to_read
 from pocl.console import say
 from pocl.data import Batch, Split
 from pocl.errors import UserError
+from pocl.fast.heads import Head, aligned, make_head
+from pocl.fast.offload import place_head
 from pocl.files import read_json, write_json
-from pocl.heads import Head, aligned, make_head
 from pocl.models import response_states
-from pocl.offload import place_head
-from pocl.parts import Parts
+from pocl.run.parts import Parts
 
 # How the file's numbers look to numpy, which knows no bfloat16.
 _STORAGE = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.float64: np.float64}
@@ -123,7 +123,7 @@ def cached_teacher(
 ) -> CachedTeacher:
     """The teacher behind a cache in ``folder``, which is built, completed or verified first, over all ranks.
 
-    The model answers on ``device`` (``place`` in pocl/offload.py), and has left it but for its head afterwards.
+    The model answers on ``device`` (``place`` in pocl/fast/offload.py), and has left it but for its head afterwards.
     ``key`` says what the states depend on besides the model's dtype (weights under "teacher", texts, limits).  Raises
     UserError where the folder holds a cache of something else, where it does not verify, or the disk has no room.
     """

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import distributed
 from pocl.buckets import BucketProbe
-from pocl.checkpoints import Checkpoints
 from pocl.console import Progressing, say
 from pocl.curriculum import Stage
 from pocl.data import Split
@@ -25,13 +24,14 @@ from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.files import write_json
 from pocl.generation import BuiltIn
 from pocl.gradients import Gradients
-from pocl.interrupt import Interrupt, StopRequested
-from pocl.journal import Journal, peak_memory_gb
 from pocl.micro_batches import MicroBatchSource
 from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.pools import Pools
-from pocl.position import Position
 from pocl.recipe import Recipe
+from pocl.run.checkpoints import Checkpoints
+from pocl.run.interrupt import Interrupt, StopRequested
+from pocl.run.journal import Journal, peak_memory_gb
+from pocl.run.position import Position
 from pocl.rundir import RunDir
 from pocl.snapshot import Snapshot
 from pocl.teacher import TeacherSource

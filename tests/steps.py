@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from pocl import distributed  # noqa: E402  The path stands before.
 from pocl.data import collate  # noqa: E402
 from pocl.engine import Engine  # noqa: E402
-from pocl.heads import make_head  # noqa: E402
+from pocl.fast.heads import make_head  # noqa: E402
 from pocl.losses import LOSSES  # noqa: E402
 from pocl.models import response_states  # noqa: E402
 from pocl.objective import StudentObjective  # noqa: E402

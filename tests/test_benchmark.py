@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pocl import distributed, fused
+from pocl import distributed
+from pocl.fast import fused
+from pocl.fast.packing import never_packed
 from pocl.models import response_states
-from pocl.packing import never_packed
 from tests.runs import Result, call
 from tools import benchmark
 from tools.benchmarking import divergences, stepping

@@ -13,14 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import train
-from pocl.checkpoints import Checkpoints
 from pocl.curriculum import CURRICULA, plan_stages
 from pocl.data import Split, collate
 from pocl.difficulty import Ranker
 from pocl.micro_batches import MicroBatchSource
 from pocl.pools import unranked_pools
-from pocl.position import Position
 from pocl.ranking import COLUMNS, SIGNALS, Column, columns_of, rank_examples
+from pocl.run.checkpoints import Checkpoints
+from pocl.run.position import Position
 from pocl.rundir import RunDir
 from pocl.snapshot import Snapshot
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments, train_until_stage

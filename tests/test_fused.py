@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 import train
-from pocl import fused, losses
+from pocl import losses
 from pocl.data import collate
+from pocl.fast import fused
+from pocl.fast.fused import fused_objective, never_fused, why_not_fused
+from pocl.fast.heads import HEAD_ROWS, aligned, make_head
 from pocl.files import read_jsonl
-from pocl.fused import fused_objective, never_fused, why_not_fused
-from pocl.heads import HEAD_ROWS, aligned, make_head
 from pocl.losses import LOSSES
 from pocl.models import response_states
 from pocl.objective import StudentObjective
@@ -199,7 +200,7 @@ def test_what_has_no_kernel_is_named() -> None:
         return (q.probs - p.probs).square().sum(-1) * weight, q.probs
 
     for own in (chi_squared, partial(chi_squared, weight=0.5)):
-        assert never_fused(own, gpu, torch.float32) == "pocl/kernel.py has no chi_squared"
+        assert never_fused(own, gpu, torch.float32) == "pocl/fast/kernel.py has no chi_squared"
 
 
 def test_without_triton_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +238,8 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from pocl import fused, kernel
+from pocl.fast import fused
+from pocl.fast import kernel
 
 names = kernel.token_objective.arg_names
 kinds = {name: "*fp32" for name in names[3:8]} | {"labels": "*i64", "inverse_temperature": "fp32", "parameter": "fp32"}

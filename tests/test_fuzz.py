@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from pocl.assembly import answer_length
-from pocl.checkpoints import Checkpoints
 from pocl.config import parse_train
 from pocl.curriculum import baby_step_pools
 from pocl.data import check_tokenizer, read_instructions
@@ -25,11 +24,12 @@ from pocl.errors import UserError
 from pocl.evaluation import load_set
 from pocl.files import read_jsonl, write_json, write_jsonl
 from pocl.lora import adapter_chain
-from pocl.parts import Parts
-from pocl.planning import data_fingerprint
-from pocl.position import Position
+from pocl.plan.resolve import data_fingerprint
+from pocl.run.checkpoints import Checkpoints
+from pocl.run.parts import Parts
+from pocl.run.position import Position
+from pocl.run.statefile import load_state, save_state
 from pocl.rundir import RunDir
-from pocl.statefile import load_state, save_state
 from tests.runs import Folders, call, make_folders, train_arguments
 from tests.tiny import ROOT, tiny_tokenizer
 from tools import plot_difficulty, process_data

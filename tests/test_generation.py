@@ -12,12 +12,12 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, Pre
 from transformers.cache_utils import DynamicLayer
 
 from pocl import distributed
-from pocl.attention import whole_mask
+from pocl.fast.attention import whole_mask
+from pocl.fast.heads import HEAD_ROWS
+from pocl.fast.kv_cache import RoomyLayer
+from pocl.fast.packing import takes_whole_masks
 from pocl.generation import BuiltIn, _Watch, answer_prompts, decode, even_blocks, generate
-from pocl.heads import HEAD_ROWS
-from pocl.kv_cache import RoomyLayer
 from pocl.models import attend_by_example
-from pocl.packing import takes_whole_masks
 from pocl.sampling import NgramBan, Sampling, ban_repeated, choose_tokens
 from tests.tiny import FAMILIES, tiny_model
 

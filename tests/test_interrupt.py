@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 import train
-from pocl import checkpoints
 from pocl.errors import Interrupted, UserError, run_main
 from pocl.generation import BuiltIn
 from pocl.gradients import Gradients
-from pocl.interrupt import Interrupt
 from pocl.micro_batches import MicroBatchSource
+from pocl.run import checkpoints
+from pocl.run.interrupt import Interrupt
 from pocl.rundir import RunDir
 from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT
@@ -150,7 +150,7 @@ def test_outside_of_training_signals_mean_what_they_meant() -> None:
 
 def test_a_second_signal_later_ends_the_process_at_once() -> None:
     program = (
-        "import os, signal, pocl.interrupt as i\n"
+        "import os, signal, pocl.run.interrupt as i\n"
         "i._DUPLICATE_SIGNAL_SECONDS = 0.0\n"
         "with i.Interrupt():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"

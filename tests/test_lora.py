@@ -16,8 +16,8 @@ import evaluate
 import train
 from pocl.data import collate
 from pocl.errors import UserError
+from pocl.fast.heads import make_head
 from pocl.generation import Sampling, generate
-from pocl.heads import make_head
 from pocl.lora import adapter_chain, add_adapters, merged_weights, save_adapter
 from pocl.models import (
     check_head,

@@ -2,18 +2,23 @@
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -32,7 +37,7 @@ from transformers.activations import NewGELUActivation
 
 from pocl.data import collate
 from pocl.errors import UserError
-from pocl.heads import Head, make_head
+from pocl.fast.heads import Head, make_head
 from pocl.models import (
     check_head,
     check_positions,
@@ -197,6 +202,57 @@ def test_a_good_folder_loads_in_evaluation_mode(gpt2_dir: Path) -> None:
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "is no folder" in refusal(tmp_path / "nothing")
     assert "is no folder" in refusal("./nothing/here")
+
+
+@pytest.mark.parametrize(
+    ("place", "way"),
+    [
+        ("checkpoints/gpt2/base", "python tools/fetch.py models brings those of the scripts"),
+        ("results/opt/teacher/sft/seed10/best", "scripts/<family>/sft/teacher.sh is the run of a teacher"),
+    ],
+)
+def test_a_folder_that_is_not_there_is_told_with_what_makes_it(place: str, way: str, tmp_path: Path) -> None:
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(UserError, match=re.escape(f"{tmp_path / place} is no folder; a model wants")) as caught:
+            load(str(tmp_path / place))
+        assert way in str(caught.value)
+
+
+def unknown_name() -> OSError:
+    """What transformers raises where the hub knows no such name."""
+    error = OSError("nowhere is not a local folder and is not a valid model identifier")
+    error.__cause__ = RepositoryNotFoundError("404", response=MagicMock())
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "raised", "told"),
+    [
+        ("nowhere", None, "the hub could not be reached"),  # the tests are offline
+        ("some/where", None, "the hub could not be reached"),
+        ("my model", None, "the hub knows no model of this name"),
+        ("nowhere", unknown_name(), "the hub knows no model of this name"),
+    ],
+)
+def test_a_name_that_is_no_folder_is_told_to_be_none_before_the_hub_is_named(
+    name: str, raised: OSError | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if raised:
+        for kind in (AutoConfig, AutoTokenizer):
+            monkeypatch.setattr(kind, "from_pretrained", Mock(side_effect=raised))
+        monkeypatch.setattr("pocl.models.find_adapter_config_file", lambda path: None)
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(UserError) as caught:
+            load(name)
+        assert str(caught.value) == f"there is no folder {name!r} here, and {told}; give the folder of a model"
+
+
+def test_what_the_hub_says_of_a_model_that_it_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = OSError("You are trying to access a gated repo.\nMake sure to have access to it")
+    error.__cause__ = GatedRepoError("403", response=MagicMock())
+    monkeypatch.setattr("pocl.models.find_adapter_config_file", lambda path: None)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", Mock(side_effect=error))
+    assert refusal("their/model").endswith("'their/model': You are trying to access a gated repo.")
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl.data import Batch, collate
-from pocl.heads import HEAD_ROWS, Head, aligned, make_head
+from pocl.fast.heads import HEAD_ROWS, Head, aligned, make_head
 from pocl.losses import LOSSES, slope_by_autograd
 from pocl.models import response_labels, response_states
 from pocl.objective import (

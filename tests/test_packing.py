@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 import train
-from pocl import attention
-from pocl.attention import Segments, attention_by_example
 from pocl.batching import cut_rows
 from pocl.data import collate
-from pocl.heads import make_head
+from pocl.fast import attention
+from pocl.fast.attention import Segments, attention_by_example
+from pocl.fast.heads import make_head
+from pocl.fast.packing import never_packed, why_not_packed
 from pocl.losses import LOSSES
 from pocl.models import attend_by_example, load_model, recompute_activations, response_states
 from pocl.objective import StudentObjective
-from pocl.packing import never_packed, why_not_packed
 from pocl.token_objective import Term, Weights
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pocl.errors import RunStopped
-from pocl.parts import Parts
+from pocl.run.parts import Parts
 
 
 def test_records_of_an_interrupted_pass_are_there_again(tmp_path: Path) -> None:

@@ -18,15 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import train
-from pocl import distributed, plan_report
+from pocl import distributed
 from pocl.config import parse_train
 from pocl.curriculum import Stage
 from pocl.data import load_split
 from pocl.errors import UserError
 from pocl.lora import add_adapters, target_layers
 from pocl.models import load_model, load_skeleton, recompute_activations, train_only_last_layers, trunk
-from pocl.plan_report import Costs
-from pocl.planner import (
+from pocl.plan import report as plan_report
+from pocl.plan.costs import (
     Amount,
     Sketch,
     activation_bytes,
@@ -44,7 +44,8 @@ from pocl.planner import (
     training_work,
     with_adapters,
 )
-from pocl.planning import offloads_teacher, prompts_together, with_sizes
+from pocl.plan.report import Costs
+from pocl.plan.resolve import offloads_teacher, prompts_together, with_sizes
 from tests.runs import MAX_LENGTH, Folders, Result, call, make_folders, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, ROOT, save_model, tiny_model, tiny_tokenizer
 

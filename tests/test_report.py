@@ -471,7 +471,7 @@ def table_page(rows: list[str], folders: Folders, tmp_path_factory: pytest.TempP
 
 
 def test_a_table_has_every_row_with_its_run_and_its_answers(table_page: Path, run: Path) -> None:
-    from pocl.tables import make_tables, text_rows
+    from tools.reporting.tables import make_tables, text_rows
 
     page = Tree(table_page.read_text(encoding="utf-8"))
     made = page.table("ROUGE-L")

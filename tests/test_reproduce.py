@@ -1,9 +1,11 @@
 """The rows of the tables against their scripts, and how a table's steps are run; tests/test_all_rows.py runs them."""
 
+import dataclasses
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ import pytest
 from pocl import config as configuration
 from pocl.curriculum import plan_stages
 from pocl.errors import UserError
-from pocl.files import write_json
+from pocl.files import write_json, write_text
 from pocl.flags import parse
 from tests.runs import Result, call
 from tests.test_scripts import FAMILIES, Command, printed, run
+from tests.tiny import ROOT
 from tools import reproduce
 from tools.generate_seqkd import SeqKDOptions
 from tools.generate_seqkd import check as check_seqkd
+from tools.reproducing.steps import GIVEN, Step
 from tools.rows import SCALES, TABLES, Row, main_rows, table_rows
 
 # Source: arXiv 2506.05695, the main table.
@@ -65,7 +69,7 @@ def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
 
     def values(row: Row) -> dict[str, Any]:
         config = configuration.parse_train(printed(f"gpt2/{row.script}", *row.flags, cwd=tmp_path).arguments)
-        found = configuration.as_dict(config)
+        found = dataclasses.asdict(config)
         return {f"{group}.{name}": value for group, part in found.items() for name, value in part.items()}
 
     wanted = {
@@ -123,6 +127,26 @@ def test_every_row_of_a_comparison_names_a_baseline_of_its_table() -> None:
 
 
 RUN = subprocess.run
+SETS = ("dolly", "self-inst", "vicuna", "sinst/11_", "uinst/11_")
+
+
+def bring(base: Path, *more: str) -> None:
+    """What a table of gpt2 needs: data of these names beside the paper's, evaluation sets, the models' folders."""
+    for name in ("dolly", *more):
+        write_text(base / "data" / name / "raw.jsonl", "{}")
+    for name in (*SETS, *more):
+        write_text(base / "data" / name / "valid.jsonl", "{}")
+    for name in ("base", "xlarge"):
+        (base / "checkpoints" / "gpt2" / name).mkdir(parents=True, exist_ok=True)
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base path that holds all of it, and an environment that names no models."""
+    for name in ("STUDENT", "TEACHER", "TEACHER_BASE", "TOKENIZER", "DTYPE", "DATA"):
+        monkeypatch.delenv(name, raising=False)
+    bring(tmp_path, "mine")
+    return tmp_path
 
 
 def reproduced(monkeypatch: pytest.MonkeyPatch, base: Path, statuses: dict[str, int], *arguments: object) -> Result:
@@ -144,33 +168,33 @@ def reproduced(monkeypatch: pytest.MonkeyPatch, base: Path, statuses: dict[str, 
         return subprocess.CompletedProcess(command, status)
 
     monkeypatch.setattr(reproduce.subprocess, "run", script)
-    places = ("--family", "gpt2", "--base-path", base)
-    arguments = (*places, "--teacher", base / "checkpoints" / "gpt2" / "teacher-1.5B", *arguments)
+    models = base / "checkpoints" / "gpt2"
+    places = ("--family", "gpt2", "--base-path", base, "--student", models / "base")
+    places += ("--teacher", models / "teacher-1.5B", "--teacher-base", models / "xlarge")
+    arguments = (*places, *arguments)
     return call(reproduce, arguments)
 
 
-def test_a_row_that_fails_is_told_and_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_fails_is_told_and_keeps_no_other(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ["--rows", "KLD", "RKLD", "SFT"]
-    result = reproduced(monkeypatch, tmp_path, {"--type rkl": 1}, *rows)
+    result = reproduced(monkeypatch, base, {"--type rkl": 1}, *rows)
     assert result.status == 1
     assert "RKLD: train FAILED" in result.output and "no room left" in result.output
     assert "1 of 3 rows failed" in result.last_line
-    table = (tmp_path / "results" / "gpt2" / "table-main.md").read_text()
+    table = (base / "results" / "gpt2" / "table-main.md").read_text()
     assert "| SFT |" in table and "| KLD |" in table and "RKLD" not in table
-    again = reproduced(monkeypatch, tmp_path, {}, *rows)
+    again = reproduced(monkeypatch, base, {}, *rows)
     assert again.status == 0, again.output
     assert "KLD: train is done" in again.output and "RKLD: train 0:00" in again.output
-    other = reproduced(monkeypatch, tmp_path, {}, *rows, "--", "--lr", 1)
+    other = reproduced(monkeypatch, base, {}, *rows, "--", "--lr", 1)
     assert "train is done" not in other.output  # another command
     assert "KLD: evaluate is done" in other.output
 
 
-def test_the_papers_figures_stand_beside_its_own_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("STUDENT", "TEACHER", "TEACHER_BASE", "TOKENIZER"):
-        monkeypatch.delenv(name, raising=False)
-    result = reproduced(monkeypatch, tmp_path, {}, "--rows", "SFT")
+def test_the_papers_figures_stand_beside_its_own_setting(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = reproduced(monkeypatch, base, {}, "--rows", "SFT")
     assert result.status == 0, result.output
-    text = (tmp_path / "results" / "gpt2" / "table-main.md").read_text()
+    text = (base / "results" / "gpt2" / "table-main.md").read_text()
     assert "paper 23.33" in text and "left out" not in result.output
     assert "dolly: 1 prompts here and 500 in the paper" in text
 
@@ -194,60 +218,211 @@ def test_the_papers_figures_are_left_out_beside_any_other_setting(
     arguments: list[str],
     environment: dict[str, str],
     told: str,
-    tmp_path: Path,
+    base: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("STUDENT", "TEACHER", "TEACHER_BASE", "TOKENIZER"):
-        monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    result = reproduced(monkeypatch, tmp_path, {}, "--rows", "SFT", *arguments)
+    result = reproduced(monkeypatch, base, {}, "--rows", "SFT", *arguments)
     assert result.status == 0, result.output
-    assert "paper 23.33" not in (tmp_path / "results" / "gpt2" / "table-main.md").read_text()
+    assert "paper 23.33" not in (base / "results" / "gpt2" / "table-main.md").read_text()
     assert f"the paper's figures are left out: {told}" in " ".join(result.output.split())
 
 
-def test_a_table_of_the_ablation_is_compared_with_pocl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = reproduced(monkeypatch, tmp_path, {}, "--table", "ablation", "--rows", "POCL", "random pools")
+def test_a_table_of_the_ablation_is_compared_with_pocl(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = reproduced(monkeypatch, base, {}, "--table", "ablation", "--rows", "POCL", "random pools")
     assert result.status == 0, result.output
-    text = (tmp_path / "results" / "gpt2" / "table-ablation.md").read_text()
+    text = (base / "results" / "gpt2" / "table-ablation.md").read_text()
     assert "against POCL, with Holm's correction" in text and "paper" not in text
 
 
 @pytest.mark.parametrize("ledger", [None, {"finished": False}, {"finished": True}], ids=["begun", "half", "whole"])
 def test_a_half_trained_teacher_of_this_table_is_trained_on_and_a_whole_one_is_evaluated_where_it_lies(
-    ledger: dict[str, bool] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ledger: dict[str, bool] | None, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = tmp_path / "results" / "gpt2" / "teacher" / "sft" / "seed10"
+    teacher = base / "results" / "gpt2" / "teacher" / "sft" / "seed10"
     (teacher / "best").mkdir(parents=True)
     write_json(teacher / "config.json", {})
     if ledger:
         write_json(teacher / "ledger.json", ledger)
-    result = reproduced(monkeypatch, tmp_path, {}, "--rows", "teacher", "KLD", "--teacher", teacher / "best")
+    result = reproduced(monkeypatch, base, {}, "--rows", "teacher", "KLD", "--teacher", teacher / "best")
     assert result.status == 0, result.output
     trained = ledger is None or not ledger["finished"]
     assert ("preparation: train 0:00" in result.output) == trained
     assert (teacher / "eval" / "summary.json").is_file()
-    assert not (tmp_path / "results" / "gpt2" / "teacher-evaluation").exists()
+    assert not (base / "results" / "gpt2" / "teacher-evaluation").exists()
 
 
-def test_a_teacher_from_elsewhere_is_evaluated_beside_the_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "theirs").mkdir()
-    result = reproduced(monkeypatch, tmp_path, {}, "--rows", "teacher", "--teacher", tmp_path / "theirs")
+def test_a_teacher_from_elsewhere_is_evaluated_beside_the_rows(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (base / "theirs").mkdir()
+    result = reproduced(monkeypatch, base, {}, "--rows", "teacher", "--teacher", base / "theirs")
     assert result.status == 0 and "preparation: train" not in result.output, result.output
-    assert (tmp_path / "results" / "gpt2" / "teacher-evaluation" / "summary.json").is_file()
-    assert list((tmp_path / "theirs").iterdir()) == []
+    assert (base / "results" / "gpt2" / "teacher-evaluation" / "summary.json").is_file()
+    assert list((base / "theirs").iterdir()) == []
 
 
-def test_without_a_teacher_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = reproduced(monkeypatch, tmp_path, {"sft/teacher.sh": 1}, "--rows", "KLD")
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_step_of_other_models_or_precision_is_not_taken_for_a_finished_one(
+    name: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value, done in (("one", False), ("one", True), ("the other", False)):
+        monkeypatch.setenv(name, value)
+        result = reproduced(monkeypatch, base, {}, "--rows", "SFT")
+        assert result.status == 0, result.output
+        assert ("SFT: train is done" in result.output, "SFT: evaluate is done" in result.output) == (done, done)
+    line = (base / "results" / "gpt2" / "logs" / "sft-train.log").read_text().splitlines()[0]
+    assert f"{name}='the other'" in line
+
+
+def test_a_step_can_be_pasted_with_the_models_that_it_had(tmp_path: Path) -> None:
+    given = {"STUDENT": "my student", "TOKENIZER": "t", "TEACHER_BASE": "b", "DTYPE": "bf16", "DATA": "mine"}
+    result = run("gpt2/reproduce.sh", tmp_path, "--rows", "SFT", "--plan", cwd=tmp_path, **given)
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if "sft/base.sh" in line]
+    settings = dict(word.split("=", 1) for word in shlex.split(line) if "=" in word)
+    assert settings == given | {"TEACHER": str(tmp_path / "results/gpt2/teacher/sft/seed10/best")}
+    pasted = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"DRY_RUN": "1"}
+    )
+    words = shlex.split(pasted.stdout)
+    config = configuration.parse_train(words[words.index(str(ROOT / "train.py")) + 1 :])
+    assert (config.models.model, config.models.dtype) == ("my student", "bf16")
+
+
+def test_answers_of_another_teacher_are_not_taken_for_this_ones(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (base / name).mkdir()
+    answers = base / "processed_data" / "gpt2" / "dolly-seqkd"
+    write_json(answers / "manifest.json", {})  # made by hand: taken as they are
+    first = reproduced(monkeypatch, base, {}, "--rows", "SeqKD", "--teacher", base / "a")
+    assert first.status == 0 and "preparation: teacher text is done" in first.output, first.output
+    (answers / "manifest.json").unlink()
+    made = reproduced(monkeypatch, base, {}, "--rows", "SeqKD", "--teacher", base / "a")
+    assert made.status == 0 and "preparation: teacher text 0:00" in made.output, made.output
+    write_json(answers / "manifest.json", {})  # as the script leaves it
+    monkeypatch.setenv("STUDENT", str(base / "b"))  # another student changes no answer
+    again = reproduced(monkeypatch, base, {}, "--rows", "SeqKD", "--teacher", base / "a")
+    assert again.status == 0 and "preparation: teacher text is done" in again.output, again.output
+    other = reproduced(monkeypatch, base, {}, "--rows", "SeqKD", "--teacher", base / "b")
+    assert other.status == 2 and f"{answers} holds the answers of another command" in other.last_line, other.output
+
+
+def test_a_few_rows_leave_the_others_in_the_files_and_show_their_own(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = base / "results" / "gpt2" / "table-main.md"
+    names = ["SFT", "KLD", "KLD + POCL"]
+    assert reproduced(monkeypatch, base, {}, "--rows", *names).status == 0
+    whole = table.read_text()
+    result = reproduced(monkeypatch, base, {}, "--rows", "SFT")
+    assert result.status == 0, result.output
+    assert table.read_text() == whole and "paper 23.33" in whole
+    shown = result.output[result.output.index("ROUGE-L: main table") : result.output.index("written to")]
+    assert "SFT" in shown and "KLD" not in shown.split("Below each mean")[0]
+    assert "with 2 earlier row(s)" in " ".join(result.output.split())
+    # Other seeds of one row alone: all rows are there, and the paper's figures are not.
+    assert reproduced(monkeypatch, base, {}, "--rows", "SFT", "--seeds", 1).status == 0
+    text = table.read_text()
+    assert all(f"| {name} |" in text for name in names) and "paper" not in text
+
+
+def test_earlier_rows_of_another_setting_keep_the_papers_figures_away(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reproduced(monkeypatch, base, {}, "--rows", "KLD", "--", "--lr", 1).status == 0
+    result = reproduced(monkeypatch, base, {}, "--rows", "SFT")
+    assert result.status == 0, result.output
+    assert "left out: earlier rows (KLD)" in " ".join(result.output.split())
+    assert "| KLD |" in (base / "results" / "gpt2" / "table-main.md").read_text()
+
+
+def test_rows_of_another_student_are_not_in_the_files(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reproduced(monkeypatch, base, {}, "--rows", "KLD").status == 0
+    monkeypatch.setenv("STUDENT", "another/student")
+    assert reproduced(monkeypatch, base, {}, "--rows", "SFT").status == 0
+    text = (base / "results" / "gpt2" / "table-main.md").read_text()
+    assert "| SFT |" in text and "KLD" not in text
+
+
+def test_earlier_rows_that_answered_other_prompts_are_left_out(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reproduced(monkeypatch, base, {}, "--rows", "KLD").status == 0
+    answers = base / "results" / "gpt2" / "kd" / "fkl" / "seed10" / "eval" / "dolly" / "1.jsonl"
+    answers.write_text(answers.read_text() + answers.read_text().replace('"id": 0', '"id": 1'))
+    result = reproduced(monkeypatch, base, {}, "--rows", "SFT")
+    assert result.status == 0 and "earlier rows are left out: " in result.output, result.output
+    text = (base / "results" / "gpt2" / "table-main.md").read_text()
+    assert "| SFT |" in text and "KLD" not in text
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        ("data/dolly/raw.jsonl", "python tools/fetch.py data --sets dolly --data-root {base}/data"),
+        ("data/uinst/11_/valid.jsonl", "python tools/fetch.py data --sets uinst --data-root {base}/data"),
+        ("checkpoints/gpt2/base", "python tools/fetch.py models --names gpt2 --checkpoints-root {base}/checkpoints"),
+        ("checkpoints/gpt2/xlarge", "python tools/fetch.py models --names gpt2-xl --checkpoints-root"),
+        ("checkpoints/gpt2/xlarge", "python tools/fetch.py models --names teacher-gpt2-1.5B --checkpoints-root"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_runs(
+    gone: str, told: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = base / gone
+    path.rmdir() if path.is_dir() else path.unlink()
+    result = reproduced(monkeypatch, base, {}, "--rows", "SFT")
+    assert result.status == 2, result.output
+    assert "nothing was run: no " in result.last_line and str(path) in result.last_line
+    assert told.format(base=base) in result.last_line
+    assert not (base / "results").exists()
+    plan = reproduced(monkeypatch, base, {}, "--rows", "SFT", "--plan")
+    assert plan.status == 0 and told.format(base=base) in plan.output
+    assert any(line.startswith("# missing: ") and str(path) in line for line in plan.output.splitlines())
+
+
+def test_what_finished_steps_took_is_not_missed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reproduced(monkeypatch, base, {}, "--rows", "SFT").status == 0
+    write_json(base / "processed_data" / "gpt2" / "dolly" / "manifest.json", {})
+    shutil.rmtree(base / "data")
+    shutil.rmtree(base / "checkpoints")
+    result = reproduced(monkeypatch, base, {}, "--rows", "SFT")
+    assert result.status == 0 and "SFT: evaluate is done" in result.output, result.output
+
+
+def test_a_teacher_that_was_named_and_is_not_there_is_not_trained_instead(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEACHER", str(base / "typo"))
+    result = reproduced(monkeypatch, base, {}, "--rows", "KLD", "--teacher", base / "typo")
+    assert result.status == 2 and f"TEACHER={base / 'typo'} is no folder" in result.last_line, result.output
+
+
+@pytest.mark.parametrize("name", ["mine", "samsum", "sample", "self-inst"])
+def test_other_data_is_evaluated_on_itself(name: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = reproduced(monkeypatch, base, {}, "--rows", "SFT", "--plan", "--data", name)
+    (line,) = [line for line in plan.output.splitlines() if "run_eval.sh" in line]
+    assert f"DATA={name} " in line and f" --sets {name} --seeds 10" in line
+    given = reproduced(monkeypatch, base, {}, "--rows", "SFT", "--plan", "--data", name, "--sets", "vicuna")
+    assert " --sets vicuna --seeds 10" in given.output
+    ways = {"samsum": f"python tools/fetch_summaries.py --set samsum --data-root {base}/data"}
+    ways |= {"sample": f"cp -r {ROOT}/data/sample {base}/data/", "self-inst": "python tools/fetch.py data --sets"}
+    assert (ways[name] in plan.output) if name in ways else ("# missing" not in plan.output)
+
+
+def test_matched_from_the_environment_is_the_tables_flag(tmp_path: Path) -> None:
+    for flags, matched in (([], True), (["--matched", "0"], False)):
+        result = run("gpt2/reproduce.sh", tmp_path, "--rows", "KLD", "--plan", *flags, cwd=tmp_path, MATCHED="1")
+        assert result.returncode == 0, result.stderr
+        assert ("MATCHED=1 bash" in result.stdout) == matched
+        assert ("kd-matched/fkl" in result.stdout) == matched
+
+
+def test_without_a_teacher_nothing_is_trained(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = reproduced(monkeypatch, base, {"sft/teacher.sh": 1}, "--rows", "KLD")
     assert result.status == 1 and "nothing can be trained without it: error: no room left" in result.last_line
 
 
-def test_several_jobs_do_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = reproduced(monkeypatch, tmp_path, {"gkd": 1}, "--jobs", 3)
+def test_several_jobs_do_every_row(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = reproduced(monkeypatch, base, {"gkd": 1}, "--jobs", 3)
     assert result.status == 1 and "2 of 17 rows failed" in result.last_line
 
 
@@ -286,7 +461,7 @@ def test_a_plan_prints_every_command_and_does_nothing(
         "seqkd/train.sh",
         "eval/run_eval.sh",
     ]
-    assert "# 5 step(s) of a kind that has not run here" in result.stdout.splitlines()[-1]
+    assert "# 5 step(s) of a kind that has not run here" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -381,10 +556,10 @@ def test_the_tiny_scale_asks_for_the_quickstarts_pair(tmp_path: Path) -> None:
 def test_rows_that_run_together_share_neither_port_nor_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    step = reproduce.Step("train", "x.sh", (), (("A", "1"),), Path("x"))
+    step = Step("train", "x.sh", (), (("A", "1"),), Path("x"))
     for jobs, port in ((1, "29500"), (2, None)):
         slot = reproduce.slots(jobs)[0]
-        made = reproduce.Reproduction.environment(mock.Mock(), step, slot)
+        made = reproduce.Runner.environment(mock.Mock(), step, slot)
         assert made.get("MASTER_PORT") == port and made["A"] == "1" and made["PATH"] == os.environ["PATH"]
     monkeypatch.setenv("HOSTFILE", "hosts")
     with pytest.raises(UserError, match="HOSTFILE"):

@@ -281,6 +281,16 @@ def test_evaluation_is_the_papers(family: str, tmp_path: Path) -> None:
     assert what.data_root == str(ROOT / "data")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_data_is_evaluated_on_itself_and_says_its_number_of_dev_records(family: str, tmp_path: Path) -> None:
+    asked = printed(f"{family}/eval/run_eval.sh", cwd=tmp_path, DATA="sample").arguments
+    assert parse([EvaluateOptions, GenerationOptions], "", asked)[0].sets == ["sample"]
+    for flags, num_dev in (([], 60), (["--num-dev", "8"], 8)):
+        command = printed(f"{family}/tools/process_data.sh", *flags, cwd=tmp_path, DATA="sample")
+        (what,) = parse([ProcessOptions], "", command.arguments)
+        assert (what.raw, what.num_dev) == (str(ROOT / "data" / "sample" / "raw.jsonl"), num_dev)
+
+
 # Models and places.
 
 
@@ -340,6 +350,38 @@ def test_scripts_run_through_a_symbolic_link(tmp_path: Path) -> None:
     link = tmp_path / "train"
     link.symlink_to(ROOT / "scripts" / "gpt2" / "pocl" / "train.sh")
     assert printed(link, cwd=tmp_path).program == str(ROOT / "train.py")
+
+
+def from_elsewhere(script: str, folder: Path) -> Path:
+    """A script's path as it is seen from a folder elsewhere, by which that folder calls it."""
+    folder.mkdir(parents=True)
+    return Path(os.path.relpath(ROOT / "scripts" / script, folder))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_runs_by_a_relative_path_from_another_folder(name: str, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "here"
+    assert printed(from_elsewhere(name, elsewhere), cwd=elsewhere).arguments == printed(name, cwd=tmp_path).arguments
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart.sh", "tiny_table.sh", *(f"{family}/reproduce.sh" for family in FAMILIES)]
+)
+def test_a_whole_experiment_runs_by_a_relative_path_from_another_folder(name: str, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "here"
+    arguments = {"quickstart.sh": [], "tiny_table.sh": ["my table"]}.get(name, [tmp_path])
+    result = run(from_elsewhere(name, elsewhere), *arguments, cwd=elsewhere, DRY_RUN="1")
+    assert result.returncode == 0, result.stderr
+    assert ("train.py" if name == "quickstart.sh" else "/sft/base.sh") in result.stdout
+    # A table's folder is one from where it was asked for; a dry run makes nothing in it.
+    assert [path.name for path in elsewhere.rglob("*")] == (["my table", "data"] if name == "tiny_table.sh" else [])
+    if name == "tiny_table.sh":
+        assert shlex.quote(str(elsewhere / "my table")) in result.stdout
+
+
+def test_the_quickstarts_help_is_shown_from_another_folder(tmp_path: Path) -> None:
+    result = run(from_elsewhere("quickstart.sh", tmp_path / "here"), "--help", cwd=tmp_path / "here")
+    assert result.returncode == 0 and "from a clean clone to a table" in result.stdout, result.stderr
 
 
 # Flags.
@@ -458,6 +500,48 @@ def test_programs_get_their_arguments_whole(folder: str, tmp_path: Path) -> None
     assert lines[0] == "cpu"
     assert str(project / "train.py") in lines
     assert lines[-2:] == ["--run-name", "two words"]
+
+
+def test_a_bad_flag_is_one_line_behind_the_launcher(tmp_path: Path) -> None:
+    """The real launcher and the real program."""
+    result = run("gpt2/pocl/train.sh", "--tpye", "trkl", cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert line.startswith("error: unknown argument '--tpye'; did you mean '--type'?")
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (256 - 9, "error: a rank was ended by signal 9, as the system does where memory has run out\n"),
+        (256 - 11, "error: a rank was ended by signal 11\n"),
+        (1, ""),
+        (143, ""),
+        (255, ""),
+    ],
+)
+def test_a_rank_that_was_killed_is_told_since_it_could_not(status: int, told: str, tmp_path: Path) -> None:
+    programs = fake(tmp_path / "bin", "deepspeed", f"exit {status}")
+    result = run("gpt2/pocl/train.sh", cwd=tmp_path, path=programs, VIRTUAL_ENV=str(tmp_path))
+    assert (result.returncode, result.stderr) == (status, told)
+
+
+@pytest.mark.parametrize("port", ["abc", "0", "65536", "-1", "80 80", "99999999999999999999"])
+def test_a_port_that_is_none_is_refused(port: str, tmp_path: Path) -> None:
+    for more in ({}, {"LAUNCHER": "torchrun", "NODE_RANK": "0", "MASTER_ADDR": "localhost"}):
+        result = run("gpt2/pocl/train.sh", cwd=tmp_path, MASTER_PORT=port, DRY_RUN="1", **more)
+        told = f"error: MASTER_PORT={port}: it must be a whole number from 1 to 65535\n"
+        assert (result.returncode, result.stdout, result.stderr) == (2, "", told)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matched_is_1_or_0_and_nothing_else(family: str, tmp_path: Path) -> None:
+    result = run(f"{family}/kd/train.sh", cwd=tmp_path, MATCHED="yes", DRY_RUN="1")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: MATCHED=yes: it must be 1 or 0\n"
+    for value, folder in (("", "kd"), ("0", "kd"), ("1", "kd-matched")):
+        config = trained(f"{family}/kd/train.sh", cwd=tmp_path, MATCHED=value)
+        assert config.run.output_dir == str(ROOT / "results" / family / folder)
 
 
 def test_a_failed_program_fails_the_script(tmp_path: Path) -> None:

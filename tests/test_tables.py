@@ -9,12 +9,13 @@ import pytest
 from scipy.stats import norm, permutation_test
 
 import evaluate
-from pocl import console, tables
+from pocl import console
 from pocl.files import write_json, write_jsonl
-from pocl.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
-from pocl.tables import Cell, Table, TableRow, latex, published_figures
 from tests.runs import call
 from tools import make_tables
+from tools.reporting import tables
+from tools.reporting.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
+from tools.reporting.tables import Cell, Table, TableRow, latex, published_figures
 from tools.rows import main_rows, table_rows
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pocl.heads import Head
+from pocl.fast.heads import Head
+from pocl.fast.tied import lookups_of, tied_embedding
 from pocl.objective import distillation_objective
-from pocl.tied import lookups_of, tied_embedding
 from pocl.token_objective import Term
 
 IDS = torch.tensor([[3, 1, 4, 1], [5, 1, 2, 6]])

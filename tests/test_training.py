@@ -19,7 +19,7 @@ import evaluate
 import train
 from pocl.curriculum import Stage
 from pocl.losses import LOSSES
-from pocl.parts import Parts
+from pocl.run.parts import Parts
 from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 
 

@@ -25,14 +25,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pocl import distributed, products
+from pocl import distributed
 from pocl.console import Progressing, quiet_libraries, say
 from pocl.data import Split
 from pocl.errors import RunStopped, UserError, closest, run_main
+from pocl.fast import products
 from pocl.flags import flag, parse
-from pocl.journal import STATUS, peak_memory_gb
 from pocl.objective import automatic_chunk_tokens
-from pocl.planner import micro_batch_tokens
+from pocl.plan.costs import micro_batch_tokens
+from pocl.run.journal import STATUS, peak_memory_gb
 from pocl.teacher import CachedTeacher, cached_teacher
 from tools.benchmarking import divergences, printing, stepping
 from tools.benchmarking.meters import Stopwatch, keep_freed_memory, measured_rates

@@ -28,8 +28,8 @@ from pocl.flags import flag, parse
 from pocl.generation import Generator, decode
 from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import Backend
-from pocl.parts import Parts
-from pocl.planning import prompts_together
+from pocl.plan.resolve import prompts_together
+from pocl.run.parts import Parts
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 

@@ -17,7 +17,7 @@ from pocl.errors import UserError, closest, run_main
 from pocl.files import write_text
 from pocl.flags import flag, parse
 from pocl.metrics import METRICS, SHOWN
-from pocl.tables import comma_separated, latex, make_tables, markdown, notes, text_rows
+from tools.reporting.tables import comma_separated, latex, make_tables, markdown, notes, text_rows
 from tools.rows import TABLES, TEACHER, table_baselines, table_rows
 
 WRITERS = (".md", ".csv", ".tex")
@@ -104,7 +104,7 @@ def write_tables(
 ) -> None:
     """Print one table a metric, and write them to files by their endings.
 
-    ``published`` and ``baselines`` are those of ``pocl.tables.make_tables``.
+    ``published`` and ``baselines`` are those of ``tools.reporting.tables.make_tables``.
     """
     tables = make_tables(rows, metrics, published=published, baselines=baselines)
     for table in tables:

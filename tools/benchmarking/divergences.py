@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.fused import never_fused
-from pocl.heads import Head, aligned, make_head
+from pocl.fast.fused import never_fused
+from pocl.fast.heads import Head, aligned, make_head
 from pocl.losses import LOSSES
 from pocl.objective import chunks_needed, distillation_objective
 from pocl.token_objective import Term

@@ -27,16 +27,16 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
-from pocl import attention, heads
 from pocl.batching import OVERHEAD_TOKENS, blocks_by_length, micro_batches
 from pocl.data import IGNORE, Batch, Split, load_split, read_instructions
 from pocl.errors import UserError
-from pocl.fused import never_fused
-from pocl.heads import Head, aligned, make_head
+from pocl.fast import attention, heads
+from pocl.fast.fused import never_fused
+from pocl.fast.heads import Head, aligned, make_head
+from pocl.fast.products import onednn_is_better, use_onednn, use_torchs_own
 from pocl.losses import LOSSES
 from pocl.models import DTYPES, fuse_activations, response_labels, response_states, trunk
 from pocl.objective import StudentObjective, chunks_needed, distillation_objective
-from pocl.products import onednn_is_better, use_onednn, use_torchs_own
 from pocl.rundir import ROOT
 from pocl.teacher import CachedTeacher
 from pocl.token_objective import Term

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pocl.metrics import METRICS, SHOWN
-from pocl.tables import POCL, Table, make_tables, notes, text_rows
 from tools.reporting.answers import answers
 from tools.reporting.charts import Curve, Panel, line_chart
 from tools.reporting.commands import again
@@ -16,6 +15,7 @@ from tools.reporting.difficulty import difficulty, distinct, quarters, reranking
 from tools.reporting.html import Html, Node, join, note, slug, table, tag
 from tools.reporting.run import curves, dev_table, figures, ledger_list, ledger_table, sentence, stage_table
 from tools.reporting.samples import samples
+from tools.reporting.tables import POCL, Table, make_tables, notes, text_rows
 
 ASSETS = Path(__file__).parent
 Section = tuple[str, Html]

@@ -3,8 +3,8 @@
 ``pocl/token_objective.py`` says in torch what is computed here, and ``pocl/losses.py`` each divergence; a
 test compares them. torch's operations pass over a chunk's logits some thirty times in float32. Here one program has
 the row of one token and passes over it three times, in the precision of the logits: for the sums of both softmaxes,
-for the divergence and the sum of its slope, and for the gradient. Only pocl/fused.py imports this file, since Triton
-is not everywhere.
+for the divergence and the sum of its slope, and for the gradient. Only pocl/fast/fused.py imports this file, since
+Triton is not everywhere.
 """
 
 import triton

@@ -17,9 +17,9 @@ from pocl.engine import Engine
 from pocl.errors import RankStopped, UserError, first_line
 from pocl.files import check_object, recover_folder, replace_folder, write_json
 from pocl.lora import merged_weights, save_adapter
-from pocl.position import Position
+from pocl.run.position import Position
+from pocl.run.statefile import load_state, save_state
 from pocl.rundir import RunDir
-from pocl.statefile import load_state, save_state
 
 
 class Checkpoints:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pocl import attention
-from pocl.attention import Segments, whole_mask
 from pocl.data import Batch, collate
 from pocl.errors import first_line
+from pocl.fast import attention
+from pocl.fast.attention import Segments, whole_mask
 from pocl.models import response_states, trunk
 
 

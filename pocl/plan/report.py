@@ -1,6 +1,6 @@
 """``train.py --plan``: what a run would take, printed, and refused where it does not fit this machine.
 
-An entry point of its own, so it reads the options; the arithmetic is in pocl/planner.py.
+An entry point of its own, so it reads the options; the arithmetic is in pocl/plan/costs.py.
 """
 
 import shutil
@@ -21,11 +21,11 @@ from pocl.curriculum import Curriculum
 from pocl.data import Split
 from pocl.difficulty import read_order
 from pocl.errors import UserError
+from pocl.fast.packing import never_packed
 from pocl.lora import target_layers
 from pocl.models import DTYPES, load_skeleton
 from pocl.options import TrainConfig
-from pocl.packing import never_packed
-from pocl.planner import (
+from pocl.plan.costs import (
     Amount,
     Sketch,
     activation_bytes,
@@ -41,7 +41,7 @@ from pocl.planner import (
     training_work,
     with_adapters,
 )
-from pocl.planning import (
+from pocl.plan.resolve import (
     cache_place,
     finished_cache,
     make_pools,

@@ -13,7 +13,7 @@ from pocl import distributed
 from pocl.console import Progressing
 from pocl.errors import RunStopped
 from pocl.files import read_json, write_json
-from pocl.interrupt import requested, stop_if_requested
+from pocl.run.interrupt import requested, stop_if_requested
 from pocl.rundir import read_lines
 
 

@@ -22,7 +22,7 @@ from pocl.files import read_json
 from pocl.models import DTYPES, load_config, load_skeleton, recompute_activations
 from pocl.objective import automatic_chunk_tokens
 from pocl.options import TrainConfig
-from pocl.planner import cached_numbers, micro_batch_tokens, prompts_at_once
+from pocl.plan.costs import cached_numbers, micro_batch_tokens, prompts_at_once
 from pocl.pools import Pools, unranked_pools
 from pocl.ranking import sources_of
 from pocl.teacher import cache_bytes, cache_format

@@ -1,4 +1,4 @@
-"""The token objective by one kernel on a GPU (pocl/kernel.py): when it can be used, its trial beforehand, its call.
+"""The token objective as one GPU kernel (pocl/fast/kernel.py): when it can be used, its trial beforehand, its call.
 
 Counted for the paper's step of 64 examples and a vocabulary of 50,257: torch's operations pass some thirty times over
 logits in float32, the kernel three times over those of both models as they are, and writes once.
@@ -39,7 +39,7 @@ def never_fused(divergence: losses.Divergence | None, device: torch.device, dtyp
     if dtype not in _ALLOWED:
         return f"the kernel does not know {dtype}"
     if divergence is not None and _function(divergence) not in _KINDS:
-        return f"pocl/kernel.py has no {getattr(_function(divergence), '__name__', 'kernel of this divergence')}"
+        return f"pocl/fast/kernel.py has no {getattr(_function(divergence), '__name__', 'kernel of this divergence')}"
     if find_spec("triton") is None:
         return "Triton is not installed"
     return None
@@ -94,7 +94,7 @@ def fused_objective(
     of wider rows; up to 15 of the student's entries behind are set to 0.  Raises what Triton raises where it cannot
     compile.
     """
-    from pocl import kernel
+    from pocl.fast import kernel
 
     num_tokens, num_entries = student_logits.shape
     objective, cross_entropy, divergence = (

@@ -13,8 +13,8 @@ import numpy as np
 
 from pocl.errors import UserError
 from pocl.files import read_json, read_jsonl
-from pocl.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
 from pocl.metrics import METRICS
+from tools.reporting.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
 
 AVERAGE = "average"
 POCL = " + POCL"  # a row of this ending is compared with the row of the same name without it, if nothing else is said
