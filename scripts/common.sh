@@ -4,8 +4,8 @@
 #   bash scripts/<family>/<method>/<script>.sh [BASE_PATH] [any flag of the program: the last mention wins]
 #
 # BASE_PATH (a folder; default: the project's root) holds data/ processed_data/ checkpoints/ results/. From the
-# environment: NUM_GPUS (ranks, of each node; default: every visible GPU, or 1 on the CPU), MASTER_PORT, DTYPE, and
-# DRY_RUN=1, which prints the command and runs nothing.
+# environment: DATA (a folder of data/; default: dolly), NUM_GPUS (ranks, of each node; default: every visible GPU, or
+# 1 on the CPU), MASTER_PORT, DTYPE, and DRY_RUN=1, which prints the command and runs nothing.
 # Relative paths in flags are relative to where you stand; the scripts' own paths are absolute.
 #
 # Several nodes, which must all see the same BASE_PATH, models and results:
@@ -47,6 +47,9 @@ CPU_ENV+=("GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}")
 place_ranks() {
     LAUNCHER_FLAGS=() LAUNCHER_ENV=()
     [[ "${NUM_GPUS:-1}" =~ ^[1-9][0-9]*$ ]] || die "NUM_GPUS=$NUM_GPUS: it must be a whole number above 0"
+    if [[ ! "$MASTER_PORT" =~ ^[1-9][0-9]{0,4}$ ]] || ((MASTER_PORT > 65535)); then
+        die "MASTER_PORT=$MASTER_PORT: it must be a whole number from 1 to 65535"
+    fi
     if uses_torchrun; then
         place_node
         return
@@ -136,9 +139,10 @@ launch() {
         run "${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" "$program" "$@"
         return
     fi
-    # --log_level: the launcher's own talk, not the program's.
+    # --log_level: the launcher's own talk, not the program's. At "error" it would print the whole command behind the
+    # one line with which a program ends; what it fails at itself is an exception, which is shown either way.
     local command=("${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" --master_port "$MASTER_PORT")
-    command+=(--no_local_rank --log_level error "$program" "$@")
+    command+=(--no_local_rank --log_level critical "$program" "$@")
     if [[ "${DRY_RUN:-0}" == 1 ]]; then
         run "${command[@]}"
     else
@@ -164,7 +168,16 @@ pass_signals_to() {
     done
     trap - 10 15 2
     ((status == 0 || passed_on == 0)) || status=$((128 + passed_on))
+    # A rank that a signal ended has said nothing, and DeepSpeed's status is 256 less the signal's number then. (255 is
+    # what ssh ends with.)
+    ((status <= 192 || status == 255)) || tell_of_killed_rank $((256 - status))
     return "$status"
+}
+
+tell_of_killed_rank() {
+    local why=''
+    (($1 != 9)) || why=', as the system does where memory has run out'
+    printf 'error: a rank was ended by signal %d%s\n' "$1" "$why" >&2
 }
 
 # For the traps of pass_signals_to, whose variables it sees.
@@ -214,12 +227,18 @@ fi
 find_gpus
 DTYPE="${DTYPE:-$( ((${#GPUS[@]})) && echo bf16 || echo fp32)}"
 
-# The family is the folder of scripts/ that the caller stands in.
-caller="$(readlink -f "${BASH_SOURCE[1]:-$0}")"
+MATCHED="${MATCHED:-0}" # of kd/train.sh
+[[ "$MATCHED" == [01] ]] || die "MATCHED=$MATCHED: it must be 1 or 0"
+
+# The family is the folder of scripts/ that the caller stands in. A caller that has gone to another folder since it was
+# called by a relative path is not found, and is none of a family.
+caller="$(readlink -f "${BASH_SOURCE[1]:-$0}" || true)"
 FAMILY="${caller#"$ROOT/scripts/"}"
 FAMILY="${FAMILY%%/*}"
 if [[ "$caller" == "$ROOT/scripts/$FAMILY/"* ]]; then
     DATA="${DATA:-dolly}"
+    SETS=(dolly self-inst vicuna sinst uinst) # the paper's; other data is evaluated on itself
+    [[ "$DATA" == dolly ]] || SETS=("$DATA")
     RAW="$BASE_PATH/data/$DATA/raw.jsonl"
     DATA_DIR="$BASE_PATH/processed_data/$FAMILY/$DATA"
     CHECKPOINTS="$BASE_PATH/checkpoints/$FAMILY"

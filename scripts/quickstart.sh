@@ -9,7 +9,8 @@
 # Everything is written to checkpoints/quickstart, processed_data/quickstart and results/quickstart; started again,
 # it goes on where it stopped.
 set -euo pipefail
-cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+SCRIPT="$(readlink -f "${BASH_SOURCE[0]}")" # a relative path is one from where it was called
+cd "$(dirname "$SCRIPT")/.."
 
 LAYERS="0 1 24 25 26 27 28 29" # of the teacher's 30; chosen by measurement, see the README
 NUM_TRAIN=    # examples that are ranked and distilled on; data/dolly is longer than data/sample, so it gets fewer
@@ -22,7 +23,7 @@ FRESH=0
 PAIR=0
 
 usage() {
-    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,11s/^# \{0,1\}//p' "$SCRIPT"
     cat <<EOF
 Flags (and what they are without being said):
   --layers "$LAYERS"   layers of the teacher that the student keeps

@@ -4,25 +4,30 @@
 #
 #     bash scripts/tiny_table.sh [FOLDER] [any flag of scripts/gpt2/reproduce.sh, such as --table selective]
 set -euo pipefail
-cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
-FOLDER=results/tiny-table
+FOLDER=''
 if [[ $# -gt 0 && "$1" != -* ]]; then
-    FOLDER="$1"
+    mkdir -p "$1"
+    FOLDER="$(readlink -f "$1")"
     shift
 fi
-mkdir -p "$FOLDER/data"
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 ROWS=("$@")
 set --
 source scripts/common.sh
 
+FOLDER="${FOLDER:-$ROOT/results/tiny-table}"
+MODELS="$FOLDER/checkpoints/gpt2"
+mkdir -p "$FOLDER/data"
 export DATA=sample HF_HUB_OFFLINE=1
 command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
-MODELS="$FOLDER/checkpoints/gpt2"
-[[ -f $FOLDER/data/sample/valid.jsonl ]] || cp -r data/sample "$FOLDER/data/"
-[[ -f $MODELS/xlarge/config.json ]] || "$PYTHON" tests/tiny.py gpt2 "$MODELS/base" "$MODELS/xlarge" 2>/dev/null
-[[ -f $FOLDER/processed_data/gpt2/sample/manifest.json ]] ||
-    DRY_RUN=0 bash scripts/gpt2/tools/process_data.sh "$FOLDER" --num-dev 8 --max-prompt-length 160 --num-workers 1
-bash scripts/gpt2/reproduce.sh "$FOLDER" --sets sample --seeds 1 2 "${ROWS[@]}" \
+if [[ "${DRY_RUN:-0}" != 1 ]]; then
+    [[ -f $FOLDER/data/sample/valid.jsonl ]] || cp -r data/sample "$FOLDER/data/"
+    [[ -f $MODELS/xlarge/config.json ]] || "$PYTHON" tests/tiny.py gpt2 "$MODELS/base" "$MODELS/xlarge" 2>/dev/null
+    if [[ ! -f $FOLDER/processed_data/gpt2/sample/manifest.json ]]; then
+        bash scripts/gpt2/tools/process_data.sh "$FOLDER" --num-dev 8 --max-prompt-length 160 --num-workers 1
+    fi
+fi
+bash scripts/gpt2/reproduce.sh "$FOLDER" --seeds 1 2 "${ROWS[@]}" \
     -- --epochs 1 --global-batch-size 8 --num-train 32 --num-dev 2 --max-length 192 --bucket-examples 1 --lr 1e-3 \
     -- --max-length 192 --max-prompt-length 160 --num-examples 4

@@ -9,7 +9,9 @@ import pytest
 import evaluate
 from pocl.data import read_instructions
 from pocl.evaluation import load_set
+from pocl.flags import parse
 from tests.runs import call, read_jsonl
+from tests.test_scripts import printed
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 from tools import fetch_summaries, make_tables, process_data
 
@@ -31,7 +33,7 @@ def test_dev_comes_first_and_test_is_what_is_evaluated(tmp_path: Path) -> None:
     arguments = ["--set", "samsum", "--source", source, "--data-root", tmp_path / "data", "--num-dev", 2]
     result = call(fetch_summaries, [*arguments, "--num-train", 5, "--max-words", 7])
     assert result.status == 0, result.output
-    assert "5 records to train on, 2 for dev, 3 to test on" in result.output and "--num-dev 2" in result.last_line
+    assert "5 records to train on, 2 for dev, 3 to test on" in result.output
     records = read_instructions(tmp_path / "data" / "samsum" / "raw.jsonl")
     assert [record["output"] for record in records] == [f"validation {i}" for i in (0, 1)] + [
         f"train {i}" for i in range(5)
@@ -40,6 +42,19 @@ def test_dev_comes_first_and_test_is_what_is_evaluated(tmp_path: Path) -> None:
     examples = load_set(tmp_path / "data", "samsum")
     assert [example.references for example in examples] == [(f"test {i}",) for i in range(3)]
     assert "Summarize the following dialogue." in examples[0].prompt
+
+
+def test_the_scripts_take_the_number_of_dev_records_that_was_fetched_and_evaluate_on_the_set(tmp_path: Path) -> None:
+    source = write_splits(tmp_path / "files", {"train": 6, "validation": 4, "test": 3})
+    arguments = ["--set", "samsum", "--source", source, "--data-root", tmp_path / "data"]
+    result = call(fetch_summaries, [*arguments, "--num-dev", 2])
+    assert result.status == 0, result.output
+    assert result.last_line == "next: DATA=samsum bash scripts/<family>/tools/process_data.sh"
+    command = printed("gpt2/tools/process_data.sh", tmp_path, cwd=tmp_path, DATA="samsum")
+    (what,) = parse([process_data.ProcessOptions], "", command.arguments)
+    assert (what.raw, what.num_dev) == (str(tmp_path / "data" / "samsum" / "raw.jsonl"), 2)
+    asked = printed("gpt2/eval/run_eval.sh", tmp_path, cwd=tmp_path, DATA="samsum").arguments
+    assert asked[asked.index("--sets") + 1 :][:2] == ["samsum", "--data-root"]
 
 
 @pytest.mark.parametrize("name", fetch_summaries.SETS)

@@ -3,8 +3,9 @@
     python tools/fetch_summaries.py --set samsum                       # from the hub
     python tools/fetch_summaries.py --set xsum --source FOLDER         # from files with train, validation and test
 
-Writes data/<set>/raw.jsonl (the validation records first, which become the dev split, then the training records) and
-data/<set>/valid.jsonl (the test records, to evaluate on). Process it with --num-dev as said at the end.
+Writes data/<set>/raw.jsonl (the validation records first, which become the dev split, then the training records),
+data/<set>/num_dev (how many of them are the dev split, for scripts/<family>/tools/process_data.sh) and
+data/<set>/valid.jsonl (the test records, to evaluate on).
 """
 
 import sys
@@ -19,7 +20,7 @@ import datasets
 
 from pocl.console import quiet_libraries, say
 from pocl.errors import UserError, closest, first_line, run_main
-from pocl.files import write_jsonl
+from pocl.files import write_jsonl, write_text
 from pocl.flags import flag, parse
 
 
@@ -87,12 +88,13 @@ def main() -> None:
         if not records:
             raise UserError(f"the {name} split of {what.set} holds no text with a summary")
     write_jsonl(folder / "raw.jsonl", [*parts["validation"], *parts["train"]])
+    write_text(folder / "num_dev", f"{len(parts['validation'])}\n")
     write_jsonl(folder / "valid.jsonl", parts["test"])
     counts = {name: len(records) for name, records in parts.items()}
     say(
         f"{folder}: {counts['train']} records to train on, {counts['validation']} for dev, {counts['test']} to test on"
     )
-    say(f"next: DATA={what.set} bash scripts/<family>/tools/process_data.sh --num-dev {counts['validation']}")
+    say(f"next: DATA={what.set} bash scripts/<family>/tools/process_data.sh")
 
 
 def load_splits(source: Source, folder: str | None) -> Mapping[str, Any]:

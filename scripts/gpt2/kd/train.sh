@@ -9,7 +9,7 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../common.sh"
 
 METHOD=kd
-if [[ "${MATCHED:-0}" == 1 ]]; then
+if [[ "$MATCHED" == 1 ]]; then
     METHOD=kd-matched
     KD=("${KD_MATCHED[@]}")
 fi
