@@ -3,7 +3,7 @@
     deepspeed train.py --model STUDENT --teacher TEACHER --data-dir processed_data/gpt2/dolly \\
         --output-dir results/gpt2/pocl --type tfkl
 
-SFT, plain distillation and POCL are this one program: distillation is POCL with one stage, SFT has no teacher.
+SFT, plain distillation and POCL are all this program: distillation is POCL with one stage, SFT has no teacher.
 `python train.py --help` lists the flags; scripts/ holds the paper's settings.
 """
 
@@ -96,7 +96,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
 
 
 def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
-    """Print what the run would take, and make nothing."""
+    """Print what the run would take; write nothing."""
     train, _ = load_data(config, tokenizer)
     show_plan(
         config,
@@ -109,7 +109,7 @@ def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, d
 
 
 def run_folder(config: TrainConfig, device: torch.device) -> RunDir:
-    """The run's folder, where this machine can do what is asked."""
+    """The run's folder, after checking that this machine can do what the options ask for."""
     check_shares(config.optimiser.global_batch_size, distributed.world_size())
     check_precision(deepspeed_config_path(config), config.models.dtype, device)
     name = config.run.run_name or f"seed{config.optimiser.seed}"
@@ -117,7 +117,7 @@ def run_folder(config: TrainConfig, device: torch.device) -> RunDir:
 
 
 def run_options(config: TrainConfig) -> dict[str, dict[str, object]]:
-    """The options that make a run what it is: not where it is written, whether it is only planned, how it resumes."""
+    """The options that define a run: all but where it is written, whether it is only planned and how it resumes."""
     values = asdict(config)
     for name in ("output_dir", "plan", "resume_weights"):
         values["run"].pop(name)
@@ -134,7 +134,7 @@ def start_run(
     if config.curriculum.difficulty_file:
         fingerprints["ranking"] = value_sha256(read_jsonl(Path(config.curriculum.difficulty_file)))
     run.check_fingerprints(fingerprints)
-    distributed.barrier()  # everyone has checked before rank 0 writes
+    distributed.barrier()  # all ranks have checked before rank 0 writes
     if distributed.is_main():
         has_cache = None if teacher is None else not teacher.online
         run.write_config(run_options(config), fingerprints, distributed.world_size(), has_cache=has_cache)

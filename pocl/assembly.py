@@ -58,11 +58,13 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
         check_positions(model, config.data.max_length)
     train = load_split(data_dir, "train", max_length=config.data.max_length, num_examples=config.data.num_train)
     if len(train) == 0:
-        raise UserError(f"{data_dir} holds no training example; run tools/process_data.py with a smaller --num-dev")
+        raise UserError(f"{data_dir} holds no training examples; run tools/process_data.py with a smaller --num-dev")
     dev = load_split(data_dir, "dev", max_length=config.data.max_length, num_examples=config.data.num_dev)
     if len(dev) == 0:
         if config.curriculum.advance == "converged" or config.on_policy.on_policy == "adaptive":
-            raise UserError(f"{data_dir} holds no dev example: --advance converged, --on-policy adaptive follow them")
+            raise UserError(
+                f"{data_dir} holds no dev examples, but --advance converged and --on-policy adaptive need them"
+            )
         return train, None
     generation = config.generation
     sampling = Sampling(
@@ -79,11 +81,11 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
 
 
 def answer_length(config: TrainConfig) -> int:
-    """The longest answer in tokens: what --max-length leaves behind the longest prompt that was kept."""
+    """The longest answer in tokens: what --max-length leaves after the longest prompt that was kept."""
     longest_prompt = read_manifest(Path(config.data.data_dir))["max_prompt_length"]
     if longest_prompt >= config.data.max_length:
         raise UserError(
-            f"--max-length {config.data.max_length} leaves no room for an answer behind prompts of up to "
+            f"--max-length {config.data.max_length} leaves no room for an answer after prompts of up to "
             f"{longest_prompt} tokens; raise it, or run tools/process_data.py with a lower --max-prompt-length"
         )
     return config.data.max_length - longest_prompt
@@ -107,7 +109,7 @@ def load_teacher(
     folder, key = teacher_cache(config, model, train, begun=run.begun_with_cache())
     layerwise = offloads_teacher(config, weights_bytes(student), weights_bytes(model), device)
     if layerwise:
-        say("the teacher stays in the CPU's memory, and its layers go to the device one by one")
+        say("the teacher stays in CPU memory; its layers go to the device one by one")
     place(model, device, layerwise=layerwise)
     check_head(model, config.models.teacher, device)
     if folder is None:
@@ -120,11 +122,11 @@ def teacher_cache(
 ) -> tuple[Path | None, dict[str, Any]]:
     """(where the teacher's states are kept, or None for an online teacher; what they depend on).
 
-    ``begun``: whether the run that is resumed had a cache; it keeps to that, since the two may round differently.
+    ``begun``: whether the resumed run had a cache; it keeps to that, since the two may round differently.
     """
     key: dict[str, Any] = {"teacher": weights_fingerprint(teacher)} | cache_key(config, train)
     beside = Path(config.data.data_dir) / "teacher-cache" / value_sha256([key, config.models.dtype])[:16]
-    # One that is begun has its room already.
+    # A cache that was begun has its disk space already.
     made = distributed.broadcast((beside / "manifest.json").is_file() or (beside / "done" / "key.json").is_file())
     chosen = cache_place(config, train, teacher, made=made)
     if config.models.teacher_cache == "auto" and begun is not None:
@@ -139,7 +141,7 @@ def teacher_cache(
 def make_ranker(
     config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, teacher: TeacherSource | None, train: Split
 ) -> Ranker | None:
-    """What orders the examples from easy to hard; None where nothing asks for it."""
+    """What orders the examples from easy to hard; None if nothing needs it."""
     given = config.curriculum
     if not needs_ranking(config) and not given.difficulty_file:
         return None
@@ -168,7 +170,7 @@ def make_ranker(
 
 
 def prepare_student(config: TrainConfig, student: PreTrainedModel) -> None:
-    """Freeze what is not trained, put adapters in, keep fewer activations: as the options say."""
+    """Freeze what is not trained, add adapters, turn on gradient checkpointing: as the options say."""
     if config.models.train_last_layers:
         train_only_last_layers(student, config.models.train_last_layers)
     if config.lora.lora_rank:
@@ -178,7 +180,7 @@ def prepare_student(config: TrainConfig, student: PreTrainedModel) -> None:
 
 
 def deepspeed_config_path(config: TrainConfig) -> Path:
-    """The DeepSpeed JSON, from here or from the project's root."""
+    """The DeepSpeed JSON, relative to the working directory or else to the project's root."""
     path = Path(config.optimiser.deepspeed_config)
     return path if path.is_file() else ROOT / path
 
@@ -203,7 +205,7 @@ def make_engine(config: TrainConfig, student: PreTrainedModel, vocab_size: int |
 def use_packing(
     config: TrainConfig, student: PreTrainedModel, teacher: TeacherSource | None, device: torch.device
 ) -> bool:
-    """Whether micro-batches are packed.  Raises UserError where --packing on asks it of models that cannot."""
+    """Whether micro-batches are packed.  Raises UserError if --packing on is given for models that cannot be."""
     if not wants_packing(config):
         return False
     models = {"student": student} | ({"teacher": teacher.model} if isinstance(teacher, OnlineTeacher) else {})
@@ -212,15 +214,15 @@ def use_packing(
         if why is None:
             continue
         if config.optimiser.packing == "on":
-            raise UserError(f"--packing on: the {name} cannot, {why}; give --packing off")
-        say(f"micro-batches are padded: for the {name} they cannot be packed, {why}")
+            raise UserError(f"--packing on is not possible for the {name}: {why}; give --packing off")
+        say(f"micro-batches are padded, as they cannot be packed for the {name}: {why}")
         return False
     say("micro-batches are packed, without padding")
     return True
 
 
 def use_fused_objective(config: TrainConfig, vocab_size: int, device: torch.device) -> bool:
-    """Whether the objective goes through the GPU's kernel.  Raises UserError where --fused-objective on cannot."""
+    """Whether the objective runs in the GPU's kernel.  Raises UserError if --fused-objective on is not possible."""
     wanted = config.loss.fused_objective
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return False
@@ -228,11 +230,11 @@ def use_fused_objective(config: TrainConfig, vocab_size: int, device: torch.devi
     divergence = loss and loss.bind(**vars(config.loss))
     why = why_not_fused(divergence, device, DTYPES[config.models.dtype], vocab_size=vocab_size)
     if why is None:
-        say("cross-entropy, divergence and gradient are one kernel")
+        say("cross-entropy, divergence and gradient are computed in one kernel")
         return True
     if wanted == "on":
         raise UserError(f"--fused-objective on: {why}; give --fused-objective off")
-    say(f"cross-entropy, divergence and gradient are torch's operations: {why}")
+    say(f"cross-entropy, divergence and gradient are computed by torch's operations: {why}")
     return False
 
 
@@ -268,7 +270,7 @@ def make_recipe(config: TrainConfig, stages: Curriculum, *, packed: bool) -> Rec
 
 
 def make_on_policy(config: TrainConfig) -> OnPolicy | None:
-    """When the student's own text is trained on; None for never."""
+    """When to train on the student's own text; None for never."""
     given = config.on_policy
     if given.on_policy == "off":
         return None

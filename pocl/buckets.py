@@ -1,4 +1,4 @@
-"""How the student does on easy and on hard training examples as the curriculum goes on."""
+"""How the student does on easy and on hard training examples as the curriculum proceeds."""
 
 import statistics
 
@@ -14,7 +14,7 @@ NUM_BUCKETS = 4
 
 
 class BucketProbe:
-    """The same few examples of each quarter of a ranking, from the easiest to the hardest, asked again and again.
+    """A few fixed examples of each quarter of a ranking, from the easiest to the hardest, evaluated repeatedly.
 
     ``ranked`` [N] holds positions in ``train`` from the easiest to the hardest.
     """

@@ -21,7 +21,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
 
 
 def check_train(config: TrainConfig) -> None:
-    """Raise UserError for what would only be noticed after a model is loaded."""
+    """Raise UserError for mistakes that would otherwise only be noticed after a model is loaded."""
     loss = loss_type(config.loss.type)
     if loss is None and config.models.teacher:
         raise UserError(f"--type {config.loss.type} uses no teacher; drop --teacher {config.models.teacher}")
@@ -30,7 +30,7 @@ def check_train(config: TrainConfig) -> None:
             raise UserError(f"--type {config.loss.type} distils from a teacher; give --teacher PATH (or --type sft)")
         loss.bind(**vars(config.loss))
     if not 0.0 <= config.loss.reliance_threshold <= 1.0:
-        raise UserError(f"--reliance-threshold is {config.loss.reliance_threshold}; it must be within 0 to 1")
+        raise UserError(f"--reliance-threshold is {config.loss.reliance_threshold}; it must be between 0 and 1")
     if loss is None and config.loss.selective_reliance != "off":
         raise UserError(f"--type {config.loss.type} has no teacher to rely on; drop --selective-reliance")
     if config.curriculum.curriculum not in CURRICULA:
@@ -43,19 +43,21 @@ def check_train(config: TrainConfig) -> None:
 
 
 def _check_lora(lora: LoraOptions, train_last_layers: int | None) -> None:
-    """Raise UserError for values outside their range, or that say nothing without the others."""
+    """Raise UserError for values outside their range, or that have no effect without the others."""
     if lora.lora_rank is None:
         if lora != LoraOptions():
-            raise UserError("--lora-alpha, --lora-dropout and --lora-targets say how; give --lora-rank as well")
+            raise UserError(
+                "--lora-alpha, --lora-dropout and --lora-targets do nothing alone; give --lora-rank as well"
+            )
         return
     if lora.lora_rank <= 0:
         raise UserError(f"--lora-rank is {lora.lora_rank}; it must be above 0")
     if lora.lora_alpha is not None and not 0 < lora.lora_alpha < math.inf:
         raise UserError(f"--lora-alpha is {lora.lora_alpha}; it must be above 0 and finite")
     if not 0 <= lora.lora_dropout < 1:
-        raise UserError(f"--lora-dropout is {lora.lora_dropout}; it must be 0 or above, and below 1")
+        raise UserError(f"--lora-dropout is {lora.lora_dropout}; it must be at least 0 and below 1")
     if train_last_layers is not None:
-        raise UserError("--lora-rank trains adapters, --train-last-layers layers; give one of them")
+        raise UserError("--lora-rank trains adapters, --train-last-layers layers; give only one of them")
 
 
 def _check_difficulty(config: TrainConfig) -> None:
@@ -64,7 +66,7 @@ def _check_difficulty(config: TrainConfig) -> None:
         if name not in SIGNALS:
             raise UserError(f"unknown --difficulty {name!r}{closest(name, SIGNALS)} (known: {', '.join(SIGNALS)})")
     if not options.difficulty:
-        raise UserError(f"--difficulty wants at least one of {', '.join(SIGNALS)}")
+        raise UserError(f"--difficulty needs at least one of {', '.join(SIGNALS)}")
     sources = sources_of(options.difficulty)
     if "teacher" in sources and not config.models.teacher:
         raise UserError(
@@ -72,15 +74,15 @@ def _check_difficulty(config: TrainConfig) -> None:
         )
     if "training" in sources and options.rerank == "off":
         raise UserError(
-            "--difficulty snapshot ranks by the losses of training; drop --rerank off, or give stage or epoch"
+            "--difficulty snapshot ranks by training losses; drop --rerank off, or give --rerank stage or epoch"
         )
     if sources == {"training"} and not options.difficulty_file:
         if config.on_policy.on_policy == "mixed" and config.on_policy.mixed_alpha == 1.0:
-            raise UserError("--difficulty snapshot ranks by losses on references, and --mixed-alpha 1 trains on none")
+            raise UserError("--difficulty snapshot ranks by losses on references, but --mixed-alpha 1 trains on none")
         never_ranked = options.num_stages == 1 and (options.rerank != "epoch" or options.epochs == 1)
         if config.loss.selective_reliance != "off" and never_ranked:
             raise UserError(
-                "--selective-reliance wants a ranking, and --difficulty snapshot has none before the only stage; "
+                "--selective-reliance needs a ranking, but --difficulty snapshot has none before the only stage; "
                 "give --rerank epoch and --epochs above 1"
             )
     if options.advance == "converged" and config.data.num_dev == 0:
@@ -90,7 +92,7 @@ def _check_difficulty(config: TrainConfig) -> None:
 def _check_on_policy(config: TrainConfig) -> None:
     options = config.on_policy
     if not 0.0 <= options.mixed_alpha <= 1.0:
-        raise UserError(f"--mixed-alpha is {options.mixed_alpha}; it must be within 0 to 1")
+        raise UserError(f"--mixed-alpha is {options.mixed_alpha}; it must be between 0 and 1")
     if options.replay_buffer < 0:
         raise UserError(f"--replay-buffer is {options.replay_buffer}; it must be 0 (none) or above")
     if options.on_policy == "off":
@@ -151,7 +153,7 @@ def check_evaluate(what: EvaluateOptions, generation: GenerationOptions) -> None
     if what.answers and len(what.sets) != 1:
         raise UserError(f"--answers belongs to one set, --sets names {len(what.sets)}")
     if not what.sets or not what.seeds:
-        raise UserError("--sets and --seeds want at least one value each")
+        raise UserError("--sets and --seeds need at least one value each")
     if min(what.seeds) < 0:
         raise UserError(f"--seeds holds {min(what.seeds)}; a seed is 0 or above")
     if what.num_examples is not None and what.num_examples <= 0:
@@ -178,9 +180,9 @@ def check_generation(options: GenerationOptions) -> None:
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The same options with what was left open decided: T and r of every stage, and when to rank again.
+    """The same options with open defaults decided: T and r of every stage, and when to rank again.
 
-    Raises UserError where a type was given what it does not have.
+    Raises UserError if a type is given a T or an r that it does not have.
     """
     temperature, kd_ratio = stage_temperatures(config), stage_kd_ratios(config)
     loss = dataclasses.replace(config.loss, temperature=list(temperature), kd_ratio=list(kd_ratio))
@@ -191,7 +193,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def stage_temperatures(config: TrainConfig) -> tuple[float, ...]:
-    """T of each stage: 1 for the types that have no temperature.  Raises UserError where one was given to them."""
+    """T of each stage: 1 for the types that have no temperature.  Raises UserError if one is given for them."""
     loss, num_stages, given = loss_type(config.loss.type), config.curriculum.num_stages, config.loss.temperature
     if loss is None or not loss.tempered:
         if given is not None and set(given) != {1.0}:

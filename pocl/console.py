@@ -1,5 +1,6 @@
 """The one place that prints, on rank 0: tables, notes, and a progress bar (or lines, where it is no terminal)."""
 
+import re
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,8 @@ from pocl import distributed
 
 _CONSOLE = Console(highlight=False, soft_wrap=True)
 _LINE_EVERY_SECONDS = 20.0
+_NUMBER = re.compile(r"(about |[<>~] ?)?[+\-]?\d")  # how a cell with a number begins
+_LONGEST_NUMBER = 40  # characters of such a cell, whatever stands behind the number
 
 
 def quiet_libraries() -> None:
@@ -35,21 +38,29 @@ def say(text: str) -> None:
 def show_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, in_blocks: bool = False
 ) -> None:
-    """Print a table, on rank 0 only; the first column is left-aligned, the others right-aligned.
+    """Print a table, on rank 0 only; the first column and those of text are left-aligned, those of numbers right.
 
     ``in_blocks``: where it is wider than the screen, its columns go below each other, beside the first one each time.
     """
     cells = [[str(cell) for cell in row] for row in rows]
     blocks = _blocks(columns, cells, _CONSOLE.width) if in_blocks else [range(1, len(columns))]
+    numbers = [i > 0 and _holds_numbers([row[i] for row in cells]) for i in range(len(columns))]
     for number, block in enumerate(blocks):
         shown = [0, *block]
         table = Table(title=title if number == 0 else None, title_justify="left", title_style="bold")
         for i in shown:
-            table.add_column(columns[i], justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(columns[i], justify="right" if numbers[i] else "left", overflow="fold")
         for row in cells:
             table.add_row(*(row[i] for i in shown))
         if distributed.is_main():
             _CONSOLE.print(table)
+
+
+def _holds_numbers(cells: Sequence[str]) -> bool:
+    """Whether most cells of a column begin with a number and none is longer than one; a dash says nothing of it."""
+    filled = [cell for cell in cells if cell not in ("", "–")]
+    longest = max((len(line) for cell in filled for line in cell.split("\n")), default=0)
+    return longest <= _LONGEST_NUMBER and 2 * sum(map(bool, map(_NUMBER.match, filled))) >= len(filled)
 
 
 def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[range]:

@@ -24,7 +24,7 @@ class Stage:
     kd_ratio: float
 
     def steps_per_epoch(self, global_batch_size: int) -> int:
-        """Optimiser steps of one epoch; a last short batch is dropped."""
+        """Optimiser steps of one epoch; an incomplete last batch is dropped."""
         return len(self.pool) // global_batch_size
 
     def steps(self, global_batch_size: int) -> int:
@@ -64,11 +64,11 @@ def hard_to_easy_pools(num_examples: int, num_stages: int) -> list[range]:
 
 @dataclass(frozen=True)
 class Scheme:
-    """A named curriculum: its pools, and the order of examples that their positions mean."""
+    """A named curriculum: its pools, and the order of examples that their positions refer to."""
 
     pools: Callable[[int, int], list[range]]
     order: Literal["ranked", "random", "any"]  # easy to hard; shuffled once by the run's seed; no meaning
-    left_behind: bool = False  # what stands before a pool is not trained on again: a new ranking leaves it there
+    left_behind: bool = False  # examples before a pool are not trained on again: a new ranking leaves them there
 
 
 CURRICULA: dict[str, Scheme] = {
@@ -83,7 +83,7 @@ CURRICULA: dict[str, Scheme] = {
 def ramp(values: Sequence[float], num_stages: int, *, name: str = "ramp") -> tuple[float, ...]:
     """One value per stage: a constant, a line from first to last value, or the values as they are.
 
-    Raises UserError where the number of values is none of 1, 2 and ``num_stages``.
+    Raises UserError if the number of values is none of 1, 2 and ``num_stages``.
     """
     if len(values) == num_stages:
         return tuple(float(value) for value in values)
@@ -92,7 +92,9 @@ def ramp(values: Sequence[float], num_stages: int, *, name: str = "ramp") -> tup
     if len(values) == 2 and num_stages > 2:
         first, last = values
         return tuple(first + (last - first) * i / (num_stages - 1) for i in range(num_stages))
-    raise UserError(f"--{name} has {len(values)} values for {num_stages} stage(s); give one, first and last, or all")
+    raise UserError(
+        f"--{name} has {len(values)} values for {num_stages} stage(s); give one, first and last, or one per stage"
+    )
 
 
 def plan_stages(
@@ -107,9 +109,9 @@ def plan_stages(
 ) -> Curriculum:
     """The stages of a named curriculum over ``num_examples`` examples, with their ramps of T and r.
 
-    ``first_look`` puts one epoch over every example in front, at the first stage's T and r: a ranking by the losses
-    of training needs each example to have had one. A curriculum that begins with every example has no need of it.
-    Raises UserError where there are fewer examples than stages.
+    ``first_look`` puts one epoch over every example in front, at the first stage's T and r: a ranking by training
+    losses needs each example to have had one. A curriculum that begins with every example does not need it.
+    Raises UserError if there are fewer examples than stages.
     """
     if num_examples < num_stages:
         raise UserError(f"{num_examples} training examples cannot fill {num_stages} stages; lower --num-stages")
@@ -132,7 +134,7 @@ def stage_order(stage: Stage, epoch: int, *, seed: int) -> np.ndarray:
 
 
 def check_batches(stages: Curriculum, global_batch_size: int) -> None:
-    """Raise UserError where a stage's pool does not fill one global batch."""
+    """Raise UserError if a stage's pool does not fill one global batch."""
     for stage in stages:
         if stage.steps_per_epoch(global_batch_size) == 0:
             raise UserError(

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocl.errors import UserError
 from pocl.fast.attention import Segments
-from pocl.files import check_object, read_json, read_jsonl, value_sha256
+from pocl.files import check_object, json_kind, read_json, read_jsonl, value_sha256
 
 IGNORE = -100  # the label of a position that is no response token
 FORMAT_VERSION = 1  # of the processed folder
@@ -47,7 +47,7 @@ def check_record(record: Mapping[str, Any], place: str) -> None:
                 raise UserError(f"{place}: no field {key!r}; a record wants instruction, input and output")
             continue
         if not isinstance(record[key], str):
-            raise UserError(f"{place}: {key!r} is a {type(record[key]).__name__}; it must be a string")
+            raise UserError(f"{place}: {key!r} is {json_kind(record[key])}; it must be a string")
         if required and not record[key].strip():
             raise UserError(f"{place}: {key!r} is empty")
         try:

@@ -28,7 +28,7 @@ def diagnose(ranking: Sequence[Record], metrics: Sequence[Record]) -> dict[str, 
             name: tau(range(len(ranking)), [record[f"{name}_tokens"] for record in ranking])
             for name in ("prompt", "response")
         }
-        if "prompt_tokens" in ranking[0]  # a file that somebody else wrote may say nothing but the order
+        if "prompt_tokens" in ranking[0]  # a file from elsewhere may hold nothing but the order
         else None,
         "categories": categories(ranking),
         "buckets": buckets(metrics),
@@ -36,8 +36,8 @@ def diagnose(ranking: Sequence[Record], metrics: Sequence[Record]) -> dict[str, 
 
 
 def tau(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Kendall's tau-b of two rankings: 1 for the same order, -1 for the opposite; None where one of them is flat."""
-    from scipy.stats import kendalltau  # here: it takes a second to import, and most starts never come here
+    """Kendall's tau-b of two rankings: 1 for the same order, -1 for the opposite; None if one of them is constant."""
+    from scipy.stats import kendalltau  # here: the import takes a second, and most starts never need it
 
     value = float(kendalltau(one, other).statistic)
     return None if np.isnan(value) else value
@@ -60,9 +60,9 @@ def categories(ranking: Sequence[Record]) -> dict[str, dict[str, float]]:
 
 
 def buckets(metrics: Sequence[Record]) -> list[dict[str, Any]]:
-    """One record a bucket, the easiest first: the curves over stage ends, and what was forgotten.
+    """One record per bucket, the easiest first: the curves over stage ends, and what was forgotten.
 
-    Forgetting is how far the last value is behind the best one of an earlier stage's end; 0 where it is the best.
+    Forgetting is how much worse the last value is than the best one at an earlier stage's end; 0 if it is the best.
     """
     ends = [record for record in metrics if "bucket1_rouge_l" in record]
     numbers = itertools.takewhile(lambda n: ends and f"bucket{n}_rouge_l" in ends[0], itertools.count(1))
@@ -84,7 +84,7 @@ def buckets(metrics: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def summary(found: Mapping[str, Any]) -> list[str]:
-    """The lines that a person wants to read of it."""
+    """A readable summary, line by line."""
     lines = []
     for pair, value in found["agreement"].items():
         lines.append(f"rankings by {pair}: Kendall's tau {_signed(value)}")
@@ -94,8 +94,8 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     lengths = found["difficulty_and_length"]
     if lengths:
         lines.append(
-            f"difficulty and length: tau {_signed(lengths['prompt'])} with the prompt's, "
-            f"{_signed(lengths['response'])} with the response's"
+            f"difficulty and length: tau {_signed(lengths['prompt'])} with the prompt length, "
+            f"{_signed(lengths['response'])} with the response length"
         )
     if found["buckets"]:
         easiest = found["buckets"][0]

@@ -1,7 +1,7 @@
-"""How hard each training example is: the signals that are measured, and the order that they give together.
+"""How hard each training example is: the signals that are measured, and the order that they give when fused.
 
 ``pocl.ranking`` names the signals and fuses their ranks; here each is measured. The student ranks by default, as in
-POCL (arXiv 2506.05695, section 3); it may rank again between stages, and so may the losses of training, which need no
+POCL (arXiv 2506.05695, section 3); it may rank again between stages, and so may the training losses, which need no
 pass of their own.
 """
 
@@ -38,9 +38,9 @@ FIRST = "difficulty"  # the ranking before any training
 
 @dataclass(frozen=True)
 class Ranker:
-    """Orders the training examples from easy to hard, before the run and, where asked, again between its stages.
+    """Orders the training examples from easy to hard, before the run and, if requested, again between its stages.
 
-    Each ranking is a file of the run folder; one that is there is read and not made again.
+    Each ranking is a file in the run folder; an existing one is read instead of made again.
     """
 
     signals: Sequence[str]
@@ -67,12 +67,12 @@ class Ranker:
     def easy_to_hard(self, student: PreTrainedModel) -> np.ndarray | None:
         """The order before any training: positions from the easiest to the hardest.  -> [N], int64.
 
-        None where nothing can be said yet, as by the losses of training.
+        None if nothing is known yet, as with training losses.
         """
         return self.rank(FIRST, lambda: student)
 
     def new_ranking(self, stage: Stage, epoch: int) -> str | None:
-        """The name of the ranking that this epoch begins with; None where it keeps the earlier one."""
+        """The name of the ranking that this epoch begins with; None if it keeps the earlier one."""
         if stage.index == epoch == 0:
             return None
         if self.rerank == "epoch":
@@ -80,11 +80,11 @@ class Ranker:
         return f"difficulty-stage{stage.index + 1}" if self.rerank == "stage" and epoch == 0 else None
 
     def made(self, name: str | None) -> bool:
-        """Whether the ranking of this name is there already."""
+        """Whether the ranking of this name exists already."""
         return distributed.broadcast(name is not None and self.run.ranking(name).is_file())
 
     def forget_after(self, position: Position, stages: Curriculum) -> None:
-        """Delete the rankings that were made after this position: what is trained from there on is another student."""
+        """Delete the rankings that were made after this position: the student trained from there on is another one."""
         begun = (position.stage, position.epoch if position.step_in_epoch else position.epoch - 1)
         later = [(s, e) for s in stages for e in range(s.epochs) if (s.index, e) > begun]
         for name in [self.new_ranking(stage, epoch) for stage, epoch in later] if distributed.is_main() else []:
@@ -95,7 +95,7 @@ class Ranker:
     def rank(
         self, name: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None = None
     ) -> np.ndarray | None:
-        """Positions from the easiest to the hardest.  -> [N], int64; None where no signal has a value yet.
+        """Positions from the easiest to the hardest.  -> [N], int64; None if no signal has a value yet.
 
         ``losses`` [N] are those of the student's training, NaN where an example had none.
         """
@@ -110,14 +110,14 @@ class Ranker:
             _check_finite(records, columns)
             if distributed.is_main():
                 write_jsonl(path, rank_examples(records, columns))
-                shutil.rmtree(self.run.path / "scoring", ignore_errors=True)  # what a cut-off pass would go on with
+                shutil.rmtree(self.run.path / "scoring", ignore_errors=True)  # what a resumed pass would read
             distributed.barrier()
         return read_order(path, self.train)
 
     def _measure(
         self, columns: Sequence[str], name: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None
     ) -> list[dict[str, Any]]:
-        """One record an example, sorted by id, with what the columns need."""
+        """One record per example, sorted by id, with what the columns need."""
         parts_dir, records = self.run.path / "scoring" / name, plain_records(self.train)
         measures: list[Mapping[int, Mapping[str, Any]]] = []
         sources = {COLUMNS[column].source for column in columns}
@@ -151,7 +151,7 @@ class Ranker:
 
     @torch.no_grad()
     def _teacher_losses(self, teacher: TeacherSource, parts_dir: Path) -> dict[int, dict[str, Any]]:
-        """Mean cross-entropy of each reference under the teacher; its trunk runs only where it is not cached."""
+        """Mean cross-entropy of each reference under the teacher; its trunk runs only if it is not cached."""
 
         def read(block: np.ndarray) -> list[dict[str, Any]]:
             batch = self.train.batch(block).to(teacher.device)
@@ -177,13 +177,13 @@ class Ranker:
 
 
 def _check_finite(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Raise RunStopped for a measure that is not finite: it orders nothing."""
+    """Raise RunStopped for a measure that is not finite: it cannot be ordered."""
     for column in columns:
         bad = [record["id"] for record in records if record[column] is not None and not math.isfinite(record[column])]
         if bad:
             raise RunStopped(
                 f"{COLUMNS[column].label} is not finite for {len(bad)} of {len(records)} examples, such as "
-                f"{bad[:5]}: the {COLUMNS[column].source}'s weights or the --dtype cannot rank them"
+                f"{bad[:5]}: check the {COLUMNS[column].source}'s weights and --dtype"
             )
 
 
@@ -211,9 +211,9 @@ def plain_records(train: Split) -> dict[int, dict[str, Any]]:
 
 
 def adopt_ranking(path: Path, run: RunDir, train: Split) -> None:
-    """Make another run's difficulty.jsonl this run's first ranking; of each example its ``id`` is enough.
+    """Make another run's difficulty.jsonl this run's first ranking; a record needs only its ``id``.
 
-    Raises UserError where it ranks others.
+    Raises UserError if it ranks other examples.
     """
     read_order(path, train)
     if distributed.is_main():
@@ -225,14 +225,14 @@ def adopt_ranking(path: Path, run: RunDir, train: Split) -> None:
 def read_order(path: Path, split: Split) -> np.ndarray:
     """Positions in ``split`` from the easiest to the hardest, as a difficulty.jsonl says.  -> [N], int64.
 
-    Raises UserError where the file ranks other examples than the split holds.
+    Raises UserError if the file ranks other examples than those of the split.
     """
     records = read_jsonl(path)
     position_of = {int(example_id): position for position, example_id in enumerate(split.ids)}
     ids = [record.get("id") for record in records]
     if len(ids) != len(position_of) or set(ids) != set(position_of):
         raise UserError(
-            f"{path} ranks {len(ids)} examples, the training split holds {len(position_of)} (or others); "
+            f"{path} ranks {len(ids)} examples, but the training split holds {len(position_of)} (or others); "
             f"score again without --difficulty-file"
         )
     return np.array([position_of[example_id] for example_id in ids], dtype=np.int64)

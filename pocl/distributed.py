@@ -20,16 +20,16 @@ T = TypeVar("T")
 def start() -> torch.device:
     """Join the process group that the launcher describes (a group of one without a launcher) -> this rank's device.
 
-    On a CPU, matrix products are from then on whose they are fastest (pocl/fast/products.py).
+    On a CPU, matmuls use the fastest library from then on (pocl/fast/products.py).
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if use_cuda:
-        # Packed micro-batches have another size at every step: segments that grow keep the cache from fragmenting.
+        # Packed micro-batches differ in size at every step: segments that grow keep the cache from fragmenting.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         torch.cuda.set_device(local_rank)
         # On an H100 or H200 torch prefers cuDNN's attention, which builds a plan for every new shape: tens of
-        # milliseconds for each token of an answer. Flash attention has no such plans.
+        # milliseconds for each generated token. Flash attention has no such plans.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if not dist.is_initialized():
         backend = "nccl" if use_cuda else "gloo"
@@ -52,17 +52,17 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """This process's number among all, from 0."""
+    """This process's rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, which alone prints and writes."""
+    """Whether this is rank 0, the only one that prints and writes."""
     return rank() == 0
 
 
@@ -117,22 +117,22 @@ def broadcast(value: T) -> T:
 
 
 def my_share(blocks: Sequence[T]) -> Sequence[T]:
-    """Every world_size-th block, from this rank's number on: the blocks are the same whatever the world size."""
+    """Every world_size-th block, starting at this rank: the blocks are the same whatever the world size."""
     return blocks[rank() :: world_size()]
 
 
 def device_memory(device: torch.device) -> int:
     """Total memory in bytes of a rank's device: the GPU's, or this rank's share of the machine's on the CPU.
 
-    The same on every rank (rank 0's), and whatever else is running: what is decided by it stays decided.
+    The same on every rank (rank 0's), and whatever else is running: decisions based on it do not change.
     """
     if device.type == "cuda":
         return broadcast(torch.cuda.get_device_properties(device).total_memory)
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        if path.is_file() and path.read_text().strip().isdigit():  # a container's limit; "max" is none
+        if path.is_file() and path.read_text().strip().isdigit():  # a container's limit; "max" means none
             limits.append(int(path.read_text()))
-    # DeepSpeed's launcher and torchrun name the ranks of a machine differently.
+    # DeepSpeed's launcher and torchrun name the number of ranks on a machine differently.
     local_ranks = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1
     return broadcast(min(limits) // int(local_ranks))
 

@@ -1,4 +1,4 @@
-"""The only file that knows DeepSpeed: forward, backward, one optimiser step, a fresh optimiser, whole weights."""
+"""The only file that knows DeepSpeed: forward, backward, one optimiser step, a fresh optimiser, full weights."""
 
 import contextlib
 import io
@@ -23,14 +23,14 @@ from pocl.models import fuse_activations
 from pocl.objective import StudentObjective
 from pocl.token_objective import Term, Weights
 
-# Scales of fp16's loss: start at 2^16, as torch's own scaler does.
+# fp16 loss scaling: starts at 2^16, as torch's own scaler does.
 _FP16 = {"enabled": True, "initial_scale_power": 16}
-# What ZeRO's state says of the code rather than of the run.
+# Entries of ZeRO's state that describe the code rather than the run.
 _NOT_KEPT = ("param_slice_mappings", "zero_stage", "universal_checkpoint_info")
 
 
 class Engine:
-    """Student and objective under DeepSpeed with AdamW. Gradients add up over ``backward`` calls until ``step``."""
+    """Student and objective under DeepSpeed with AdamW. Gradients accumulate over ``backward`` until ``step``."""
 
     def __init__(
         self,
@@ -61,30 +61,30 @@ class Engine:
             "managed_gradient_accumulation": False,
             "gradient_clipping": clip_grad,
             "fp16": _FP16 if dtype == "fp16" else {"enabled": False},
-            # Its check asks every gradient of its own; the norm of all says the same.
+            # Its check looks at every gradient separately; the global norm tells the same.
             "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": False},
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, also where its states are offloaded to the CPU
-            "timers": {"throughput": {"enabled": False}},  # it waits for the GPU before every micro-batch
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, even if its states are offloaded to the CPU
+            "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU before every micro-batch
             "steps_per_print": None,
         }
         self._module, self.world_size = module, world_size
         self._adamw, self._norm = optimizer, torch.zeros(())
         if self.zero_stage == 0 and dtype == "fp32":
-            # DeepSpeed steps the plain AdamW here, clips without telling the norm: clip just before the step instead.
+            # DeepSpeed steps plain AdamW here and clips without reporting the norm: clip just before the step instead.
             config["gradient_clipping"] = 0.0
             optimizer.register_step_pre_hook(lambda *_: self._clip(parameters, clip_grad))
         elif self.zero_stage < 3 and dtype == "bf16":
             optimizer.register_step_pre_hook(
                 lambda *_: self._leave_out_unless_finite(self._optimizer._global_grad_norm)
             )
-        with contextlib.redirect_stdout(io.StringIO()):  # what it prints of its own building
+        with contextlib.redirect_stdout(io.StringIO()):  # what it prints about its own build
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )
         self._gathered = deepspeed.zero.GatheredParameters
         if self.zero_stage == 3:
-            # Their gradients are handed on where the head has been left already: they must be whole there too.
+            # Their gradients are returned after the head's call has ended: they must be gathered there too.
             for parameter in module.head.trained_parameters():
                 deepspeed.zero.register_external_parameter(module, parameter)
 
@@ -107,10 +107,10 @@ class Engine:
         self._engine.backward(loss_sum * (self.world_size / num_tokens))
 
     def step(self, lr: float) -> tuple[float, bool]:
-        """Clip, update, clear the gradients -> (norm of the whole gradient before clipping, whether it was applied).
+        """Clip, update, clear the gradients -> (global gradient norm before clipping, whether it was applied).
 
-        A gradient that is not finite is not applied, in any precision; under fp16 the loss scale has gone down then.
-        Raises RunStopped where that scale cannot go down any further.
+        A gradient that is not finite is not applied, in any precision; under fp16 the loss scale is lowered then.
+        Raises RunStopped if that scale cannot be lowered any further.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -120,7 +120,7 @@ class Engine:
             if not self.scales_loss or "minimum" not in str(error):
                 raise
             raise RunStopped(
-                "fp16 gradients overflow at the smallest loss scale: the run diverges, this is no lack of range; "
+                "fp16 gradients overflow at the smallest loss scale: the run diverges, this is not a lack of range; "
                 "lower --lr, or use --dtype bf16"
             ) from error
         clips = self.zero_stage == 0 and not self.scales_loss
@@ -133,15 +133,15 @@ class Engine:
         self._leave_out_unless_finite(self._norm)
 
     def _leave_out_unless_finite(self, norm: Tensor) -> None:
-        """Have AdamW change neither weights nor moments, nor count the step, where the norm is not finite.
+        """Skip the AdamW update (weights, moments, step count) if the gradient norm is not finite.
 
-        Its fused kernel looks at ``found_inf`` on the device, which is not waited for.
+        AdamW's fused kernel reads ``found_inf`` on the device, so nothing waits for the norm.
         """
-        weights = self._adamw.param_groups[0]["params"][0]  # on the CPU, where DeepSpeed offloads the optimiser
+        weights = self._adamw.param_groups[0]["params"][0]  # on the CPU if DeepSpeed offloads the optimiser
         self._adamw.found_inf = (~(norm.isfinite() & (norm >= 0))).float().reshape(()).to(weights.device)
 
     def fresh_optimizer(self) -> None:
-        """Forget AdamW's moments and its step count, as a new optimiser would start; weights stay."""
+        """Reset AdamW's moments and its step count, as in a new optimiser; weights stay."""
         optimizer = self._optimizer
         while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
@@ -151,7 +151,7 @@ class Engine:
                 state[name] = value.zero_() if isinstance(value, Tensor) else type(value)(0)
 
     def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """The whole weights of ``model`` (a part of the module), on the CPU of every rank; tied ones once."""
+        """The full weights of ``model`` (a part of the module), on the CPU of every rank; tied ones once."""
         weights, seen = {}, set()
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if id(parameter) in seen:
@@ -159,15 +159,15 @@ class Engine:
             seen.add(id(parameter))
             with self._gathered([parameter], enabled=self.zero_stage == 3):
                 weights[name] = parameter.detach().cpu().clone()
-        kept = model.state_dict()  # names: a buffer that a model makes for itself is in no model folder
+        kept = model.state_dict()  # for names: a non-persistent buffer is in no model folder
         weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in kept})
         return weights
 
     def whole(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model with all of its weights here: itself, or a copy where ZeRO-3 has shared them out."""
+        """The model with all of its weights here: itself, or a copy if ZeRO-3 has sharded them."""
         if self.zero_stage < 3:
             return model
-        with torch.random.fork_rng(devices=[]):  # the weights that it is made with are drawn, and overwritten
+        with torch.random.fork_rng(devices=[]):  # its initial weights are random, and overwritten
             copy = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
         fuse_activations(copy)
         copy.load_state_dict(merged_weights(model, self.full_state_dict(model)), strict=False)
@@ -175,7 +175,7 @@ class Engine:
         return copy.to(model.device).eval()
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """The trained weights, whole, on the CPU of every rank; tied ones once, under the module's names."""
+        """The trained weights, unsharded, on the CPU of every rank; tied ones once, under the module's names."""
         weights = {}
         for name, parameter in self._trained():
             with self._gathered([parameter], enabled=self.zero_stage == 3):
@@ -183,7 +183,7 @@ class Engine:
         return weights
 
     def optimizer_state(self) -> dict[str, Any]:
-        """This rank's share of the optimiser: AdamW's moments, fp32 weights under ZeRO, the loss scale."""
+        """This rank's shard of the optimiser: AdamW's moments, fp32 weights under ZeRO, the loss scale."""
         with self._at_rest():
             state = dict(self._optimizer.state_dict())
         if self.zero_stage == 0:
@@ -193,7 +193,7 @@ class Engine:
         return {name: value for name, value in state.items() if name not in _NOT_KEPT}
 
     def load(self, weights: Mapping[str, Tensor], optimizer_state: dict[str, Any] | None) -> None:
-        """Take up whole trained weights and this rank's optimiser; with None for it, AdamW starts anew.
+        """Load unsharded trained weights and this rank's optimiser state; if that is None, AdamW starts anew.
 
         Raises UserError for weights of another model.
         """
@@ -201,7 +201,7 @@ class Engine:
         if {name: list(tensor.shape) for name, tensor in weights.items()} != {
             name: list(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in trained.items()
         }:
-            raise UserError("the checkpoint holds the weights of another model than the student")
+            raise UserError("the checkpoint holds the weights of a model other than the student")
         for name, parameter in trained.items():
             with torch.no_grad(), self._gathered([parameter], modifier_rank=0, enabled=self.zero_stage == 3):
                 if self.zero_stage < 3 or distributed.is_main():
@@ -223,7 +223,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _at_rest(self) -> Iterator[None]:
-        """ZeRO-3's weights shared out while its state is read or written."""
+        """Keep ZeRO-3's weights sharded while its state is read or written."""
         if self.zero_stage < 3:
             yield
             return
@@ -249,11 +249,11 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     }
     for key, flags in ours.items():
         if key in config:
-            raise UserError(f"{path} sets {key!r}; that is said by {flags}")
+            raise UserError(f"{path} sets {key!r}; use {flags} instead")
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0) if isinstance(zero, dict) else None
     if type(stage) is not int or not 0 <= stage <= 3:
-        raise UserError(f"{path}: 'zero_optimization' wants an object whose 'stage' is 0, 1, 2 or 3")
+        raise UserError(f"{path}: 'zero_optimization' must be an object whose 'stage' is 0, 1, 2 or 3")
     return config
 
 
@@ -263,13 +263,13 @@ def zero_stage(config: dict[str, Any]) -> int:
 
 
 def check_precision(path: Path, dtype: str, device: torch.device) -> dict[str, Any]:
-    """The DeepSpeed JSON at ``path``.  Raises UserError where it or the device cannot train in ``dtype``."""
+    """The DeepSpeed JSON at ``path``.  Raises UserError if it or the device cannot train in ``dtype``."""
     config = read_deepspeed_config(path)
     if dtype == "fp16" and device.type != "cuda":
-        raise UserError("--dtype fp16 wants a GPU; on the CPU use fp32 (or bf16)")
+        raise UserError("--dtype fp16 needs a GPU; on the CPU use fp32 (or bf16)")
     if dtype != "fp32" and zero_stage(config) == 0:
         raise UserError(
-            f"--dtype {dtype} wants ZeRO stage 1 to 3, which keep fp32 master weights; {path} says stage 0 "
+            f"--dtype {dtype} needs ZeRO stage 1 to 3, which keep fp32 master weights; {path} sets stage 0 "
             f"(use --deepspeed-config scripts/deepspeed/zero1.json)"
         )
     return config
@@ -284,14 +284,14 @@ def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dic
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, with its chatter down to warnings."""
+    """DeepSpeed, logging only warnings."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
     if os.environ["DS_ACCELERATOR"] == "cpu":
-        # It would compile an all-reduce of its own at the first start, which takes a compiler and a minute. On a GPU
-        # nothing asks for it, and to touch this dictionary is to probe every CUDA extension.
+        # It would compile its own all-reduce at the first start, which takes a compiler and a minute. On a GPU nothing
+        # needs it, and accessing this dictionary probes every CUDA extension.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

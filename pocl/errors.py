@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions that end a run with one line; UserError alone means that the user can fix it."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
-# What a disk or a folder answers, at any place where something is written or read.
+# Errors of a disk or a folder, wherever something is written or read.
 _DISK = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENOENT", "ENOTDIR")
@@ -16,11 +16,11 @@ _DISK = {
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one line saying what came, what was wanted, and what mends it."""
+    """A mistake in what the user gave: one line saying what was found, what was expected and how to fix it."""
 
 
 class RunStopped(Exception):
-    """A run that cannot go on, through no mistake of the command: one line saying where, and what was kept."""
+    """A run that cannot continue, though the command was right: one line saying where it stopped and what was kept."""
 
     exit_status = 1
 
@@ -34,7 +34,7 @@ class Interrupted(RunStopped):
 
 
 class RankStopped(RunStopped):
-    """The same on this rank alone, which must tell it itself."""
+    """A RunStopped on this rank alone, which must report it itself."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -47,7 +47,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error, or its type where it says nothing."""
+    """The first line of a library's error, or its type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -55,7 +55,7 @@ def first_line(error: Exception) -> str:
 def run_main(main: Callable[[], None]) -> None:
     """Run an entry point: a UserError becomes one line and exit status 2, RunStopped one line and status 1.
 
-    So does a disk that is full, read-only or gone.  POCL_DEBUG=1 in the environment shows the traceback too.
+    So does a disk that is full, read-only or gone (status 1).  POCL_DEBUG=1 in the environment adds the traceback.
     """
     try:
         main()
@@ -65,9 +65,9 @@ def run_main(main: Callable[[], None]) -> None:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or isinstance(error, RankStopped):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        elif not isinstance(error, Interrupted):  # all ranks are asked to stop together
-            # Mostly every rank meets a mistake at the same place, and rank 0 tells it: the launcher then ends the
-            # others. A rank that is still there has met it alone, as where its machine lacks a file.
+        elif not isinstance(error, Interrupted):  # all ranks stop together
+            # Usually every rank hits the mistake at the same place, and rank 0 reports it: the launcher then ends
+            # the others. A rank that is still alive hit it alone, for example because its machine lacks a file.
             time.sleep(3)
             print(f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, UserError) else error.exit_status)
@@ -75,7 +75,7 @@ def run_main(main: Callable[[], None]) -> None:
         if error.errno not in _DISK or os.environ.get("POCL_DEBUG") == "1":
             raise
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {what}; what was saved before is whole; the same command resumes", file=sys.stderr, flush=True)
+        print(f"error: {what}; what was saved before is intact; the same command resumes", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

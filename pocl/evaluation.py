@@ -43,14 +43,14 @@ class DevSet:
 
 
 def set_path(data_root: Path, name: str) -> Path:
-    """The valid.jsonl of an evaluation set.  Raises UserError for an unknown set, with the closest and all of them."""
+    """The valid.jsonl of an evaluation set.  Raises UserError for an unknown set; it names the known ones."""
     path = data_root / SET_FOLDERS.get(name, name) / "valid.jsonl"
     if not path.is_file():
         known = [key for key in SET_FOLDERS if (data_root / SET_FOLDERS[key] / "valid.jsonl").is_file()]
         known += sorted(file.parent.name for file in data_root.glob("*/valid.jsonl"))
         raise UserError(
             f"no evaluation set {name!r}: {path} does not exist{closest(name, known)} "
-            f"(here are: {', '.join(known) or 'none'}; tools/fetch.py brings the paper's)"
+            f"(known: {', '.join(known) or 'none'}; tools/fetch.py downloads the paper's)"
         )
     return path
 
@@ -75,21 +75,21 @@ def _example(record: Mapping[str, Any], number: int, place: str) -> Example:
     if prompt is None:
         instruction, input_text = record.get("instruction"), record.get("input", "")
         if not isinstance(instruction, str) or not isinstance(input_text, str) or not instruction.strip():
-            raise UserError(f"{place}: neither 'prompt' nor 'instruction' is a string with text")
+            raise UserError(f"{place}: neither 'prompt' nor 'instruction' is a non-empty string")
         prompt = make_prompt(instruction, input_text)
     if not isinstance(prompt, str) or not prompt:
-        raise UserError(f"{place}: 'prompt' must be a string with text")
+        raise UserError(f"{place}: 'prompt' must be a non-empty string")
     try:
         "".join([prompt, *references]).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{place}: a lone surrogate, which is no text") from error
+        raise UserError(f"{place}: a lone surrogate, which is not valid text") from error
     return Example(number, prompt, tuple(references))
 
 
 def tokenise_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_prompt_length: int
 ) -> tuple[list[list[int]], int]:
-    """(token ids of each prompt, how many lost their beginning to the limit); the end holds the answer's mark."""
+    """(token ids of each prompt, how many were left-truncated to the limit); the end holds the answer's mark."""
     prompts = [tokenizer.encode(example.prompt, add_special_tokens=False) for example in examples]
     return [prompt[-max_prompt_length:] for prompt in prompts], sum(len(p) > max_prompt_length for p in prompts)
 
@@ -110,9 +110,9 @@ def evaluate(
 
 
 def score_answers(examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
-    """Every metric of each answer, 0 to 100.  Raises UserError where there are not as many answers as examples."""
+    """Every metric of each answer, 0 to 100.  Raises UserError if there are not as many answers as examples."""
     if len(examples) != len(answers):
-        raise UserError(f"{len(answers)} answers for {len(examples)} prompts; give one answer a prompt, in order")
+        raise UserError(f"{len(answers)} answers for {len(examples)} prompts; give one answer per prompt, in order")
     return [
         {"id": example.id, "answer": answer}
         | {name: 100.0 * metric.score(answer, example.references) for name, metric in METRICS.items()}

@@ -1,5 +1,6 @@
 """Files written whole or not at all, JSONL read with file and line in every complaint, fingerprints."""
 
+import codecs
 import fcntl
 import hashlib
 import json
@@ -63,7 +64,7 @@ def read_object(path: Path, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, 
 def check_object(value: Any, kinds: Mapping[str, tuple[type, ...]], what: str) -> None:
     """Raise UserError, which begins with ``what``, unless ``value`` is such an object; True is no whole number."""
     if not isinstance(value, dict):
-        raise UserError(f"{what} holds a {type(value).__name__} instead of a JSON object")
+        raise UserError(f"{what} holds {json_kind(value)} instead of a JSON object")
     for name, types in kinds.items():
         if name not in value:
             raise UserError(f"{what} has no {name!r}")
@@ -72,8 +73,16 @@ def check_object(value: Any, kinds: Mapping[str, tuple[type, ...]], what: str) -
             raise UserError(f"{what} says {name!r} with a {type(value[name]).__name__}, not a {wanted}")
 
 
+def json_kind(value: Any) -> str:
+    """What a value of a JSON file is called there: null, a number, a list."""
+    if value is None:
+        return "null"
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line; line i of the file is record i.
+    """Read one JSON object a line; line i of the file is record i.  A byte order mark at its start is passed over.
 
     Raises UserError with file and line number for a missing file, bytes that are no UTF-8, a blank or malformed line,
     or a line that holds no object.
@@ -81,9 +90,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
     try:
-        lines = path.read_bytes().splitlines()  # bytes: only \n, \r and \r\n end a line, not U+2028
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # some editors of Windows write it
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    lines = content.splitlines()  # bytes: only \n, \r and \r\n end a line, not U+2028
     if not lines:
         raise UserError(f"{path} is empty; it wants one JSON object a line")
     return [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
@@ -98,7 +108,7 @@ def _record(line: bytes, place: str) -> dict[str, Any]:
         what = "a blank line" if not line.strip() else f"no valid JSON ({error})"
         raise UserError(f"{place}: {what}; each line wants one JSON object") from error
     if not isinstance(record, dict):
-        raise UserError(f"{place}: a {type(record).__name__}; each line wants one JSON object")
+        raise UserError(f"{place}: {json_kind(record)}; each line wants one JSON object")
     return record
 
 

@@ -41,9 +41,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _Parser(HfArgumentParser):
-    """HfArgumentParser whose complaints are UserErrors of one line."""
+    """HfArgumentParser whose complaints are UserErrors of one line, with one spelling of each flag."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        for action in self._actions:
+            if isinstance(action, argparse._StoreFalseAction):  # the --no-x of a switch that is on
+                # Its own default would be shown as the switch's; that of the switch itself is the one that counts.
+                action.help, action.default = f"turns --{action.dest.replace('_', '-')} off", argparse.SUPPRESS
 
     def error(self, message: str) -> NoReturn:
+        for action in self._actions:
+            if len(action.option_strings) > 1:
+                message = message.replace("/".join(action.option_strings), action.option_strings[-1])
         raise UserError(re.sub(r"\s+", " ", message))
 
 
@@ -66,6 +76,6 @@ def parse(dataclass_types: Sequence[type], description: str, argv: Sequence[str]
         argv, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
-        flags = [option for option in parser._option_string_actions if option.startswith("--")]
+        flags = [action.option_strings[-1] for action in parser._actions if action.option_strings]
         raise UserError(f"unknown argument {unknown[0]!r}{closest(unknown[0], flags)} (--help lists them all)")
     return tuple(objects)

@@ -1,4 +1,4 @@
-"""Prompts to answers: prompts sorted by length, a cache of keys and values, finished rows leave the batch.
+"""Prompts to answers: prompts sorted by length, a KV cache, finished rows leave the batch.
 
 A sampled answer depends on the seed and the example id only, not on the batch, the order or the number of ranks: each
 example draws its own uniform numbers, which pick tokens from the cumulative distribution.
@@ -37,10 +37,10 @@ class Generator(Protocol):
 
     @property
     def name(self) -> str:
-        """What answers, for records."""
+        """What generates, for records."""
 
     def blocks(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Prompts of these lengths [N], cut into what one call should be given: positions, shared out over ranks."""
+        """Prompts of these lengths [N], cut into what one call should be given: positions, to be split among ranks."""
 
     def __call__(
         self, prompts: Sequence[list[int]], example_ids: Sequence[int], sampling: Sampling
@@ -58,13 +58,13 @@ class BuiltIn:
     name: ClassVar[str] = "builtin"
 
     def blocks(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Batches of neighbours in length, about equal, and as many for each rank."""
+        """Batches of neighbours in length, about equal in size, as many for each rank."""
         return even_blocks(lengths, self.batch_size)
 
     def __call__(
         self, prompts: Sequence[list[int]], example_ids: Sequence[int], sampling: Sampling
     ) -> list[list[int]]:
-        """One answer per prompt; padded vocabulary entries are never an answer."""
+        """One answer per prompt; padded vocabulary entries are never chosen."""
         return generate(
             self.model,
             prompts,
@@ -94,7 +94,7 @@ def generate(
 
 
 def even_blocks(lengths: np.ndarray, block_size: int) -> list[np.ndarray]:
-    """Prompts of these lengths [N] in blocks of neighbours in length, about equal, and as many for each rank."""
+    """Prompts of these lengths [N] in blocks of neighbours in length, about equal in size, as many for each rank."""
     ranks = distributed.world_size()
     rounds = math.ceil(len(lengths) / (ranks * block_size))
     return blocks_by_length(lengths, math.ceil(len(lengths) / (ranks * rounds))) if rounds else []
@@ -109,9 +109,9 @@ def answer_prompts(
     sampling: Sampling,
     title: str,
 ) -> dict[int, str]:
-    """The answers of all prompts by example id, shared out over the ranks, on every rank; ``title`` names the bar.
+    """The answers to all prompts by example id, on every rank, which share the work; ``title`` labels the bar.
 
-    Raises StopRequested on every rank where a signal came to one.
+    Raises StopRequested on every rank if one of them received a signal.
     """
     blocks = generator.blocks(np.array([len(prompt) for prompt in prompts], dtype=np.int64))
     mine = {}
@@ -133,9 +133,9 @@ def decode(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]]) -> 
 
 
 class Decoder:
-    """One batch of prompts being answered: one column of tokens a round, for the rows that are not known to be done.
+    """One batch of prompts being answered: one column of tokens per round, for the rows not yet known to be done.
 
-    What the rounds need lies on the device, and they do not wait for it (``_Watch``).
+    What the rounds need is on the device, and they do not wait for it (``_Watch``).
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Decoder:
         seen = tokens >= 0
         seen[:, self.length :] = True
         uniforms = np.stack([example_uniforms(int(example_id), sampling) for example_id in example_ids])
-        # Of the rows that go on: prompt and answer [B, columns], where they are tokens, and what is drawn with.
+        # Of the remaining rows: prompt and answer [B, columns], which entries are tokens, and what is drawn with.
         self.tokens, self.seen = send(tokens, device), send(seen, device)
         self.uniforms = send(torch.from_numpy(uniforms), device)  # [B, max_new_tokens]
         self.done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -180,7 +180,7 @@ class Decoder:
         return [list(takewhile(lambda token: token not in ends, answer)) for answer in self.answers.tolist()]
 
     def add_column(self, head: Callable[[Tensor], Tensor], step: int) -> None:
-        """One more token for every row, the done ones too."""
+        """One more token for every row, including the done ones."""
         logits = self._forward(head)
         if self.sampling.no_repeat_ngram:
             ban_repeated(logits, self.tokens[:, : self.length], self.sampling.no_repeat_ngram)
@@ -205,7 +205,7 @@ class Decoder:
         return head(output.last_hidden_state[:, -1]).float()
 
     def _keep(self, kept: Sequence[int]) -> None:
-        """Let the other rows leave the batch."""
+        """Drop the other rows from the batch."""
         self.watch.forget()
         keep = send(torch.tensor(kept), self.rows.device)
         self.cache.batch_select_indices(keep)
@@ -214,8 +214,8 @@ class Decoder:
 
 
 class _Watch:
-    """Which rows of a batch are done. Of a GPU it tells what was so a round ago, so that the next one is on its way
-    while this one is computed."""
+    """Which rows of a batch are done. On a GPU, as of one round ago, so that the next round is queued while this one
+    is computed."""
 
     def __init__(self, device: torch.device) -> None:
         self.waits = device.type != "cuda"
@@ -236,5 +236,5 @@ class _Watch:
         return before[0].tolist()
 
     def forget(self) -> None:
-        """The rows are others from now on."""
+        """Forget the last round: the rows have changed."""
         self.copied = None

@@ -1,4 +1,4 @@
-"""The gradient of one optimiser step: micro-batches forward and backward, the next step made ready meanwhile."""
+"""The gradient of one optimiser step: micro-batches forward and backward, the next step prepared meanwhile."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from pocl.token_objective import Term, Weights
 
 @dataclass(frozen=True)
 class _Ready:
-    """A global batch, cut, of which everything is on its way to the device."""
+    """A global batch, cut into micro-batches, with everything on its way to the device."""
 
     whole: GlobalBatch
     batches: Sequence[Batch]  # of each micro-batch
-    teacher_states: Sequence[Tensor | None]  # [N, H] likewise; None where the teacher is online, or there is none
+    teacher_states: Sequence[Tensor | None]  # [N, H] likewise; None if the teacher is online, or there is none
 
 
 class Gradients:
-    """Adds up the gradient of the student's objective over the micro-batches of a step, in the engine."""
+    """Accumulates the gradient of the student's objective over the micro-batches of a step, in the engine."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Gradients:
     ) -> None:
         self.batches, self.engine, self.teacher = batches, engine, teacher
         self.snapshot, self.device = snapshot, device
-        self._ready: tuple[int, _Ready] | None = None  # by its step
+        self._ready: tuple[int, _Ready] | None = None  # with its step
 
     def add(
         self, examples: np.ndarray, step: int, term: Term, factor: np.ndarray | None
@@ -45,7 +45,7 @@ class Gradients:
         """Add the gradient of the global batch ``examples`` [G] at optimiser step ``step``.
 
         ``factor`` [number of examples] multiplies the KD ratio of each example of the split; None is 1 for all.
-        -> the global batch, and of each micro-batch the summed (objective, cross-entropy, divergence) [3], float64.
+        -> the global batch, and for each micro-batch the summed (objective, cross-entropy, divergence) [3], float64.
         """
         known, self._ready = self._ready, None
         ready = known[1] if known and known[0] == step else self._send(examples, step)
@@ -59,7 +59,7 @@ class Gradients:
     def make_ready(self, examples: np.ndarray, step: int) -> None:
         """Cut and send the global batch of the next step, while a GPU computes this one.
 
-        Not on-policy: the student's text depends on the update that comes before.
+        Does nothing on-policy: the student's text depends on the update before it.
         """
         if self.batches.on_policy is None:
             self._ready = step, self._send(examples, step)
@@ -94,13 +94,13 @@ class Gradients:
             self._weights(micro, term, factor),
         )
         sums = torch.stack([loss.detach().double(), cross_entropy.double().sum(), divergence.double().sum()])
-        # NaN everywhere where anything is not finite: the step is left out then, on every rank.
+        # The gradient is all NaN if anything is not finite: then every rank skips the step.
         self.engine.backward(loss * (1.0 + 0.0 * sums.sum()).to(loss.dtype), num_tokens)
         self.snapshot.note(micro.positions, micro.of_student, batch, cross_entropy)
         return sums
 
     def _weights(self, micro: MicroBatch, term: Term, factor: np.ndarray | None) -> Weights | None:
-        """The weights of each example of a micro-batch [B]; None where they are the stage's for all."""
+        """The weights of each example of a micro-batch [B]; None if they are the stage's for all."""
         no_cross_entropy = micro.of_student & (not self.batches.student_cross_entropy)
         if factor is None and not no_cross_entropy.any():
             return None

@@ -1,7 +1,7 @@
-"""LoRA (arXiv 2106.09685): adapters put into a model, saved in peft's format, merged; folders of adapters read.
+"""LoRA (arXiv 2106.09685): adapters added to a model, saved in peft's format, merged; adapter folders read.
 
-An adapted model stays what it was to everybody else, a GPT2LMHeadModel with its trunk and head: only its linear layers
-are peft's. Nothing is merged into a model that trains; the merged weights are made beside it.
+To all other code an adapted model stays what it was, e.g. a GPT2LMHeadModel with its trunk and head: only its linear
+layers are peft's. Nothing is merged into a model in training; the merged weights are made beside it.
 """
 
 import re
@@ -24,7 +24,7 @@ from pocl.errors import UserError, closest, first_line
 from pocl.files import read_json
 
 ALL_LINEAR = "all-linear"
-_NAME = "default"  # what peft calls an adapter that nobody named
+_NAME = "default"  # peft's default adapter name
 _PREFIX = "base_model.model."  # of every weight in its files
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -39,10 +39,10 @@ def add_adapters(
     lora_targets: Sequence[str],
     seed: int,
 ) -> None:
-    """Put a fresh adapter beside each targeted linear layer, and freeze all other weights.
+    """Add a fresh adapter to each targeted linear layer, and freeze all other weights.
 
-    The model's answers do not change before the first step. ``base`` is the folder or hub name that the model came
-    from; ``lora_alpha`` None is twice the rank; the adapters depend on ``seed`` alone, so every rank has the same.
+    The model's outputs do not change before the first step. ``base`` is the folder or hub name that the model came
+    from; ``lora_alpha`` None means twice the rank; the adapters depend on ``seed`` alone, so every rank has the same.
     Raises UserError for a target that names no linear layer of the trunk.
     """
     layers = target_layers(model, lora_targets)
@@ -60,7 +60,7 @@ def add_adapters(
         torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(config, model, _NAME)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    say(f"LoRA of rank {lora_rank} on {', '.join(targets)}: {numerize(trained)} parameters are trained")
+    say(f"LoRA of rank {lora_rank} on {', '.join(targets)}: {numerize(trained)} trainable parameters")
 
 
 def target_layers(model: PreTrainedModel, lora_targets: Sequence[str]) -> list[tuple[str, nn.Module]]:
@@ -90,7 +90,7 @@ def _adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
 def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the plain model that equals the adapted one; ``weights`` are all of the model's, by name.
 
-    Nothing is written to them: what changes is a new tensor. A model without adapters gets its own weights back.
+    They are not modified: what changes is a new tensor. A model without adapters gets its own weights back.
     """
     plain = dict(weights)
     for name, layer in _adapted_layers(model).items():
@@ -105,7 +105,7 @@ def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str,
 
 
 def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> bool:
-    """Write the adapter of a model into ``folder`` as peft does -> False where the model has none.
+    """Write the adapter of a model into ``folder`` as peft does -> False if the model has none.
 
     ``weights`` are all of the model's, by name.
     """
@@ -124,17 +124,17 @@ def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: 
 
 
 def adapter_chain(path: str) -> tuple[str, list[Path]]:
-    """(the whole model that a folder stands for, the adapters on it, in the order in which they are merged).
+    """(the base model under a folder, the adapters on it, in the order in which they are merged).
 
-    A model that is no adapter folder is its own base, and no adapter is on it. The base that adapter_config.json names
-    is looked for as it stands, then from the adapter's folder; it may be an adapter itself.  Raises UserError where an
-    adapter is no LoRA, names no base or itself, or has no safetensors, or where a whole model is in its folder.
+    A model that is not an adapter folder is its own base, without adapters. The base that adapter_config.json names is
+    looked up as given, then relative to the adapter's folder; it may be an adapter itself.  Raises UserError if an
+    adapter is not LoRA, names no base or itself, or has no safetensors, or if a whole model is in its folder.
     """
     adapters: list[Path] = []
     while (Path(path) / _CONFIG).is_file():
         folder = Path(path).resolve()
         if folder in adapters:
-            raise UserError(f"{path} is an adapter on itself; mend base_model_name_or_path in its {_CONFIG}")
+            raise UserError(f"{path} is an adapter on itself; fix base_model_name_or_path in its {_CONFIG}")
         _check_folder(folder)
         adapters.insert(0, folder)
         path = _base(folder)
@@ -146,15 +146,13 @@ def _base(folder: Path) -> str:
     config = read_json(folder / _CONFIG)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise UserError(
-            f"{folder / _CONFIG} describes an adapter of type {kind!r}; LORA is the type that is known here"
-        )
+        raise UserError(f"{folder / _CONFIG} describes an adapter of type {kind!r}; only LORA is supported here")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(f"{folder / _CONFIG} names no base model (base_model_name_or_path)")
     if config.get("revision"):
         raise UserError(
-            f"{folder / _CONFIG} wants revision {config['revision']!r} of {base}; download that revision to a folder, "
+            f"{folder / _CONFIG} names revision {config['revision']!r} of {base}; download that revision to a folder, "
             f"name the folder there, and drop the revision"
         )
     return str(folder / base) if not Path(base).is_dir() and (folder / base).is_dir() else base
@@ -175,19 +173,19 @@ def _check_folder(folder: Path) -> None:
 
 @contextmanager
 def about_base(path: str, base: str) -> Iterator[None]:
-    """Add to a UserError that what it complains of is the base of the adapter ``path``."""
+    """Add to a UserError that it is about the base of the adapter ``path``."""
     try:
         yield
     except UserError as error:
         if path == base:
             raise
-        raise UserError(f"{error}; the adapter {path} is on it (base_model_name_or_path in {_CONFIG})") from error
+        raise UserError(f"{error}; the adapter {path} uses it (base_model_name_or_path in {_CONFIG})") from error
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Merge the LoRA adapter in ``folder`` into its base, which is a plain model again then.
+    """Merge the LoRA adapter in ``folder`` into its base, which is then a plain model again.
 
-    Raises UserError where the adapter is damaged or does not fit the base.
+    Raises UserError if the adapter is damaged or does not fit the base.
     """
     try:
         # peft names the weights as its wrapper around a model sees them.

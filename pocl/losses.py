@@ -1,12 +1,12 @@
 """The divergences between teacher and student with their gradients, a few lines each, and their registry.
 
 Every function takes two ``Softmax`` of N response tokens over V vocabulary entries, the student's q and the teacher's
-p, and returns one value per token ``[N]`` in nats, and beside it the slope ``[N, V]``: the derivative of the value
-w.r.t. the student's log-probabilities. Adding c q to it changes nothing in the derivative w.r.t. the logits, so such
-terms are left out. m is a mixture of both. The caller weighs and normalises.
+p, and returns one value per token ``[N]`` in nats, with the slope ``[N, V]``: the derivative of the value w.r.t. the
+student's log-probabilities. Adding c q to it does not change the derivative w.r.t. the logits, so such terms are left
+out. m is a mixture of both. The caller weights and normalises.
 
 To add a divergence, write it here and give it a line in ``_FAMILIES``: ``--type NAME`` and ``--type tNAME`` then
-exist. One whose slope is not known returns its value alone under ``@slope_by_autograd``.
+exist. One without a known slope returns its value alone, under ``@slope_by_autograd``.
 """
 
 import inspect
@@ -23,7 +23,7 @@ from pocl.errors import UserError, closest
 
 ValueAndSlope = tuple[Tensor, Tensor]  # [N], [N, V]
 
-# A lower bound of logits less their maximum. exp(-1e4) is exactly 0 in float64; without the bound a vocabulary entry
+# A lower bound on logits minus their maximum. exp(-1e4) is exactly 0 in float64; without the bound a vocabulary entry
 # that both models mask gives 0 * (inf - inf).
 MIN_SHIFTED = -1e4
 MAX_LOG_RATIO = 80.0  # exp(88) is the largest that float32 holds
@@ -33,7 +33,7 @@ MAX_LOG_RATIO = 80.0  # exp(88) is the largest that float32 holds
 class Softmax:
     """The distribution over the vocabulary of each token, from one exponential of its logits."""
 
-    shifted: Tensor  # [N, V], logits / T less their maximum
+    shifted: Tensor  # [N, V], logits / T minus their maximum
     weights: Tensor  # [N, V], their exponentials
     total: Tensor  # [N, 1], the sum of these
 
@@ -52,7 +52,7 @@ class Softmax:
         return (self.shifted.gather(-1, labels[:, None]) - self.total.log()).squeeze(-1)
 
     def log_ratio(self, other: "Softmax") -> Tensor:
-        """log(self / other), in one pass less than from both ``logp``.  [N, V], nats."""
+        """log(self / other), in one pass fewer than from both ``logp``.  [N, V], nats."""
         return (self.shifted - other.shifted).sub_(self.total.log() - other.total.log())
 
     def tempered(self, temperature: float) -> "Softmax":
@@ -66,8 +66,7 @@ Divergence = Callable[[Softmax, Softmax], ValueAndSlope]
 def softmax(logits: Tensor, temperature: float = 1.0) -> Softmax:
     """The softmax of ``logits / temperature``, in float32 at least.  [N, V].
 
-    Its own lines, not torch.softmax: on the CPU that one's float32 sum over 50,000 entries is off by 1e-5, this one's
-    by 1e-6.
+    Not torch.softmax, whose float32 sum over 50,000 entries is off by 1e-5 on the CPU; this one's is off by 1e-6.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     shifted = logits - logits.detach().amax(-1, keepdim=True)
@@ -84,14 +83,14 @@ def _from_shifted(shifted: Tensor) -> Softmax:
 def through_softmax(slope: Tensor, q: Softmax, weight: Tensor | float = 1.0) -> Tensor:
     """From the derivative w.r.t. log-probabilities to that w.r.t. logits (at T = 1), in place.  [N, V] -> [N, V].
 
-    Both are multiplied by ``weight``, [N, 1] or a number.
+    The result is multiplied by ``weight``, [N, 1] or a number.
     """
     share = slope.sum(-1, keepdim=True) / q.total
     return slope.mul_(weight).addcmul_(q.weights, share * weight, value=-1.0)
 
 
 def slope_by_autograd(value: Callable[..., Tensor]) -> Callable[..., ValueAndSlope]:
-    """A divergence of which only the value is written down, in ``logp`` and ``probs``; autograd finds the slope."""
+    """A divergence given only by its value, in terms of ``logp`` and ``probs``; autograd finds the slope."""
 
     @wraps(value)
     def divergence(q: Softmax, p: Softmax, **own: Any) -> ValueAndSlope:
@@ -123,7 +122,7 @@ def jensen_shannon(q: Softmax, p: Softmax, *, teacher_weight: float = 0.1) -> Va
     """w KL(p || m) + (1 - w) KL(q || m), m = w p + (1 - w) q -> [N] in nats, slope [N, V].
 
     ``teacher_weight`` is w; 0.1 is the paper's 0.9 for the student, and TRL's ``beta=0.1``. W.r.t. q the derivative is
-    (1 - w) log(q / m): what comes through m is the constant w - 1.  Source: GKD, arXiv 2306.13649.
+    (1 - w) log(q / m): the part through m is the constant w - 1.  Source: GKD, arXiv 2306.13649.
     """
     w = teacher_weight
     ratio = p.log_ratio(q)
@@ -133,7 +132,7 @@ def jensen_shannon(q: Softmax, p: Softmax, *, teacher_weight: float = 0.1) -> Va
 
 
 def total_variation(q: Softmax, p: Softmax) -> ValueAndSlope:
-    """Half the L1 distance of the distributions -> [N] in [0, 1], slope [N, V].  Source: arXiv 2307.15190."""
+    """Half the L1 distance between the distributions -> [N] in [0, 1], slope [N, V].  Source: arXiv 2307.15190."""
     difference = q.probs - p.probs
     return 0.5 * difference.abs().sum(-1), difference.sign().mul_(q.probs).mul_(0.5)
 
@@ -160,12 +159,12 @@ def skew_reverse_kl(q: Softmax, p: Softmax, *, skew: float = 0.1) -> ValueAndSlo
 def _log_mixture_over(ratio: Tensor, weight: float) -> Tensor:
     """log(m / first), m = weight * first + (1 - weight) * second, from ``ratio`` = log(second / first).  [N, V], nats.
 
-    Through the ratio, since probabilities underflow, and log m - log first would be two large numbers and mostly their
-    rounding. It is bounded where an exponential would overflow: what it is multiplied with is 0 there.
+    Via the ratio, since probabilities underflow, and log m - log first would subtract two large numbers and leave
+    mostly rounding. It is bounded where an exponential would overflow: what multiplies it is 0 there.
     """
     bounded = ratio.clamp(min=-MAX_LOG_RATIO, max=MAX_LOG_RATIO)
     bounded.add_(math.log1p(-weight))
-    # In place where no autograd wants what is between: a fifth less time.
+    # In place unless autograd needs the intermediates: a fifth less time.
     return (bounded.exp() + weight).log() if bounded.requires_grad else bounded.exp_().add_(weight).log_()
 
 
@@ -205,9 +204,9 @@ class LossType:
         return self.family.uniform_power if scaling == "uniform" or published is None else published
 
     def bind(self, **options: Any) -> Divergence:
-        """The divergence as a function of (student, teacher), its own parameter, if any, taken out of ``options``.
+        """The divergence as a function of (student, teacher), its own parameter, if any, taken from ``options``.
 
-        What is not given is the function's default.  Raises UserError unless it is strictly between 0 and 1.
+        If it is not given, the function's default.  Raises UserError unless it is strictly between 0 and 1.
         """
         function, name = self.family.divergence, self.family.parameter
         if name is None:
@@ -233,7 +232,7 @@ SFT = "sft"  # cross-entropy alone: no teacher, no divergence
 def loss_type(name: str) -> LossType | None:
     """The loss that ``--type name`` means, or None for ``sft``.
 
-    Raises UserError for an unknown name, with the closest one and all of them.
+    Raises UserError for an unknown name, naming the closest one and all of them.
     """
     name = ALIASES.get(name, name)
     if name == SFT:

@@ -1,7 +1,7 @@
 """ROUGE-L, ROUGE-1, ROUGE-2 and exact match, each against the best of several references.
 
 ROUGE uses rouge-score's own tokeniser and stemmer; only the longest common subsequence is computed by rapidfuzz in
-C++. The numbers are rouge-score's to the last bit (tests/test_metrics.py).
+C++. The scores are rouge-score's to the last bit (tests/test_metrics.py).
 """
 
 import re
@@ -17,7 +17,7 @@ from rouge_score import scoring, tokenize
 
 
 class _CachedStemmer:
-    """The Porter stemmer, which is a pure function of the word, computed once a word."""
+    """The Porter stemmer, which is a pure function of the word, computed once per word."""
 
     def __init__(self) -> None:
         self.stem = lru_cache(maxsize=1 << 18)(PorterStemmer().stem)
@@ -63,7 +63,7 @@ def _overlap(target: Counter[tuple[str, ...]], prediction: Counter[tuple[str, ..
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Whether the answer equals a reference, but for case, punctuation and white space."""
+    """Whether the answer equals a reference, up to case, punctuation and white space."""
     normalised = _normalise(prediction)
     return any(normalised == _normalise(reference) for reference in references)
 
@@ -74,17 +74,17 @@ def _normalise(text: str) -> str:
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of one answer against its references, and what a person calls it."""
+    """A score of one answer against its references, and its display name."""
 
     name: str
     score: Callable[[str, Sequence[str]], float]  # 0 to 1
 
 
-# Of every answer that is evaluated. The first two are the paper's; summaries are measured by ROUGE-1, -2 and -L.
+# For every evaluated answer. The first two are the paper's; summaries are measured by ROUGE-1, -2 and -L.
 METRICS: dict[str, Metric] = {
     "rouge_l": Metric("ROUGE-L", rouge_l),
     "exact_match": Metric("exact match", exact_match),
     "rouge_1": Metric("ROUGE-1", partial(rouge_n, n=1)),
     "rouge_2": Metric("ROUGE-2", partial(rouge_n, n=2)),
 }
-SHOWN = ("rouge_l", "exact_match")  # where nothing else is asked for
+SHOWN = ("rouge_l", "exact_match")  # by default

@@ -14,7 +14,7 @@ from pocl.generation import generate
 from pocl.on_policy import OnPolicy, OnPolicyState, Response
 from pocl.sampling import Sampling
 
-_SEEDS_OF_A_STEP = 1_000_003  # a prime: the sampling seeds of two steps differ for any seed of the run below it
+_SEEDS_OF_A_STEP = 1_000_003  # a prime: the sampling seeds of two steps differ for any run seed below it
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class _Texts:
-    """The examples of a global batch of G: position [G], and the response where it is not the data's."""
+    """The examples of a global batch of G: positions [G], and the responses that are not the data's."""
 
     positions: np.ndarray
     responses: Sequence[Sequence[int] | None]
@@ -80,7 +80,7 @@ class MicroBatchSource:
 
     @property
     def follows_dev_loss(self) -> bool:
-        """Whether the schedule needs the dev loss, also that before the first step."""
+        """Whether the schedule needs the dev loss, including the one before the first step."""
         return self.on_policy is not None and self.on_policy.mode == "adaptive"
 
     def of_step(self, examples: np.ndarray, step: int) -> GlobalBatch:
@@ -112,7 +112,7 @@ class MicroBatchSource:
         return MicroBatch(positions, texts.of_student[rows], batch.packed() if self.packed else batch)
 
     def _lengths(self, texts: _Texts) -> np.ndarray:
-        """How many inputs each text has.  -> [G]."""
+        """The number of input tokens of each text.  -> [G]."""
         lengths = self.train.lengths[texts.positions]
         for row, response in enumerate(texts.responses):
             if response is not None:
@@ -121,9 +121,9 @@ class MicroBatchSource:
         return lengths
 
     def _on_policy(self, on_policy: OnPolicy, examples: np.ndarray, step: int) -> _Texts:
-        """The examples, some of them with a response of the student: a new one, or one out of the buffer.
+        """The examples, some of them with a response of the student: a new one, or one from the replay buffer.
 
-        What comes out of the buffer brings its own prompt along.
+        A response from the buffer brings its own prompt along.
         """
         full = len(self.state.buffer) >= on_policy.buffer_size
         sources = np.array(
@@ -154,7 +154,7 @@ class MicroBatchSource:
         """The student's own answers to these prompts, at temperature 1; each rank samples a share of them."""
         if len(positions) == 0:
             return []
-        student = self.student()  # of every rank, also of one that has no prompt: ZeRO-3 brings its weights together
+        student = self.student()  # on every rank, even one without a prompt: ZeRO-3 gathers the weights
         mine = distributed.my_share(positions)
         answers: list[list[int]] = []
         if len(mine):
@@ -171,7 +171,7 @@ class MicroBatchSource:
             )
         found = distributed.gather_by_id(dict(zip(mine.tolist(), answers, strict=True)))
         end = [self.tokenizer.eos_token_id]
-        # An answer that was cut at its longest did not end: it gets no end-of-text token.
+        # An answer cut at max_new_tokens did not end: it gets no end-of-text token.
         return [
             (position, found[position] + end if len(found[position]) < self.max_new_tokens else found[position])
             for position in positions.tolist()

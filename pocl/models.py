@@ -1,4 +1,4 @@
-"""Student, teacher and tokenizer: loading with checks, trunk and head apart, the vocabulary that both share."""
+"""Student, teacher and tokenizer: loading with checks, trunk and head apart, the vocabulary that both models share."""
 
 import hashlib
 from pathlib import Path
@@ -46,9 +46,9 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, adapter folder or hub name; an adapter without one has its base's.
+    """The tokenizer of a model folder, adapter folder or hub name; an adapter without one uses its base's.
 
-    Raises UserError where there is none or it has no end-of-text.
+    Raises UserError if there is none or it has no end-of-text token.
     """
     base, adapters = adapter_chain(path)
     with about_base(path, base):
@@ -63,7 +63,7 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     _check_place(path)
     # Without any of these files AutoTokenizer returns an empty tokenizer, silently.
     if Path(path).is_dir() and not _has_tokenizer(Path(path)):
-        raise UserError(f"no tokenizer in {path!r}: none of {', '.join(_TOKENIZER_FILES)} is there")
+        raise UserError(f"no tokenizer in {path!r}: none of {', '.join(_TOKENIZER_FILES)} exists")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -76,9 +76,9 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def load_model(path: str, dtype: str = "fp32", attention_name: str = "auto") -> PreTrainedModel:
     """A causal language model from safetensors, in evaluation mode on the CPU; an adapter folder's is merged.
 
-    ``attention_name`` is transformers' name of what computes it; ``auto`` is this project's wherever that would be
-    sdpa.  Raises UserError where the folder holds no configuration or no safetensors; pickled weights and remote code
-    are refused, since both run what a stranger wrote.
+    ``attention_name`` is transformers' name of the implementation; ``auto`` is this project's wherever that would be
+    sdpa.  Raises UserError if the folder holds no configuration or no safetensors; pickled weights and remote code
+    are refused, since both run a stranger's code.
     """
     base, adapters = adapter_chain(path)
     with about_base(path, base):
@@ -89,9 +89,9 @@ def load_model(path: str, dtype: str = "fp32", attention_name: str = "auto") -> 
 
 
 def load_skeleton(path: str, dtype: str = "fp32") -> PreTrainedModel:
-    """The same model without its weights: call it under FakeTensorMode, where a tensor has a shape and no memory.
+    """The same model without its weights: call it under FakeTensorMode, where tensors have shapes but no memory.
 
-    Raises UserError where ``load_model`` would not find a configuration or weights.
+    Raises UserError if ``load_model`` would not find a configuration or weights.
     """
     model = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
     fuse_activations(model)
@@ -101,7 +101,7 @@ def load_skeleton(path: str, dtype: str = "fp32") -> PreTrainedModel:
 def load_config(path: str) -> PretrainedConfig:
     """The configuration of a model folder, adapter folder (its base's) or hub name, and nothing else of it.
 
-    Raises UserError where ``load_model`` would not find one.
+    Raises UserError if ``load_model`` would not find one.
     """
     base, _ = adapter_chain(path)
     with about_base(path, base):
@@ -109,7 +109,7 @@ def load_config(path: str) -> PretrainedConfig:
 
 
 def check_positions(path: str, max_length: int) -> None:
-    """Raise UserError where the model has no place for texts of ``max_length`` tokens; the last is only predicted."""
+    """Raise UserError if the model has too few positions for ``max_length`` tokens; the last is only predicted."""
     places = getattr(load_config(path), "max_position_embeddings", None)
     if places is not None and max_length - 1 > places:
         raise UserError(f"--max-length {max_length}, but {path!r} reads at most {places} tokens; lower it")
@@ -128,21 +128,23 @@ def _load_config(path: str) -> PretrainedConfig:
 
 
 def _check_place(path: str) -> None:
-    """Raise UserError where no model can be: no folder is there, and no hub name looks like that, or it is a run's."""
+    """Raise UserError if no model can be there: neither a folder nor a possible hub name, or the folder of a run."""
     folder = Path(path)
     if not folder.is_dir() and (folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) > 2):
-        way = "a run leaves its student there, and scripts/<family>/sft/teacher.sh is the run of a teacher"
+        way = "a run saves its student there, and scripts/<family>/sft/teacher.sh trains a teacher"
         if folder.name != "best":
-            way = "python tools/fetch.py models brings those of the scripts, by names that its list says"
-        raise UserError(f"{path} is no folder; a model wants config.json, model.safetensors and its tokenizer; {way}")
+            way = "python tools/fetch.py models downloads those of the scripts (python tools/fetch.py list names them)"
+        raise UserError(
+            f"{path} is not a folder; a model needs config.json, model.safetensors and its tokenizer; {way}"
+        )
     if not (folder / "config.json").is_file() or not (folder / "best").is_dir():
         return
     if not _has_tokenizer(folder) and not list(folder.glob("*.safetensors")):
-        raise UserError(f"{path} is the folder of a run; its student is {folder / 'best'}")
+        raise UserError(f"{path} is a run's folder; its student is {folder / 'best'}")
 
 
 def _not_loaded(what: str, path: str, error: Exception) -> UserError:
-    """What is said of a model that a library did not load; for a name of the hub, that it is no folder here first."""
+    """The error for a model that a library did not load; a hub name is first reported as not being a folder here."""
     causes: list[BaseException] = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
@@ -151,9 +153,9 @@ def _not_loaded(what: str, path: str, error: Exception) -> UserError:
         if any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
             reason = "the hub could not be reached"
         elif any(isinstance(cause, (RepositoryNotFoundError, HFValidationError)) for cause in causes):
-            reason = "the hub knows no model of this name"
+            reason = "the hub has no model of this name"
     if reason:
-        return UserError(f"there is no folder {path!r} here, and {reason}; give the folder of a model")
+        return UserError(f"there is no folder {path!r} here, and {reason}; give a model folder")
     return UserError(f"{what} {path!r}: {first_line(error)}")
 
 
@@ -184,8 +186,8 @@ def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:
 
 
 def recompute_activations(model: PreTrainedModel, *, enable: bool = True) -> None:
-    """Gradient checkpointing on or off: keep one tensor per layer for the backward pass, compute the rest again."""
-    # transformers below 5.20 knows the older names alone.
+    """Gradient checkpointing on or off: keep one tensor per layer for the backward pass, recompute the rest."""
+    # transformers below 5.20 has only the older names.
     name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if enable:
         arguments = {f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
@@ -195,15 +197,15 @@ def recompute_activations(model: PreTrainedModel, *, enable: bool = True) -> Non
 
 
 def attend_by_example(model: PreTrainedModel) -> None:
-    """Have packed examples attend to themselves alone, where the model's attention is sdpa."""
+    """Make each packed example attend only to itself, if the model's attention is sdpa."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(attention.NAME)
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """Give GPT-2's GELU, which transformers writes as eight operations, torch's single kernel of the same function.
+    """Replace GPT-2's GELU, eight operations in transformers, by torch's single kernel for the same function.
 
-    The backward pass then keeps one tensor of it instead of four.
+    The backward pass then keeps one tensor for it instead of four.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -213,7 +215,7 @@ def fuse_activations(model: nn.Module) -> None:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json; a model wants config.json, model.safetensors, its tokenizer")
+        raise UserError(f"{folder} holds no config.json; a model needs config.json, model.safetensors, its tokenizer")
     if not list(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt")))
         if pickled:
@@ -225,21 +227,21 @@ def _check_folder(folder: Path) -> None:
 
 
 def trunk(model: PreTrainedModel) -> nn.Module:
-    """The model without its head: token ids in, hidden states after the last norm out."""
+    """The model without its head: token ids in, hidden states after the final norm out."""
     return model.base_model
 
 
 def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The trunk's hidden states at the positions that have a label.  -> [N, H].
 
-    No attention mask goes in: padding stands to the right of every response, where a causal trunk never looks. The
-    examples of a packed batch are told apart by ``pocl.fast.attention``, or by positions (``pocl.fast.packing``).
+    No attention mask is passed: padding is to the right of every response, where a causal trunk never looks. The
+    examples of a packed batch are kept apart by ``pocl.fast.attention``, or by positions (``pocl.fast.packing``).
     """
     others: dict[str, Any] = {}
     if batch.position_ids is not None:
         others["position_ids"] = batch.position_ids
         if model.config._attn_implementation == attention.NAME:
-            # A mask of four dimensions is passed through as it is: no other one is made.
+            # A four-dimensional mask is passed through as it is: no other one is made.
             others |= {"segments": batch.segments, "attention_mask": batch.attention_mask[None, None]}
     states = trunk(model)(input_ids=batch.input_ids, use_cache=False, **others).last_hidden_state  # [B, T, H]
     return states.flatten(0, 1).index_select(0, batch.places)
@@ -252,9 +254,9 @@ def response_labels(batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
-    """Raise UserError where trunk and head apart do not give the model's own logits (on one short sequence).
+    """Raise UserError if trunk and head apart do not give the model's own logits (on one short sequence).
 
-    ``device`` is where the model answers.
+    ``device`` is where the model runs.
     """
     ids = torch.arange(1, 7, device=device)[None] % model.config.vocab_size
     whole = model(input_ids=ids, use_cache=False).logits.float()
@@ -263,15 +265,15 @@ def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
     close = whole.shape == apart.shape and torch.allclose(whole, apart, atol=tolerance, rtol=tolerance, equal_nan=True)
     if not close:
         raise UserError(
-            f"{name!r} ({model.config.model_type}) changes its logits behind the head in a way that is not known "
+            f"{name!r} ({model.config.model_type}) changes its logits after the head in a way that is not known "
             f"here; add it to make_head in pocl/fast/heads.py"
         )
 
 
 def shared_vocabulary(num_tokens: int, **models: PreTrainedModel) -> int | None:
-    """How many logits the models keep: None for all, the tokenizer's size where one of them pads its vocabulary.
+    """How many logits the models keep: None for all, the tokenizer's size if one of them pads its vocabulary.
 
-    Raises UserError where a model has fewer entries than the tokenizer; its keyword says which.
+    Raises UserError if a model has fewer entries than the tokenizer; its keyword says which.
     """
     sizes = {name: _vocab_size(model) for name, model in models.items()}
     for name, size in sizes.items():
@@ -285,7 +287,7 @@ def _vocab_size(model: PreTrainedModel) -> int:
 
 
 def check_same_tokenizer(student: str, teacher: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError where the teacher reads other tokens than the student."""
+    """Raise UserError if the teacher's tokenizer is not the student's."""
     others = load_tokenizer(teacher)
     if tokenizer_fingerprint(others) != tokenizer_fingerprint(tokenizer):
         raise UserError(
@@ -313,28 +315,28 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
 
 
 def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of transformer layers: the one ModuleList as long as the configuration says.
+    """The list of transformer layers: the one ModuleList with as many modules as the configuration has layers.
 
-    Raises UserError where it cannot be told.
+    Raises UserError if it is not the only one.
     """
     wanted = model.config.num_hidden_layers
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
     if len(stacks) != 1:
-        raise UserError(f"{model.config.model_type} has {len(stacks)} stacks of {wanted} layers; one was wanted")
+        raise UserError(f"{model.config.model_type} has {len(stacks)} stacks of {wanted} layers; expected one")
     return stacks[0]
 
 
 def train_only_last_layers(model: PreTrainedModel, num_layers: int) -> None:
-    """Freeze all but the last ``num_layers`` layers and what stands behind them; a head tied to the embeddings stays.
+    """Freeze all but the last ``num_layers`` layers and the final norm, so also a head tied to the embeddings.
 
-    The backward pass then ends at the first of these layers.  Raises UserError where there are fewer layers.
+    The backward pass then ends at the first of these layers.  Raises UserError if there are fewer layers.
     """
     stack = layer_stack(model)
     if num_layers > len(stack):
         raise UserError(f"--train-last-layers {num_layers}: the student has {len(stack)} layers")
     model.requires_grad_(False)
     stack[-num_layers:].requires_grad_(True)
-    # Beside the layers, which OPT keeps one module deeper than the others; no projection stands between it and them.
+    # A sibling of the layers, which OPT keeps one module deeper than other models; projections stay frozen.
     parent = next(module for module in model.modules() if any(child is stack for child in module.children()))
     for child in parent.children():
         if not any(True for _ in child.children()) and not isinstance(child, (nn.Embedding, nn.Linear, nn.ModuleList)):
@@ -342,10 +344,10 @@ def train_only_last_layers(model: PreTrainedModel, num_layers: int) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many parameters the model has, tied ones once."""
+    """How many parameters the model has, counting tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def weights_bytes(model: PreTrainedModel) -> int:
-    """The memory that the model's weights take, tied ones once."""
+    """The bytes that the model's weights take, counting tied ones once."""
     return count_parameters(model) * model.dtype.itemsize

@@ -1,7 +1,7 @@
 """Cross-entropy and divergence over response tokens, from hidden states and heads, in chunks, with their gradient.
 
-The logits of one chunk of tokens exist at a time: the gradient of the chunk is taken, in closed form down to its
-logits, before the next one is begun. The backward pass then only hands the gradients on, so nothing is kept or
+Only one chunk's logits exist at a time: each chunk's gradient is computed in the forward pass, analytically w.r.t. the
+logits, before the next chunk. The backward pass then only returns these gradients, so no logits are stored or
 computed twice, and peak memory does not grow with tokens times vocabulary.
 """
 
@@ -23,12 +23,12 @@ from pocl.fast.tied import TiedGradient, lookups_of, tied_embedding
 from pocl.models import response_labels, response_states
 from pocl.token_objective import Term, Weights, token_objective
 
-# So many numbers of a chunk's logits are worked on at a time. On the CPU that is what its caches hold: at V = 50,257
-# ten rows took two thirds to three quarters of the time that 256 took. A GPU wants long kernels (not measured yet).
+# Logit elements processed per block. On the CPU, what its caches hold: at V = 50,257 ten rows at a time took two
+# thirds to three quarters of the time that 256 took. A GPU needs long kernels (not measured yet).
 BLOCK_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 24}
-# At the worst moment so many float32 tensors of a block's size are alive (counted: 11 to 15, by divergence).
+# float32 tensors of a block's size that are alive at the peak (counted: 11 to 15, depending on the divergence).
 _TENSORS_PER_BLOCK = 15
-_LARGEST_CHUNK = {"cpu": 128, "cuda": 4096}  # CPU: with 192 a step was 1 to 6 % faster, and larger
+_LARGEST_CHUNK = {"cpu": 128, "cuda": 4096}  # CPU: with 192 a step was 1 to 6 % faster, but took more memory
 _SHARE_OF_MEMORY = 1 / 16
 
 
@@ -56,14 +56,13 @@ def distillation_objective(
 ) -> Objective:
     """The objective of N response tokens, summed.  [N, H_s], [N, H_t], [N] -> Objective.
 
-    ``weights`` [N] are each token's own, in place of the term's. ``tied`` takes the gradient by the
-    head's weight, to hand it on with that of the embedding. ``fused``: what is learnt from goes through the GPU's
-    kernel (``pocl.fast.fused``).
+    ``weights`` [N] are per token and replace the term's. ``tied`` receives the gradient w.r.t. the head's weight, to
+    be returned with the embedding's. ``fused``: if gradients are enabled, use the GPU kernel (``pocl.fast.fused``).
 
-    The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other. Where gradients are
-    enabled, ``loss`` carries those of the states and of the head's parameters, and is differentiated once.
+    The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other. If gradients are
+    enabled, ``loss`` carries those w.r.t. the states and the head's parameters, and can be differentiated once.
     The caller divides ``loss`` once by the number of response tokens in the whole optimiser step.
-    Source: POCL, arXiv 2506.05695, section 3.  Raises ValueError where the numbers of rows differ.
+    Source: POCL, arXiv 2506.05695, section 3.  Raises ValueError if the numbers of rows differ.
     """
     num_tokens = _check_rows(student_states, teacher_states, labels)
     learns = torch.is_grad_enabled()
@@ -72,16 +71,16 @@ def distillation_objective(
     parameter_gradients = _unfilled_gradients(student_head, head, student_states, num_chunks) if learns else []
 
     def chunk(piece: slice) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """(objective, cross-entropy, divergence) of some tokens, and their gradient by the states."""
+        """(objective, cross-entropy, divergence) of some tokens, and their gradient w.r.t. the states."""
         rows = student_states[piece].detach().requires_grad_(learns)
-        with _frozen(parameters):  # their gradients are added up below, without one more tensor of the head's size
+        with _frozen(parameters):  # their gradients are summed below, without another tensor of the head's size
             product = head.module(rows)
         student_logits = head.logits(product)
         known = None if weights is None else weights[piece]
         with torch.no_grad():
             no_teacher = teacher_states is None or teacher_head is None
             teacher_logits = None if no_teacher else teacher_head(teacher_states[piece])
-            # In place: the gradient takes the memory of the logits.
+            # In place: the gradient overwrites the logits.
             parts = (student_logits.detach(), teacher_logits, labels[piece], term, known)
             values = fused_objective(*parts) if fused and learns else _in_blocks(*parts, learns=learns)
         if not learns:
@@ -115,14 +114,14 @@ def _check_rows(student_states: Tensor, teacher_states: Tensor | None, labels: T
         teacher_tokens = num_tokens if teacher_states is None else teacher_states.shape[0]
         raise ValueError(
             f"{student_states.shape[0]} student states, {teacher_tokens} teacher states and {num_tokens} labels; "
-            f"one of each per response token was wanted"
+            f"expected one of each per response token"
         )
     return num_tokens
 
 
 @contextmanager
 def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Have autograd take them for constants: under ZeRO-3 a product's gradients are computed, asked for or not."""
+    """Make autograd treat them as constants: under ZeRO-3 a matmul computes their gradients, needed or not."""
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -133,10 +132,10 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def _unfilled_gradients(head: Head, aligned_head: Head, states: Tensor, num_chunks: int) -> list[Tensor]:
-    """Room for the gradients by the head's trained parameters, weight [V, H] and bias [V], V as aligned.
+    """Empty gradients w.r.t. the head's trainable parameters, weight [V, H] and bias [V], V as aligned.
 
-    It is there before any logits, whose room can then be used again by those of the next chunk. Where chunks are added
-    up it is in float32 at least, where bfloat16 would swallow addends.
+    Allocated before any logits, whose memory the next chunk's can then reuse. If chunks are summed, in float32 at
+    least, since bfloat16 would lose small addends.
     """
     num_rows, width = aligned_head.module.out_features, aligned_head.module.in_features
     dtype = torch.promote_types(states.dtype, torch.float32) if num_chunks > 1 else states.dtype
@@ -145,8 +144,8 @@ def _unfilled_gradients(head: Head, aligned_head: Head, states: Tensor, num_chun
 
 
 def _back_to_rows(head: Head, rows: Tensor, product: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients by what went into the head [n, H] and by what its module gave [n, V], from that by the logits,
-    which stands in their place.
+    """The gradients w.r.t. the head's input [n, H] and its module's output [n, V], from that w.r.t. the logits, which
+    ``logits`` holds.
     """
     if not head.only_cuts:
         by_rows, by_product = torch.autograd.grad(logits, (rows, product), logits.detach())
@@ -158,9 +157,9 @@ def _back_to_rows(head: Head, rows: Tensor, product: Tensor, logits: Tensor) -> 
 
 
 def _add_up(totals: Sequence[Tensor], rows: Tensor, gradient: Tensor, *, first: bool) -> None:
-    """Add a chunk's part to the gradients by the head's parameters; the ``first`` one overwrites what they hold.
+    """Add a chunk's part to the gradients w.r.t. the head's parameters; the ``first`` one overwrites what they hold.
 
-    ``rows`` [n, H] went into the head, ``gradient`` [n, V] is by what came out.
+    ``rows`` [n, H] is the head's input, ``gradient`` [n, V] is w.r.t. its output.
     """
     for total in totals:
         if total.dim() == 2 and total.dtype == gradient.dtype:
@@ -171,7 +170,7 @@ def _add_up(totals: Sequence[Tensor], rows: Tensor, gradient: Tensor, *, first: 
 
 
 class _WithGradient(torch.autograd.Function):
-    """A sum whose gradients by its inputs are known already: the backward pass scales them and hands them on, once."""
+    """A sum whose gradients w.r.t. its inputs are already known: the backward pass scales and returns them, once."""
 
     @staticmethod
     def forward(
@@ -184,7 +183,7 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, and let go of: the head's gradient is as large as the head.
+        # In place, and released: the head's gradient is as large as the head.
         gradients, ctx.gradients = ctx.gradients, ()
         if ctx.tied is not None:
             ctx.tied.of_head.mul_(factor)
@@ -200,7 +199,7 @@ def _in_blocks(
     *,
     learns: bool,
 ) -> tuple[Tensor, ...]:
-    """``token_objective`` of some rows at a time -> its three values of all; its gradient goes where the logits were.
+    """``token_objective``, some rows at a time -> its three values for all; its gradient overwrites the logits.
 
     [N, V], [N, V], [N], [N] -> 3 x [N].
     """
@@ -223,15 +222,15 @@ def _in_blocks(
 
 
 def chunk_bytes(chunk_tokens: int, vocab_size: int, device_type: str) -> int:
-    """The memory that a chunk takes at its worst moment, student's and teacher's logits and a block [bytes]."""
+    """The memory that a chunk takes at its peak: student's and teacher's logits and a block [bytes]."""
     block = min(max(BLOCK_NUMBERS[device_type], vocab_size), chunk_tokens * vocab_size)
     return 4 * (2 * chunk_tokens * vocab_size + _TENSORS_PER_BLOCK * block)
 
 
 def automatic_chunk_tokens(vocab_size: int, memory: int, device_type: str) -> int:
-    """The size of a chunk where nothing is said: the largest, halved until it fits a sixteenth of ``memory`` [bytes].
+    """The default size of a chunk: the largest, halved until it fits a sixteenth of ``memory`` [bytes].
 
-    A pure function of the machine and the vocabulary, so that a run that goes on computes what it would have.
+    A pure function of the machine and the vocabulary, so that a resumed run computes the same.
     """
     chunk_tokens = _LARGEST_CHUNK[device_type]
     while chunk_tokens > 1 and chunk_bytes(chunk_tokens, vocab_size, device_type) > memory * _SHARE_OF_MEMORY:
@@ -240,15 +239,15 @@ def automatic_chunk_tokens(vocab_size: int, memory: int, device_type: str) -> in
 
 
 def chunks_needed(num_tokens: int, chunk_tokens: int) -> int:
-    """How many chunks of at most ``chunk_tokens`` tokens there are, at least one."""
+    """The number of chunks of at most ``chunk_tokens`` tokens, at least one."""
     return max(1, -(-num_tokens // chunk_tokens))
 
 
 class StudentObjective(nn.Module):
     """Student and objective as one module, so that one forward call of the training engine does both.
 
-    ``sharded``, which the engine sets, says that the head's weight is gathered from all ranks whenever it is called
-    (ZeRO-3): all ranks then agree on the number of chunks, since a call that one rank makes alone waits forever.
+    ``sharded``, set by the engine, means that the head's weight is gathered from all ranks at every call (ZeRO-3): all
+    ranks then agree on the number of chunks, since a call that one rank makes alone would hang.
     """
 
     sharded = False
@@ -271,7 +270,7 @@ class StudentObjective(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(summed loss [], cross-entropy [N], divergence [N]) of a micro-batch; see ``Objective``.
 
-        ``weights`` [B] are each example's own, in place of the term's.
+        ``weights`` [B] are per example and replace the term's.
         """
         labels = response_labels(batch)
         num_chunks = chunks_needed(len(labels), self.chunk_tokens)

@@ -2,8 +2,8 @@
 
 Which ones is decided example by example from the run's seed, the step and the example's id, so it depends neither on
 the number of ranks nor on how a global batch is cut. ``mixed`` samples with a fixed probability; ``adaptive`` is
-DistiLLM's schedule (arXiv 2402.03898): the probability rises when the dev loss does, and as the run goes on more of
-these responses come from a replay buffer instead of from the student anew.
+DistiLLM's schedule (arXiv 2402.03898): the probability rises when the dev loss does, and as the run progresses more of
+these responses come from a replay buffer instead of being sampled anew.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class OnPolicy:
 
     mode: Literal["mixed", "adaptive"]
     mixed_alpha: float  # probability of student text in ``mixed``
-    buffer_size: int  # responses that are kept to train on again; 0: none
+    buffer_size: int  # responses kept to train on again; 0: none
     cross_entropy: bool  # whether student text has a cross-entropy term as well
     seed: int
 
@@ -57,12 +57,12 @@ class OnPolicyState:
         return replace(self, buffer=(*self.buffer, *responses)[-buffer_size:] if buffer_size else ())
 
     def draw(self, count: int, seed: Sequence[int]) -> list[Response]:
-        """``count`` responses of the buffer, without repetition where it holds as many."""
+        """``count`` responses of the buffer, without repetition if it holds that many."""
         chosen = np.random.default_rng(seed).choice(len(self.buffer), count, replace=len(self.buffer) < count)
         return [self.buffer[i] for i in chosen]
 
     def after_dev_loss(self, loss: float) -> "OnPolicyState":
-        """The state after a dev evaluation: the threshold rises where the loss did since it last rose."""
+        """The state after a dev evaluation: the threshold rises if the loss has risen since its last rise."""
         if self.last_dev_loss is None:
             return replace(self, last_dev_loss=loss)
         if loss < self.last_dev_loss + LOSS_MARGIN:

@@ -12,10 +12,10 @@ Reliance = Literal["off", "hard", "linear"]
 
 @dataclass(frozen=True)
 class Pools:
-    """The order of examples that the positions of a stage's pool mean, and the factor of each one's KD ratio.
+    """The order of examples that a stage's pool positions refer to, and each example's factor of the KD ratio.
 
     ``order`` [N] holds positions in the training split; ``ranked`` [N] the same from the easiest to the hardest, or
-    None before there is a ranking; ``factor`` [N] belongs to the split's positions, None is 1 for all.
+    None before there is a ranking; ``factor`` [N] is by position in the split, None is 1 for all.
     """
 
     scheme: Scheme
@@ -32,7 +32,7 @@ class Pools:
     def rank(self, ranked: np.ndarray, stage: Stage | None = None) -> "Pools":
         """The pools under a new ranking [N], made before ``stage`` is trained (None: before the first).
 
-        Where a curriculum leaves examples behind, those that stand before the stage's pool keep their places.
+        If a curriculum leaves examples behind, those before the stage's pool keep their places.
         """
         order = self.order
         if self.scheme.order == "ranked":
@@ -48,7 +48,7 @@ class Pools:
 def unranked_pools(
     num_examples: int, curriculum: str, *, seed: int, reliance: Reliance = "off", threshold: float = 0.5
 ) -> Pools:
-    """The pools before anything is ranked: shuffled once where the curriculum says so, else as the data stands."""
+    """The pools before anything is ranked: shuffled once if the curriculum says so, else in the order of the data."""
     scheme = CURRICULA[curriculum]
     order = random_order(num_examples, seed=seed) if scheme.order == "random" else np.arange(num_examples)
     return Pools(scheme, order, reliance=reliance, threshold=threshold)

@@ -22,7 +22,7 @@ Source = Literal["student", "teacher", "data", "training"]
 class Column:
     """A measure of difficulty, one column of difficulty.jsonl."""
 
-    label: str  # in reports and pictures
+    label: str  # in reports and figures
     unit: str
     source: Source
     highest_is_easiest: bool = False
@@ -57,7 +57,7 @@ def columns_of(signals: Sequence[str]) -> list[str]:
 
 
 def sources_of(signals: Sequence[str]) -> set[Source]:
-    """What these signals need to be measured."""
+    """Where these signals are measured."""
     return {COLUMNS[column].source for column in columns_of(signals)}
 
 
@@ -69,7 +69,7 @@ def ranked_columns(ranking: Sequence[Mapping[str, Any]]) -> list[str]:
 def ordinal_ranks(values: np.ndarray, example_ids: np.ndarray, *, highest_first: bool) -> np.ndarray:
     """Rank of each example, 1 = easiest; ties go to the lower example id.  [N], [N] -> [N], int64.
 
-    Raises ValueError where a value is not finite: such an example cannot be ordered.
+    Raises ValueError if a value is not finite: such an example cannot be ordered.
     """
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -94,8 +94,8 @@ def easy_to_hard(scores: np.ndarray, example_ids: np.ndarray) -> np.ndarray:
 def rank_examples(measured: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
     """The records of difficulty.jsonl, easiest first: what was measured, the rank by each column, the fused score.
 
-    ``measured`` has one record an example, with its ``id``; None in a column says that the example has no value there
-    yet, and puts it behind those that have one.  Raises ValueError for a value that is not finite.
+    ``measured`` has one record per example, with its ``id``; None in a column means that the example has no value
+    there yet, and ranks it after those that have one.  Raises ValueError for a value that is not finite.
     """
     ids = np.array([record["id"] for record in measured])
     ranks = {column: _ranks_of_column(measured, ids, column) for column in columns}

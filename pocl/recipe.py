@@ -20,15 +20,15 @@ class Recipe:
     lr: float
     min_lr: float
     restart_optimizer: bool
-    patience: int | None  # dev evaluations without a rise that end a stage before its epochs do; None: nothing does
+    patience: int | None  # dev evaluations without a rise that end a stage early; None: nothing does
     seed: int
     eval_every: int
     log_every: int
     chunk_tokens: int
-    max_new_tokens: int  # of a response that the student samples while it trains
-    bucket_examples: int  # examples of each bucket of difficulty that are asked again at each stage's end; 0: none
-    keep_stages: bool  # the student of each stage's end
-    max_skipped_steps: int  # that may be left out for a loss or a gradient that is not finite
+    max_new_tokens: int  # of a response that the student samples during training
+    bucket_examples: int  # examples per difficulty bucket that are evaluated at each stage's end; 0: none
+    keep_stages: bool  # save the student at each stage's end
+    max_skipped_steps: int  # that may be skipped because a loss or gradient is not finite
 
     @property
     def total_steps(self) -> int:
@@ -36,9 +36,9 @@ class Recipe:
         return sum(stage.steps(self.global_batch_size) for stage in self.stages)
 
     def learning_rate(self, stage: Stage, step_in_stage: int) -> float:
-        """The learning rate of one step: a cosine over the stage, or over the whole run where nothing restarts.
+        """The learning rate of one step: a cosine over the stage, or over the whole run if nothing restarts.
 
-        A stage that ends early leaves the rest of its cosine out.
+        A stage that ends early skips the rest of its cosine.
         """
         if self.restart_optimizer:
             return cosine(step_in_stage, stage.steps(self.global_batch_size), self.lr, self.min_lr)

@@ -1,4 +1,4 @@
-"""results/<family>/<method>/<type>/<run>/: what a run leaves behind, and whether it may go on."""
+"""results/<family>/<method>/<type>/<run>/: what a run writes, and whether it may resume."""
 
 import contextlib
 import fcntl
@@ -23,7 +23,7 @@ _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "peft", "accelera
 
 
 class RunDir:
-    """The folder of one run. Only rank 0 calls what writes."""
+    """The folder of one run. Only rank 0 calls the methods that write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,17 +36,17 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training here. The system lets go of the lock when the process ends, however.
+        """Keep other processes from training here. The system releases the lock however the process ends.
 
-        A run that ends before it has written anything leaves no folder behind. Every rank must come here.
-        Raises UserError where another process trains here.
+        A run that ends before it has written anything leaves no folder. Collective: every rank must call it.
+        Raises UserError if another process trains here.
         """
         with contextlib.ExitStack() as stack:
             holder = self._lock(stack) if distributed.is_main() else None
             holder = distributed.broadcast(holder)
             if holder:
                 raise UserError(
-                    f"{self.path} is being trained by {holder}; wait until it ends, or give --run-name another name"
+                    f"{self.path} is being trained by {holder}; wait until it ends, or give another --run-name"
                 )
             yield
 
@@ -84,19 +84,19 @@ class RunDir:
         return last
 
     def begun_with(self) -> dict[str, Any] | None:
-        """The options of the run that this folder holds, by group; None where it holds none."""
+        """The options of the run that this folder holds, by group; None if it holds none."""
         saved = self._saved_config()
         return saved["options"] if saved else None
 
     def begun_with_cache(self) -> bool | None:
-        """Whether the run that this folder holds reads the teacher's states from a cache; None where it holds none."""
+        """Whether the run that this folder holds reads the teacher's states from a cache; None if it holds none."""
         saved = self._saved_config()
         return saved.get("teacher_cache") if saved else None
 
     def check_options(self, options: Mapping[str, Any], world_size: int, *, weights_only: bool = False) -> None:
-        """Raise UserError where this folder holds a run with other options, or a checkpoint of other ranks.
+        """Raise UserError if this folder holds a run with other options, or with another number of ranks.
 
-        ``weights_only``: the number of ranks may be another.
+        ``weights_only``: the number of ranks may differ.
         """
         saved = self._saved_config()
         if saved is None:
@@ -106,30 +106,30 @@ class RunDir:
         if changed:
             raise UserError(
                 f"{self.path} holds a run with other options ({'; '.join(changed)}); "
-                f"give --run-name another name, or delete the folder"
+                f"give another --run-name, or delete the folder"
             )
         last = distributed.broadcast(self.last_checkpoint())
         if last and last["world_size"] != world_size and not weights_only:
             raise UserError(
-                f"{self.path} was trained on {last['world_size']} rank(s), this is {world_size}; start it again on "
-                f"{last['world_size']}, go on from its weights alone with --resume-weights, or give --run-name "
-                f"another name"
+                f"{self.path} was trained on {last['world_size']} rank(s), this is {world_size}; run it on "
+                f"{last['world_size']}, resume from its weights alone with --resume-weights, or give another "
+                f"--run-name"
             )
 
     def check_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
-        """Raise UserError where the run was begun with other data or another student behind the same paths."""
+        """Raise UserError if the run was begun with other data or another student at the same paths."""
         saved = self._saved_config()
         if saved is None:
             return
         changed = [name for name, value in fingerprints.items() if saved["fingerprints"].get(name) != value]
         if changed:
             raise UserError(
-                f"{self.path} was begun with another {' and another '.join(changed)} than its paths hold now; "
-                f"give --run-name another name, or delete the folder"
+                f"{self.path}: its paths no longer hold the {' and '.join(changed)} that it was begun with; "
+                f"give another --run-name, or delete the folder"
             )
 
     def _saved_config(self) -> dict[str, Any] | None:
-        """config.json as rank 0 sees it, None where there is none. Every rank must come here."""
+        """config.json as rank 0 sees it, None if there is none. Collective: every rank must call it."""
         return distributed.broadcast(self._read_config() if self.config.is_file() else None)
 
     def _read_config(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class RunDir:
         return self.path / f"{place}.jsonl"
 
     def first_ranking(self) -> Path | None:
-        """The file of the earliest ranking; None where the run has not ranked."""
+        """The file of the earliest ranking; None if the run has not ranked."""
         first = self.ranking("difficulty")
         if first.is_file():
             return first
@@ -176,7 +176,7 @@ class RunDir:
         return min(later, key=lambda path: [int(number) for number in re.findall(r"\d+", path.stem)], default=None)
 
     def forget_rerankings(self) -> None:
-        """Drop the rankings that were made while an earlier start of this run trained."""
+        """Drop the rankings made during the training of an earlier start of this run."""
         for path in self.path.glob("difficulty-*.jsonl"):
             path.unlink()
 
@@ -186,14 +186,14 @@ class RunDir:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The whole lines of metrics.jsonl; a last line that a crash cut is left out."""
+        """The records of metrics.jsonl; a last line that a crash cut short is left out."""
         records = read_lines(self.metrics)
         for number, record in enumerate(records, start=1):
             check_object(record, {"step": (int,)}, f"{self.metrics}:{number}: the record")
         return records
 
     def truncate_metrics(self, last_step: int, *, within_epoch: bool = False) -> None:
-        """Forget what came after the checkpoint that the run resumes from.
+        """Drop the records after the checkpoint from which the run resumes.
 
         ``within_epoch``: its last step had not been evaluated then, even if it is the epoch's last one.
         """
@@ -206,7 +206,7 @@ class RunDir:
 
 
 def _remove_if_unused(folders: Sequence[Path]) -> None:
-    """Remove these folders, innermost first, where nothing but a lock was put into them."""
+    """Remove these folders, innermost first, if they hold nothing but a lock."""
     if folders and [path.name for path in folders[0].iterdir()] == [".lock"]:
         (folders[0] / ".lock").unlink()
         with contextlib.suppress(OSError):  # somebody else has put something there
@@ -217,11 +217,11 @@ def _remove_if_unused(folders: Sequence[Path]) -> None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON lines of a file that is appended to; a last line that a crash cut is left out, a missing file empty.
 
-    Raises UserError for a line before it that is no JSON object.
+    Raises UserError for a line before it that is not a JSON object.
     """
     if not path.is_file():
         return []
-    # Bytes, and \n alone: a text may hold other ends of lines, such as U+2028.
+    # Bytes, split at \n only: a text may hold other line separators, such as U+2028.
     lines = path.read_bytes().split(b"\n")[:-1]
     records = []
     for number, line in enumerate(lines, start=1):
@@ -252,7 +252,7 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the code, with ``-dirty`` where the tree differs; None outside a git checkout."""
+    """The commit of the code, with ``-dirty`` if the tree differs; None outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None

@@ -1,4 +1,4 @@
-"""How the next token of an answer is chosen from logits: the one rule of the built-in loop and of vLLM.
+"""How the next token of an answer is chosen from logits: one rule for the built-in loop and vLLM.
 
 Needs torch and numpy only: the vLLM worker, which may run in an environment of its own, imports it too.
 """
@@ -24,7 +24,7 @@ class Sampling:
 
 
 class NgramBan:
-    """Which tokens would repeat an n-gram of prompt and answer; grows with the answer, one lookup a step."""
+    """Which tokens would repeat an n-gram of prompt and answer; grows with the answer, one lookup per step."""
 
     def __init__(self, tokens: Sequence[int], size: int) -> None:
         self.size = size
@@ -54,14 +54,14 @@ class NgramBan:
 
 
 def ban_repeated(logits: Tensor, tokens: Tensor, size: int) -> None:
-    """``NgramBan`` of a whole batch, on its device: -inf in ``logits`` for what would repeat an n-gram of the row.
+    """``NgramBan`` for a whole batch, on its device: sets -inf in ``logits`` where a token would repeat an n-gram.
 
     [B, V], [B, T]; -1 in ``tokens`` is padding on the left, which is in no n-gram.
     """
     length = tokens.shape[1]
     if length < size:
         return
-    after = tokens[:, size - 1 :]  # what stood behind each run of size - 1 tokens
+    after = tokens[:, size - 1 :]  # what followed each run of size - 1 tokens
     repeats, tail = after >= 0, tokens[:, length - size + 1 :]
     if size > 1:
         repeats &= tail[:, :1] >= 0
@@ -74,7 +74,7 @@ def ban_repeated(logits: Tensor, tokens: Tensor, size: int) -> None:
 def example_uniforms(example_id: int, sampling: Sampling) -> np.ndarray:
     """The uniform numbers with which one example's tokens are drawn: its own, whatever its batch.
 
-    -> [max_new_tokens], float64; zeros where nothing is drawn.
+    -> [max_new_tokens], float64; zeros if nothing is drawn.
     """
     if sampling.temperature == 0:
         return np.zeros(sampling.max_new_tokens)
@@ -82,7 +82,7 @@ def example_uniforms(example_id: int, sampling: Sampling) -> np.ndarray:
 
 
 def next_tokens(logits: Tensor, bans: Sequence[NgramBan], uniforms: Tensor, sampling: Sampling) -> Tensor:
-    """The next token of each row after its own ban, which changes ``logits``.  [B, V], [B] -> [B].
+    """The next token of each row under its own ban, which modifies ``logits``.  [B, V], [B] -> [B].
 
     For vLLM, whose requests come and go one by one.
     """
@@ -94,7 +94,7 @@ def next_tokens(logits: Tensor, bans: Sequence[NgramBan], uniforms: Tensor, samp
 
 
 def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-    """The next token of each row: the likeliest, or the one at ``uniforms`` of the cumulative distribution.
+    """The next token of each row: the most likely, or the one at ``uniforms`` of the cumulative distribution.
 
     [B, V], [B] -> [B].
     """
@@ -112,7 +112,7 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tenso
 
 
 def _keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Mask all but the smallest set of likeliest tokens that holds ``top_p`` of the probability.  [B, V] -> [B, V]."""
+    """Mask all but the smallest set of top tokens that holds ``top_p`` of the probability.  [B, V] -> [B, V]."""
     values, order = logits.sort(dim=-1, descending=True)
     probabilities = values.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities

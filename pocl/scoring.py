@@ -29,11 +29,11 @@ class Limits:
     """How a pass over the training examples is made: what its result depends on, and how much is done at once."""
 
     max_new_tokens: int  # of an answer
-    no_repeat_ngram: int  # n-grams that an answer may not repeat; 0: any may
+    no_repeat_ngram: int  # size of n-grams that an answer may not repeat; 0: no ban
     batch_size: int  # prompts that are answered together
     chunk_tokens: int
-    backend: Backend = "builtin"  # what answers
-    model_path: str = ""  # where another backend than the built-in loop finds the model
+    backend: Backend = "builtin"  # what generates
+    model_path: str = ""  # where a backend other than the built-in loop finds the model
 
     def key(self) -> dict[str, int]:
         """What the result depends on."""
@@ -53,7 +53,7 @@ def score_examples(
     """Score every example of a split, over all ranks -> id -> record, on every rank.
 
     A record holds ``cross_entropy`` and, with ``answers``, ``rouge_l`` and the ``answer``. Each finished block is
-    kept in ``parts_dir``, so a pass that was cut off goes on where it was; ``key`` says what the scores depend on
+    kept in ``parts_dir``, so an interrupted pass resumes there; ``key`` says what the scores depend on
     besides the limits (model, data).
     """
     was_training = model.training

@@ -1,4 +1,4 @@
-"""The losses that training leaves behind: a measure of difficulty that needs no pass of its own."""
+"""The losses recorded during training: a measure of difficulty that needs no pass of its own."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from pocl.data import Batch
 class Snapshot:
     """The cross-entropy of each training example in the step that last trained on it.
 
-    ``values`` [N] are nats per response token, NaN where an example has not been trained on yet; they are complete on
-    every rank after ``share``. A loss that is not finite was not learnt from, and changes nothing.
+    ``values`` [N] are nats per response token, NaN for an example that has not been trained on yet; they are complete
+    on every rank after ``share``. A loss that is not finite was not trained on, and changes nothing.
     """
 
     def __init__(self, num_examples: int) -> None:
@@ -22,19 +22,19 @@ class Snapshot:
         self._pending: list[tuple[np.ndarray, np.ndarray, Tensor, Tensor]] = []
 
     def restore(self, values: Sequence[float | None]) -> None:
-        """Take up what ``as_json`` gave."""
+        """Restore what ``as_json`` returned."""
         self.values[:] = [np.nan if value is None else value for value in values]
 
     def note(self, positions: np.ndarray, of_student: np.ndarray, batch: Batch, cross_entropy: Tensor) -> None:
-        """Take in a micro-batch: positions [B], whose responses are the student's own [B], its cross-entropies [N].
+        """Record a micro-batch: positions [B], which responses are the student's own [B], cross-entropies [N].
 
-        The student's own text does not count: the loss of the reference is what ranks.
+        The student's own text does not count: examples are ranked by the loss of the reference.
         """
         sums = batch.sum_by_example(cross_entropy)  # stay on the device until share
         self._pending.append((np.asarray(positions), of_student, sums, batch.num_labels))
 
     def share(self) -> None:
-        """Bring together what the ranks have noted since the last time; of two losses the later one stays."""
+        """Merge what the ranks have noted since the last call; of two losses the later one is kept."""
         mine = {}
         for positions, of_student, sums, counts in self._pending:
             losses = (sums.cpu() / counts).tolist()

@@ -1,7 +1,7 @@
 """The teacher as a source of hidden states at response positions, and a head that turns them into logits.
 
 Online, the teacher's trunk reads every batch. Cached, it has read every training text once and is gone: the hidden
-states behind its last norm lie in one memory-mapped file in the dtype that it computes in, and only its head stays.
+states after its final norm are in one memory-mapped file in the dtype that it computes in, and only its head is kept.
 The head gives the full distribution at any temperature, so the cache is exact; logits would be far larger.
 """
 
@@ -31,15 +31,15 @@ from pocl.files import read_json, write_json
 from pocl.models import response_states
 from pocl.run.parts import Parts
 
-# How the file's numbers look to numpy, which knows no bfloat16.
+# The file's elements as numpy dtypes; numpy has no bfloat16.
 _STORAGE = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.float64: np.float64}
 _LOCK = ".lock"
 _SECONDS_BETWEEN_TRIES = 2.0
-_NUM_VERIFIED = 8  # examples that are read again when a finished cache is opened
+_NUM_VERIFIED = 8  # examples that are recomputed when a finished cache is opened
 
 
 class TeacherSource(Protocol):
-    """What the training step asks of a teacher."""
+    """What the training step needs of a teacher."""
 
     head: Head
     online: bool  # whether ``states`` runs the teacher's trunk
@@ -47,7 +47,7 @@ class TeacherSource(Protocol):
     fingerprint: str  # of the teacher's weights
 
     def states(self, batch: Batch) -> Tensor:
-        """The hidden states behind the last norm at the batch's response positions, in order.  -> [N, H]."""
+        """The hidden states after the final norm at the batch's response positions, in order.  -> [N, H]."""
         ...
 
 
@@ -92,7 +92,7 @@ class CachedTeacher:
         self._rows = {int(i): (starts[p], starts[p + 1]) for p, i in enumerate(split.ids)}
 
     def states(self, batch: Batch) -> Tensor:
-        """See TeacherSource.  Raises KeyError for an example that the split does not hold."""
+        """See TeacherSource.  Raises KeyError for an example that is not in the split."""
         device = batch.input_ids.device
         rows = torch.empty(
             len(batch.places), self._states.shape[1], dtype=self.dtype, pin_memory=device.type == "cuda"
@@ -103,12 +103,12 @@ class CachedTeacher:
 
 
 def cache_bytes(split: Split, model: PreTrainedModel) -> int:
-    """How large the cache of a split is: response tokens times hidden size times the size of a number."""
+    """The size of a split's cache: response tokens times hidden size times bytes per element."""
     return int(split.num_labels.sum()) * _width(model) * model.dtype.itemsize
 
 
 def cache_format(model: PreTrainedModel) -> dict[str, Any]:
-    """What a cache's manifest says of its numbers."""
+    """What a cache's manifest says of its elements."""
     return {"dtype": str(model.dtype), "width": _width(model)}
 
 
@@ -121,11 +121,11 @@ def cached_teacher(
     key: Mapping[str, Any],
     vocab_size: int | None,
 ) -> CachedTeacher:
-    """The teacher behind a cache in ``folder``, which is built, completed or verified first, over all ranks.
+    """The teacher with its cache in ``folder``, which is built, completed or verified first, over all ranks.
 
-    The model answers on ``device`` (``place`` in pocl/fast/offload.py), and has left it but for its head afterwards.
+    The model runs on ``device`` (``place`` in pocl/fast/offload.py); afterwards only its head is left there.
     ``key`` says what the states depend on besides the model's dtype (weights under "teacher", texts, limits).  Raises
-    UserError where the folder holds a cache of something else, where it does not verify, or the disk has no room.
+    UserError if the folder holds a cache of something else or fails verification, or the disk has no room.
     """
     fingerprint = key["teacher"]
     key = json.loads(json.dumps(dict(key) | cache_format(model)))
@@ -145,27 +145,27 @@ def cached_teacher(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One run at a time makes the cache; another that wants it waits here, and finds it made.
+    """One run at a time builds the cache; another that needs it waits here, and finds it finished.
 
-    Raises UserError where the folder holds something else.
+    Raises UserError if the folder holds something else.
     """
     with ExitStack() as stack:
         said = False
-        # Again and again, and not in one long wait: the other ranks would give up on a rank that is silent for hours.
+        # Polling, not one long wait: the other ranks would time out on a rank that is silent for hours.
         while not distributed.broadcast(_lock(folder, stack) if distributed.is_main() else None):
             if not said:
-                say(f"another run is at the teacher's states in {folder}; waiting for it")
+                say(f"another run is using the teacher cache in {folder}; waiting for it")
             said = True
             time.sleep(_SECONDS_BETWEEN_TRIES)
         yield
 
 
 def _lock(folder: Path, stack: ExitStack) -> bool:
-    """Whether this run has the folder to itself now, until ``stack`` is closed."""
+    """Whether this run now has the folder to itself, until ``stack`` is closed."""
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if held - {_LOCK, "manifest.json"} and "states.bin" not in held:
-        raise UserError(f"{folder} holds something else than a teacher's states; give --teacher-cache another folder")
-    with suppress(OSError):  # a file system without locks, or a folder that _prepare complains of
+        raise UserError(f"{folder} holds something other than a teacher cache; give --teacher-cache another folder")
+    with suppress(OSError):  # a file system without locks, or a folder that _prepare reports
         folder.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context((folder / _LOCK).open("w"))
         try:
@@ -176,7 +176,7 @@ def _lock(folder: Path, stack: ExitStack) -> bool:
 
 
 def _build(folder: Path, split: Split, model: PreTrainedModel, device: torch.device, key: Mapping[str, Any]) -> None:
-    """Run the trunk over every training text once; a pass that was cut off goes on with the missing blocks."""
+    """Run the trunk over every training text once; an interrupted pass resumes with the missing blocks."""
     needed = cache_bytes(split, model)
     with distributed.main_first():
         if distributed.is_main():
@@ -188,13 +188,13 @@ def _build(folder: Path, split: Split, model: PreTrainedModel, device: torch.dev
         rows = response_states(model, split.batch(block).to(device)).cpu()
         for position, part in zip(block, rows.split(split.num_labels[block].tolist()), strict=True):
             _write_at(file, _to_numpy(part).tobytes(), int(first_bytes[position]))
-        os.fsync(file)  # before the block is recorded as done: a resumed pass believes the record
+        os.fsync(file)  # before the block is recorded as done: a resumed pass trusts the record
         return [{"id": int(i)} for i in split.ids[block]]
 
     with _for_writing(folder, split, model) as file, Parts(folder / "done", key) as done, torch.no_grad():
         done.fill(blocks_to_read(split.lengths, device), split.ids, read, title="caching")
     distributed.barrier()
-    _verify(folder, split, model, device)  # what other ranks wrote as well, before anyone believes the cache
+    _verify(folder, split, model, device)  # including what other ranks wrote, before anyone trusts the cache
     distributed.barrier()
     if distributed.is_main():
         write_json(folder / "manifest.json", key)
@@ -204,11 +204,11 @@ def _build(folder: Path, split: Split, model: PreTrainedModel, device: torch.dev
 
 @contextmanager
 def _for_writing(folder: Path, split: Split, model: PreTrainedModel) -> Iterator[int]:
-    """A descriptor of the file of states.
+    """A file descriptor of the states file.
 
-    Not a mapping: neighbouring rows belong to different ranks, and on another node a shared mapping writes whole pages
-    back, the neighbours' old bytes with them. For writing alone: then NFS reads no page beforehand, and sends the
-    bytes that were written.
+    Not a memory map: neighbouring rows belong to different ranks, and on another node a shared map writes whole pages
+    back, the neighbours' old bytes with them. Write-only: then NFS reads no page beforehand, and sends only the bytes
+    that were written.
     """
     file = os.open(_checked(folder, split, model), os.O_WRONLY)
     try:
@@ -218,7 +218,7 @@ def _for_writing(folder: Path, split: Split, model: PreTrainedModel) -> Iterator
 
 
 def _write_at(file: int, data: bytes, start: int) -> None:
-    """Write all of ``data`` from the byte ``start`` on; one call of the system may write less."""
+    """Write all of ``data`` from byte ``start`` on; a single system call may write less."""
     rest = memoryview(data)
     while rest:
         written = os.pwrite(file, rest, start)
@@ -226,7 +226,7 @@ def _write_at(file: int, data: bytes, start: int) -> None:
 
 
 def _prepare(folder: Path, key: Mapping[str, Any], needed: int) -> None:
-    """Make the empty file, unless an interrupted pass under the same key has left one."""
+    """Create the empty file, unless an interrupted pass under the same key has left one."""
     begun = folder / "done" / "key.json"
     if begun.is_file() and read_json(begun) == key:
         return
@@ -237,7 +237,7 @@ def _prepare(folder: Path, key: Mapping[str, Any], needed: int) -> None:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot make {folder} for the teacher cache ({error.strerror or error}); "
+            f"cannot create {folder} for the teacher cache ({error.strerror or error}); "
             f"give --teacher-cache another folder, or off"
         ) from error
     free = shutil.disk_usage(folder).free
@@ -254,9 +254,9 @@ def _prepare(folder: Path, key: Mapping[str, Any], needed: int) -> None:
 
 
 def _verify(folder: Path, split: Split, model: PreTrainedModel, device: torch.device) -> None:
-    """Read some examples again.  Raises UserError where the cache holds other states than the teacher gives."""
+    """Recompute some examples.  Raises UserError if the cache holds states other than the teacher's."""
     states, starts = _open(folder, split, model), _starts(split)
-    # Of the states' norm: in another batch a kernel rounds otherwise, and some of a million numbers are far apart.
+    # Relative to the states' norm: in another batch kernels round differently, and a few of a million elements by far.
     tolerance = {torch.float32: 1e-3, torch.float64: 1e-6}.get(model.dtype, 0.1)
     for position in np.linspace(0, len(split) - 1, min(_NUM_VERIFIED, len(split))).astype(int):
         with torch.no_grad():
@@ -264,22 +264,22 @@ def _verify(folder: Path, split: Split, model: PreTrainedModel, device: torch.de
         kept = torch.from_numpy(states[starts[position] : starts[position + 1]].copy()).view(model.dtype).float()
         if not torch.norm(fresh - kept) <= tolerance * torch.norm(fresh):
             raise UserError(
-                f"{folder} does not hold what the teacher says of example {split.ids[position]}; delete it, or give "
+                f"{folder} does not match the teacher's states for example {split.ids[position]}; delete it, or give "
                 f"--teacher-cache off"
             )
 
 
 def _open(folder: Path, split: Split, model: PreTrainedModel) -> np.memmap:
-    """The file of states as an array, to be read.  -> [all response tokens, H]."""
+    """The states file as a read-only array.  -> [all response tokens, H]."""
     path, shape = _checked(folder, split, model), (int(split.num_labels.sum()), _width(model))
     return np.memmap(path, dtype=_STORAGE[model.dtype], mode="r", shape=shape)
 
 
 def _checked(folder: Path, split: Split, model: PreTrainedModel) -> Path:
-    """The path of the file of states.  Raises UserError where it is missing or of another size."""
+    """The path of the states file.  Raises UserError if it is missing or of another size."""
     path, wanted = folder / "states.bin", cache_bytes(split, model)
     if not path.is_file() or path.stat().st_size != wanted:
-        raise UserError(f"{path} is missing or has not the {wanted} bytes that it should; delete {folder}")
+        raise UserError(f"{path} is missing or does not have the expected {wanted} bytes; delete {folder}")
     return path
 
 
@@ -293,5 +293,5 @@ def _starts(split: Split) -> np.ndarray:
 
 
 def _width(model: PreTrainedModel) -> int:
-    """H: what goes into the head."""
+    """H: the head's input size."""
     return model.get_output_embeddings().weight.shape[1]

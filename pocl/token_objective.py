@@ -10,9 +10,9 @@ from pocl.losses import Divergence, Softmax, softmax, through_softmax
 
 @dataclass(frozen=True)
 class Weights:
-    """How much divergence and cross-entropy weigh in the objective of each token [N], or of each example [B].
+    """The weights of divergence and cross-entropy in the objective, per token [N] or per example [B].
 
-    In place of r and 1 - r of the stage: under selective reliance r differs between examples, and on the student's own
+    They replace the stage's r and 1 - r: under selective reliance r differs between examples, and on the student's own
     text there may be no cross-entropy.
     """
 
@@ -33,7 +33,7 @@ class Term:
     kd_ratio: float = 0.0
 
     def weights(self, given: Weights | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What each token's divergence is multiplied with, and its cross-entropy.  -> [N], [N], as ``like`` [N] is.
+        """Each token's weight of the divergence, and of the cross-entropy.  -> [N], [N], like ``like`` [N].
 
         ``given`` replaces the stage's. None for cross-entropy at the stage's r = 1: 0 times an infinite one is NaN.
         """
@@ -54,7 +54,7 @@ def token_objective(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(objective, cross-entropy, divergence) of each token, and the objective's gradient w.r.t. the student's logits.
 
-    [N, V], [N, V], [N] -> 3 x [N], [N, V] in float32 at least; no gradient unless it ``learns``.
+    [N, V], [N, V], [N] -> 3 x [N], [N, V] in float32 at least; no gradient unless ``learns``.
     """
     plain = softmax(student_logits)
     tempered = plain.tempered(term.temperature)

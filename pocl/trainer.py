@@ -79,15 +79,15 @@ class Trainer:
         )
         self.gradients = Gradients(self.batches, engine, teacher, self.snapshot, device)
         self.position = Position()
-        self.saved: Position | None = None  # where the last checkpoint stands
+        self.saved: Position | None = None  # that of the last checkpoint
         self.interrupt = Interrupt()
         self.asked_to_stop = 0  # the signal that asked for it, on any rank
         self._teacher_reads = teacher is not None and teacher.online
 
     def fit(self) -> Position:
-        """Train every stage, from the start or from the last checkpoint -> where the run ended.
+        """Train every stage, from the start or from the last checkpoint -> the final position.
 
-        Raises Interrupted where a signal asked for the end: the step was finished and everything saved.
+        Raises Interrupted if a signal asked to stop: the step was finished and everything saved.
         """
         self.resume()
         if self.position.step == 0 and self.dev and self.batches.follows_dev_loss:
@@ -115,7 +115,7 @@ class Trainer:
 
     @contextmanager
     def _saving_what_is_done(self) -> Iterator[None]:
-        """Where a signal asks for the end, write a checkpoint of the last step.  Raises Interrupted then."""
+        """If a signal asks to stop, write a checkpoint of the last step.  Raises Interrupted then."""
         try:
             yield
         except StopRequested as asked:
@@ -128,15 +128,15 @@ class Trainer:
             ) from None
 
     def resume(self) -> None:
-        """Take up the last checkpoint, where there is one, and the rankings that were in force then."""
+        """Load the last checkpoint, if there is one, and the rankings in force at that point."""
         self.position, saved = self.checkpoints.resume()
         if saved is None:
             return
         self.saved = self.position
         self.batches.state = OnPolicyState.from_json(saved["on_policy"])
         self.snapshot.restore(saved["losses"])
-        self._write_ledger()  # it may have been cut off after the checkpoint
-        say(f"going on from step {self.position.step} of {self.recipe.total_steps}")
+        self._write_ledger()  # the run may have ended between checkpoint and ledger
+        say(f"resuming from step {self.position.step} of {self.recipe.total_steps}")
         for stage in self.recipe.stages[: self.position.stage + 1]:
             for epoch in range(stage.epochs if stage.index < self.position.stage else self.position.epoch):
                 if self.ranker and self.ranker.made(self.ranker.new_ranking(stage, epoch)):
@@ -145,7 +145,7 @@ class Trainer:
             self.ranker.forget_after(self.position, self.recipe.stages)
 
     def rank(self, stage: Stage, epoch: int) -> None:
-        """Put a new ranking of the examples in force, where this epoch begins with one."""
+        """Apply a new ranking of the examples if this epoch begins with one."""
         name = self.ranker.new_ranking(stage, epoch) if self.ranker else None
         if self.ranker is None or name is None:
             return
@@ -158,7 +158,7 @@ class Trainer:
         self.pools = self.pools.rank(ranked, stage)
 
     def _probe_buckets(self, ranked: np.ndarray) -> None:
-        """Follow the quarters of the first ranking from stage to stage."""
+        """Track the quarters of the first ranking from stage to stage."""
         if self.probe is None and self.ranker and self.recipe.bucket_examples:
             self.probe = BucketProbe(
                 self.train,
@@ -188,11 +188,11 @@ class Trainer:
     def step(
         self, examples: np.ndarray, stage: Stage, lr: float, following: np.ndarray | None = None
     ) -> dict[str, float]:
-        """One optimiser step over one global batch [G] -> what metrics.jsonl says of it.
+        """One optimiser step over one global batch [G] -> its record for metrics.jsonl.
 
         The objective is summed over response tokens and divided once by their number in the whole step, so ranks and
-        micro-batches of any size give the same gradient. ``following`` [G] is the next global batch, made ready while
-        a GPU computes this one.  Raises RunStopped for a loss that is not finite.
+        micro-batches of any size give the same gradient. ``following`` [G] is the next global batch, prepared while a
+        GPU computes this one.  Raises RunStopped for a loss that is not finite.
         """
         started = time.perf_counter()
         whole, parts = self.gradients.add(
@@ -200,12 +200,12 @@ class Trainer:
         )
         if following is not None:
             self.gradients.make_ready(following, self.position.step + 1)
-        gradient_norm, applied = self.engine.step(lr)  # a GPU is waited for here, and not between micro-batches
+        gradient_norm, applied = self.engine.step(lr)  # waits for the GPU, as nothing does between micro-batches
         sums = torch.stack(parts).tolist()
         signum = self.interrupt.signum  # if any rank received a signal, all ranks stop
         *totals, signums = distributed.sum_over_ranks([*map(sum, zip(*sums, strict=True)), signum], self.device)
         loss, cross_entropy, divergence = (total / whole.num_response_tokens for total in totals)
-        # By the sum alone: a signal that came since is not known to the other ranks.
+        # Decided by the sum alone: the other ranks do not know of a signal that came since.
         self.asked_to_stop = (self.interrupt.signum or SIGTERM) if signums else 0
         if not all(map(math.isfinite, totals)):
             pairs = zip(whole.micro_batches, sums, strict=True)
@@ -233,7 +233,7 @@ class Trainer:
         }
 
     def _skip(self, what: str, stage: Stage, offenders: list[int]) -> None:
-        """Count a step that was not applied.  Raises RunStopped where --max-skipped-steps allows no more."""
+        """Count a step that was not applied.  Raises RunStopped if --max-skipped-steps allows no more."""
         ids = sorted(distributed.gather_by_id(dict.fromkeys(offenders)))
         where = f"the {what} at step {self.position.step + 1}, stage {stage.index + 1}, in the batch of examples {ids}"
         if self.position.skipped_steps >= self.recipe.max_skipped_steps:
@@ -247,7 +247,7 @@ class Trainer:
         return f"the last good checkpoint is kept in {folder}" if folder.exists() else "no checkpoint was written yet"
 
     def end_epoch(self, stage: Stage, epoch: int) -> None:
-        """Evaluate on dev and write checkpoints, where this epoch is due; move on to the next epoch or stage."""
+        """Evaluate on dev and write checkpoints, if this epoch is due; move on to the next epoch or stage."""
         self.snapshot.share()
         last = epoch == stage.epochs - 1
         due = last or (epoch + 1) % self.recipe.eval_every == 0
@@ -274,7 +274,7 @@ class Trainer:
         self.save()
 
     def save(self) -> None:
-        """Write what going on needs, and what the run has seen."""
+        """Write what resuming needs, and the ledger of what the run has seen."""
         self.snapshot.share()
         state = {"on_policy": self.batches.state.as_json(), "losses": self.snapshot.as_json()}
         self.checkpoints.save_last(self.position, state)
@@ -307,7 +307,7 @@ class Trainer:
             sampling=self.dev.sampling,
             title=f"dev after stage {stage.index + 1}, epoch {epoch + 1}",
         )
-        self.batches.state = self.batches.state.after_dev_loss(loss)  # after all answers: a signal may end them
+        self.batches.state = self.batches.state.after_dev_loss(loss)  # after all answers, which a signal may interrupt
         scores = mean_scores(records)
         say(
             f"stage {stage.index + 1} epoch {epoch + 1}  step {self.position.step}  "

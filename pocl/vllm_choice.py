@@ -1,4 +1,4 @@
-"""vLLM computes the logits, the project chooses the tokens: a logits processor that leaves one token standing.
+"""vLLM computes the logits, the project chooses the tokens: a logits processor that leaves one token possible.
 
 Imported inside vLLM's environment only. So temperature, top-p, top-k, the ban of repeated n-grams, the padded
 vocabulary and the random numbers of an example mean what they mean in the built-in loop, in every version of vLLM.
@@ -26,20 +26,20 @@ class _Answer:
         self.num_banned = 0
 
     def catch_up(self) -> None:
-        """Show the ban what was accepted since; a token of a prompt that is only half read is chosen in vain."""
+        """Feed the ban the tokens accepted since; one chosen for a partly read prompt is discarded."""
         for token in self.tokens[self.num_banned :]:
             self.ban.append(token)
         self.num_banned = len(self.tokens)
 
 
 class ChooseToken(LogitsProcessor):
-    """Puts every logit but the chosen token's to minus infinity; vLLM is asked for the likeliest then."""
+    """Sets every logit except the chosen token's to minus infinity; vLLM then decodes greedily."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.answers: dict[int, _Answer] = {}  # by row of the logits
 
     def is_argmax_invariant(self) -> bool:
-        """No: it decides which token is the likeliest."""
+        """No: it decides which token is the most likely."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
@@ -56,7 +56,7 @@ class ChooseToken(LogitsProcessor):
             answer.catch_up()
         draws = torch.tensor([answer.uniforms[len(answer.tokens)] for answer in answers], dtype=torch.float64)
         index = torch.tensor(rows, device=logits.device)
-        # The requests of one call are alike but for their example.
+        # The requests of one call differ only in their example.
         candidates = logits[index, : answers[0].vocab_size]
         bans = [answer.ban for answer in answers]
         chosen = next_tokens(candidates, bans, draws.to(logits.device), answers[0].sampling)

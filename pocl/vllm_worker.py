@@ -1,9 +1,9 @@
-"""vLLM in a process of its own, spoken to in lines of JSON: ``python -m pocl.vllm_worker``, started by vllm_backend.
+"""vLLM in a process of its own, driven by lines of JSON: ``python -m pocl.vllm_worker``, started by vllm_backend.
 
 The first line from standard input is the settings; ``{"ready": version}`` answers it. Every further line holds
 prompts, example ids and sampling; ``{"answers": lists of token ids}`` answers it. ``{"error": text}`` answers either.
-The process ends when its input does. It runs in vLLM's own environment, so it needs nothing of the project's packages
-but what vLLM brings.
+The process ends when its input does. It runs in vLLM's own environment, so it needs none of the project's packages
+except those that vLLM brings.
 """
 
 import json
@@ -16,21 +16,21 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-_GPU_SHARE = 0.8  # of the free memory; the process that asks runs its own forward passes between the calls
+_GPU_SHARE = 0.8  # of the free memory; the calling process runs its own forward passes between the calls
 
 
 def main() -> None:
-    """Answer line by line; a failure is an answer too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us as well; who asked decides what it means
+    """Answer line by line; a failure is reported as an answer too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the caller decides what it means
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries that print do it to the log, not between the replies
+    os.dup2(2, 1)  # what libraries print goes to the log, not between the replies
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     worker = _Worker()
     while True:
         try:
             reply = worker.handle(json.loads(lines.get()))
-        except Exception as error:  # whatever it is, the process that asked must hear of it
+        except Exception as error:  # whatever it is, the caller must be told
             traceback.print_exc()
             text = " ".join(str(error).split())
             reply = {"error": f"{type(error).__name__}: {text[:400]}"}
@@ -41,7 +41,7 @@ def main() -> None:
 def _read(lines: queue.SimpleQueue[str]) -> None:
     for line in sys.stdin:
         lines.put(line)
-    os._exit(0)  # at once, in the middle of a call too: who asked is gone, and the GPU is somebody's
+    os._exit(0)  # at once, even during a call: the caller is gone, and others need the GPU
 
 
 class _Worker:
@@ -61,7 +61,7 @@ class _Worker:
     def _load(self, settings: Mapping[str, Any]) -> str:
         """Load the model and try it -> vLLM's version.
 
-        ``pocl.vllm_choice`` speaks the first model runner's interface, and must see every token before the next is
+        ``pocl.vllm_choice`` uses the interface of the V1 model runner, and must see every token before the next is
         computed.
         """
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
@@ -81,7 +81,7 @@ class _Worker:
             enforce_eager=not memory,  # on a CPU, compiling takes longer than it saves
             **memory,
         )
-        # vLLM finds some models too odd at their first token only (heads of 16 on a CPU).
+        # vLLM rejects some models only at their first token (head size 16 on a CPU).
         sampling = {"max_new_tokens": 1, "temperature": 0.0}
         self._generate({"prompts": [[0]], "example_ids": [0], "sampling": sampling}, settings)
         return str(vllm.__version__)
@@ -96,7 +96,7 @@ class _Worker:
                 temperature=0.0,
                 max_tokens=sampling["max_new_tokens"],
                 stop_token_ids=ends,
-                ignore_eos=True,  # the ends are those that were given
+                ignore_eos=True,  # only the given ids end an answer
                 detokenize=False,
                 extra_args={"example_id": i, "sampling": sampling, "vocab_size": settings["vocab_size"]},
             )

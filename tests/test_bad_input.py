@@ -53,7 +53,7 @@ TRAIN_MISTAKES: list[tuple[list[object], list[str]]] = [
     (["--type", "tsrkl", "--skew", 0], ["--skew is 0.0"]),
     (["--type", "sft"], ["--type sft uses no teacher", "drop --teacher"]),
     (["--difficulty", "lenght"], ["unknown --difficulty 'lenght'", "did you mean 'length'"]),
-    (["--difficulty", "snapshot", "--rerank", "off"], ["ranks by the losses of training", "drop --rerank off"]),
+    (["--difficulty", "snapshot", "--rerank", "off"], ["ranks by training losses", "drop --rerank off"]),
     (["--advance", "converged", "--num-dev", 0], ["--advance converged follows dev ROUGE-L"]),
     (["--advance", "converged", "--patience", 0], ["--patience is 0"]),
     (["--bucket-examples", -1], ["--bucket-examples is -1"]),
@@ -62,7 +62,7 @@ TRAIN_MISTAKES: list[tuple[list[object], list[str]]] = [
     (["--top-p", 0], ["--top-p is 0"]),
     (["--sampling-temperature", -1], ["--sampling-temperature"]),
     (["--deepspeed-config", "nowhere.json"], ["nowhere.json does not exist"]),
-    (["--dtype", "fp16"], ["--dtype fp16 wants a GPU"]),
+    (["--dtype", "fp16"], ["--dtype fp16 needs a GPU"]),
     (["--dtype", "bf16", "--deepspeed-config", "scripts/deepspeed/zero0.json"], ["ZeRO stage 1 to 3", "zero1.json"]),
     (["--model", "/nowhere/at/all"], ["/nowhere/at/all"]),
     (["--data-dir", "/nowhere"], ["/nowhere holds no processed data", "process_data.py"]),
@@ -95,7 +95,7 @@ def test_what_follows_the_dev_split_is_refused_where_the_data_holds_none(folders
     assert call(process_data, [*arguments, "--num-dev", 0, "--num-workers", 1]).status == 0
     for extra in (["--advance", "converged"], ["--type", "tjsd", "--on-policy", "adaptive"]):
         result = call(train, train_arguments(folders, tmp_path / "r", "--data-dir", data, *extra))
-        refused(result, f"{data} holds no dev example", "--advance converged, --on-policy adaptive follow them")
+        refused(result, f"{data} holds no dev examples", "--advance converged and --on-policy adaptive need them")
     assert not (tmp_path / "r").exists()
 
 
@@ -234,7 +234,7 @@ def test_a_resume_with_other_things_behind_the_same_paths_is_refused(
         tokenizer = tiny_tokenizer()
         other = tiny_model("gpt2", vocab_size=len(tokenizer), end_id=tokenizer.eos_token_id, seed=9)
         other.save_pretrained(tmp_path / what)
-    refused(call(train, arguments), f"was begun with another {what} than its paths hold now")
+    refused(call(train, arguments), f"its paths no longer hold the {what} that it was begun with")
 
 
 def test_a_teacher_cache_that_cannot_be_made_is_refused(folders: Folders, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_ranks_that_do_not_share_a_batch_evenly_are_refused(
     monkeypatch.setattr(distributed, "device_memory", lambda device: 10**9)  # it would ask the other rank
     refused(
         call(train, train_arguments(folders, tmp_path, "--global-batch-size", 7)),
-        "--global-batch-size 7 cannot be shared by 2 ranks",
+        "--global-batch-size 7 cannot be split evenly over 2 ranks",
     )
 
 
@@ -282,11 +282,12 @@ RAW_MISTAKES: dict[str, tuple[bytes, list[str]]] = {
     "no-output": (b'{"instruction": "Say yes."}\n', [":1:", "no field 'output'"]),
     "empty-response": (b'{"instruction": "Say yes.", "output": "  "}\n', [":1:", "'output' is empty"]),
     "empty-instruction": (b'{"instruction": "", "output": "Yes."}\n', [":1:", "'instruction' is empty"]),
-    "number": (b'{"instruction": 3, "output": "Yes."}\n', [":1:", "'instruction' is a int"]),
+    "number": (b'{"instruction": 3, "output": "Yes."}\n', [":1:", "'instruction' is a number"]),
     "bytes": (RECORD.encode() + b'\n{"instruction": "caf\xe9", "output": "x"}\n', [":2:", "no UTF-8"]),
     "surrogate": (b'{"instruction": "\\ud800", "output": "x"}\n', [":1:", "surrogate"]),
     "empty-file": (b"", ["is empty"]),
-    "too-few": (f"{RECORD}\n".encode(), ["1 records", "none is left"]),
+    "null-input": (b'{"instruction": "Say yes.", "input": null, "output": "Yes."}\n', [":1:", "'input' is null"]),
+    "too-few": (f"{RECORD}\n".encode(), ["1 records", "none is left", "lower --num-dev"]),
 }
 
 
@@ -306,7 +307,13 @@ def test_process_data_refuses_a_missing_file_and_a_foreign_output_folder(folders
     refused(
         call(process_data, [*arguments, "--raw", missing, "--output-dir", tmp_path / "o"]), f"{missing} does not exist"
     )
+    paper = tmp_path / "data" / "dolly" / "raw.jsonl"
+    result = call(process_data, [*arguments, "--raw", paper, "--output-dir", tmp_path / "o"])
+    command = f"python tools/fetch.py data --sets dolly --data-root {tmp_path / 'data'}"
+    refused(result, f"{paper} does not exist", command)
     (tmp_path / "raw.jsonl").write_text(RECORD + "\n")
+    result = call(process_data, [*arguments, "--raw", tmp_path / "raw.jsonl", "--output-dir", tmp_path / "raw.jsonl"])
+    refused(result, f"--output-dir {tmp_path / 'raw.jsonl'} is a file")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     result = call(process_data, [*arguments, "--raw", tmp_path / "raw.jsonl", "--output-dir", tmp_path / "mine"])

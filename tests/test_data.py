@@ -178,7 +178,7 @@ def lengths_of(count: int, seed: int = 0) -> np.ndarray:
 
 def test_a_global_batch_that_the_ranks_cannot_share_is_refused() -> None:
     check_shares(64, 4)
-    with pytest.raises(UserError, match="--global-batch-size 10 cannot be shared by 4 ranks"):
+    with pytest.raises(UserError, match="--global-batch-size 10 cannot be split evenly over 4 ranks"):
         check_shares(10, 4)
 
 
@@ -282,11 +282,11 @@ BAD_LINES = {
     "white": (b"  \t", "a blank line"),
     "latin-1": ('{"instruction": "café"}'.encode("latin-1"), "no UTF-8"),
     "utf-16": (line().decode().encode("utf-16"), "no UTF-8"),
-    "byte order mark": (b"\xef\xbb\xbf" + line(), "no valid JSON"),
+    "byte order mark behind the start": (b"\xef\xbb\xbf" + line(), "no valid JSON"),
     "list": (b"[1, 2]", "a list; each line wants one JSON object"),
-    "string": (b'"text"', "a str; each line wants one JSON object"),
-    "null": (b"null", "a NoneType; each line wants one JSON object"),
-    "number": (b"3", "an? int; each line wants one JSON object"),
+    "string": (b'"text"', "a string; each line wants one JSON object"),
+    "null": (b"null", "null; each line wants one JSON object"),
+    "number": (b"3", "a number; each line wants one JSON object"),
     "endless number": (b'{"instruction": ' + b"1" * 5000 + b"}", "raw.jsonl:3"),
     "deep": (b'{"a":' * 100_000, "no valid JSON"),
     "no instruction": (without("instruction"), "no field 'instruction'"),
@@ -294,9 +294,9 @@ BAD_LINES = {
     "empty instruction": (line(instruction=""), "'instruction' is empty"),
     "empty output": (line(output=""), "'output' is empty"),
     "white output": (line(output=" \n\u3000"), "'output' is empty"),
-    "number output": (line(output=3), "'output' is an? int; it must be a string"),
+    "number output": (line(output=3), "'output' is a number; it must be a string"),
     "list output": (line(output=["3"]), "'output' is a list; it must be a string"),
-    "null input": (line(input=None), "'input' is a NoneType; it must be a string"),
+    "null input": (line(input=None), "'input' is null; it must be a string"),
     "lone surrogate": (line(output="\ud83d"), "'output' holds a lone surrogate"),
 }
 
@@ -309,6 +309,15 @@ def test_a_bad_line_is_refused_by_file_and_line(tmp_path: Path, bad: bytes, comp
         read_instructions(path)
     assert str(caught.value).startswith(f"{path}:3: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_at_the_start_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "raw.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + line() + b"\r\n" + line(output="4"))
+    assert read_instructions(path) == [GOOD, GOOD | {"output": "4"}]
+    path.write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(UserError, match="raw.jsonl is empty"):
+        read_instructions(path)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -282,11 +282,11 @@ def test_a_resume_with_another_ranking_behind_the_same_path_is_refused(gpt2: Fol
     train_until_stage(arguments, 1)
     ranking.write_text("".join(reversed(lines)))
     result = call(train, arguments)
-    assert result.status == 2 and "was begun with another ranking than its paths hold now" in result.last_line
+    assert result.status == 2 and "its paths no longer hold the ranking that it was begun with" in result.last_line
     assert order(tmp_path / "tfkl" / "seed10") == list(range(8, 56))
     ranking.write_text("".join(lines))
     result = call(train, arguments)
-    assert result.status == 0 and "going on from step" in result.output, result.output
+    assert result.status == 0 and "resuming from step" in result.output, result.output
     assert json.loads((tmp_path / "tfkl" / "seed10" / "diagnostics.json").read_text())["examples"] == 48
 
 

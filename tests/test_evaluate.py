@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from safetensors.torch import load_file, save_file
 
 import evaluate
 from pocl.evaluation import load_set
@@ -19,11 +20,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return make_folders(tmp_path_factory.mktemp("evaluate"), "gpt2")
 
 
-def evaluated(folders: Folders, output_dir: Path, *extra: object) -> Result:
+def command(folders: Folders, output_dir: Path, *extra: object) -> list[object]:
     arguments = ["--model", folders.student, "--sets", "short", "--data-root", folders.data_root, "--max-length", 192]
-    result = call(evaluate, [*arguments, "--max-prompt-length", 160, "--output-dir", output_dir, *extra])
+    return [*arguments, "--max-prompt-length", 160, "--output-dir", output_dir, *extra]
+
+
+def evaluated(folders: Folders, output_dir: Path, *extra: object) -> Result:
+    result = call(evaluate, command(folders, output_dir, *extra))
     assert result.status == 0, result.output
     return result
+
+
+@pytest.fixture(scope="module")
+def kept(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The answers of two seeds; a test leaves them as they are."""
+    place = tmp_path_factory.mktemp("kept") / "eval"
+    evaluated(folders, place, "--seeds", 1, 2)
+    return place
 
 
 def summary(folder: Path) -> dict[str, object]:
@@ -48,8 +61,120 @@ def test_seeds_that_are_there_are_not_answered_again(
     assert "seeds 1 2 are there already" in result.output
     assert (tmp_path / "short" / "1.jsonl").read_bytes() == before
     assert list(summary(tmp_path)["rouge_l"]["seeds"]) == ["1", "2", "3"]  # type: ignore[index]
-    evaluated(folders, tmp_path, "--seeds", 1, "--top-p", 0.9)  # another protocol
+    evaluated(folders, tmp_path / "other", "--seeds", 1, "--top-p", 0.9)  # another protocol
     assert asked == [1, 2, 3, 1]
+
+
+def test_fewer_seeds_than_are_there_leave_the_others_in_the_summary_and_print_their_own(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(folders, tmp_path, "--seeds", 3, 1, 2)
+    whole = (tmp_path / "summary.json").read_bytes()
+    assert list(summary(tmp_path)["rouge_l"]["seeds"]) == ["1", "2", "3"]  # type: ignore[index]
+    monkeypatch.setattr(BuiltIn, "__call__", lambda *arguments: pytest.fail("a seed was answered again"))
+    result = evaluated(folders, tmp_path, "--seeds", 1)
+    (row,) = [line for line in result.output.splitlines() if "│ short" in line]
+    assert row.split("│")[2].strip() == "1"  # one seed is shown
+    assert (tmp_path / "summary.json").read_bytes() == whole
+    evaluated(folders, tmp_path, "--seeds", 1, 2, 3)
+    assert (tmp_path / "summary.json").read_bytes() == whole
+
+
+def test_answers_that_the_summary_has_lost_are_found_again(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(folders, tmp_path, "--seeds", 1, 2)
+    whole = (tmp_path / "summary.json").read_bytes()
+    (tmp_path / "summary.json").unlink()
+    monkeypatch.setattr(BuiltIn, "__call__", lambda *arguments: pytest.fail("a seed was answered again"))
+    evaluated(folders, tmp_path, "--seeds", 2)
+    assert (tmp_path / "summary.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (["--sampling-temperature", 0.7], "--sampling-temperature was 1.0, is 0.7"),
+        (["--num-examples", 2], "--num-examples was 5, is 2"),
+        (["--dtype", "bf16"], "--dtype was fp32, is bf16"),
+        (["--max-length", 180], "--max-length was 192, is 180"),
+        (["--no-repeat-ngram", 0, "--top-k", 3], "--top-k was 0, is 3; --no-repeat-ngram was 6, is 0"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_answers_of_other_options_are_refused_and_left_alone(
+    folders: Folders, kept: Path, extra: list[object], told: str
+) -> None:
+    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    result = call(evaluate, [*command(folders, kept, "--seeds", 1), *extra])
+    assert result.status == 2 and f"answers of other options ({told})" in result.last_line, result.output
+    assert f"give another --output-dir, or delete {kept / 'short'}" in result.last_line
+    assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
+
+
+def test_answers_of_a_model_of_another_path_are_refused(folders: Folders, kept: Path) -> None:
+    result = call(evaluate, command(folders, kept, "--seeds", 1, "--model", folders.teacher))
+    assert result.status == 2, result.output
+    assert f"(--model was {folders.student}, is {folders.teacher})" in result.last_line
+
+
+def test_the_same_model_at_another_path_finds_its_answers(folders: Folders, tmp_path: Path) -> None:
+    shutil.copytree(folders.student, tmp_path / "copy")
+    evaluated(folders, tmp_path / "eval", "--seeds", 1)
+    assert "are there already" in evaluated(folders, tmp_path / "eval", "--model", tmp_path / "copy").output
+
+
+def test_answers_of_a_model_that_was_trained_on_since_are_replaced(folders: Folders, tmp_path: Path) -> None:
+    best, place = tmp_path / "best", tmp_path / "eval"
+    shutil.copytree(folders.student, best)
+    shutil.copytree(folders.data_root / "short", tmp_path / "data" / "short")
+    shutil.copytree(folders.data_root / "short", tmp_path / "data" / "other")
+    arguments = ["--model", best, "--data-root", tmp_path / "data"]
+    evaluated(folders, place, *arguments, "--sets", "short", "other", "--seeds", 1, 2)
+    earlier = summary(place)["model"]
+    shutil.copy(folders.student / "model.safetensors", best / "model.safetensors")
+    weights = load_file(best / "model.safetensors")
+    weights["transformer.wte.weight"] += 1
+    save_file(weights, best / "model.safetensors", metadata={"format": "pt"})
+    result = evaluated(folders, place, *arguments, "--seeds", 1)
+    said = " ".join(result.output.split())
+    assert f"short: seeds 1 2 were answered by an earlier model in {best}; they are removed" in said
+    assert f"{place}: other were answered by another model; evaluate them again, too" in said
+    assert summary(place)["model"] != earlier and list(summary(place)["rouge_l"]["seeds"]) == ["1"]  # type: ignore[index]
+    assert sorted(path.name for path in (place / "short").glob("*.jsonl")) == ["1.jsonl"]
+
+
+def test_files_of_unknown_origin_are_refused(folders: Folders, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "short" / "1.jsonl", [{"id": 0, "answer": "", "rouge_l": 0.0}])
+    result = call(evaluate, command(folders, tmp_path, "--seeds", 1))
+    assert result.status == 2 and "holds answers of unknown origin" in result.last_line, result.output
+
+
+def test_of_an_older_folder_only_the_seeds_that_its_summary_names_are_kept(folders: Folders, tmp_path: Path) -> None:
+    evaluated(folders, tmp_path, "--seeds", 1)
+    (tmp_path / "short" / evaluate.ORIGIN).unlink()
+    shutil.copy(tmp_path / "short" / "1.jsonl", tmp_path / "short" / "2.jsonl")  # perhaps of another protocol
+    result = evaluated(folders, tmp_path, "--seeds", 1, 2)
+    assert "seeds 1 are there already" in result.output
+    assert (tmp_path / "short" / "1.jsonl").read_bytes() != (tmp_path / "short" / "2.jsonl").read_bytes()
+    assert not (tmp_path / "short" / evaluate.ORIGIN).exists()
+
+
+def test_sampled_and_given_answers_do_not_take_each_others_place(folders: Folders, kept: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "answers.jsonl", [{"text": "Yes."}] * 5)
+    arguments = ["--answers", tmp_path / "answers.jsonl", "--sets", "short", "--data-root", folders.data_root]
+    result = call(evaluate, [*arguments, "--output-dir", kept])
+    assert result.status == 2 and "holds the answers of a model" in result.last_line, result.output
+    assert call(evaluate, [*arguments, "--output-dir", tmp_path / "given"]).status == 0
+    result = call(evaluate, command(folders, tmp_path / "given", "--seeds", 1))
+    assert result.status == 2 and "holds scores of --answers" in result.last_line, result.output
+
+
+def test_scores_are_printed_with_two_digits(folders: Folders, kept: Path) -> None:
+    result = evaluated(folders, kept, "--seeds", 1, 2)
+    (row,) = [line for line in result.output.splitlines() if "│ short" in line]
+    scores = summary(kept)["rouge_l"]
+    assert row.split("│")[3].strip() == f"{scores['mean']:.2f} ±{scores['std']:.2f}"  # type: ignore[index]
 
 
 def test_a_seed_whose_file_is_gone_is_answered_again(folders: Folders, tmp_path: Path) -> None:

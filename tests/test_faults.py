@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_told_and_left_alone(cut_run: tuple[list[str], P
         words = f"{name} is missing: the last checkpoint is damaged"
     elif damage == "garbled":
         path.write_bytes(b"\xff" * len(content))
-        words = f"{name} is cut off or no state of a run"
+        words = f"{name} is truncated or not a saved run state"
     else:
         save_file({"x": torch.zeros(2)}, path)
         words = f"{name} has"

@@ -185,7 +185,7 @@ def test_logits_that_do_not_fit_are_refused() -> None:
     student, teacher, labels = rows(30)
     term = Term(LOSSES["fkl"].bind())
     for one, other in ((student.t().contiguous().t(), teacher), (student, teacher[:, :20])):
-        with pytest.raises(ValueError, match="rows in one piece"):
+        with pytest.raises(ValueError, match="contiguous rows"):
             fused_objective(one, other, labels, term)
 
 
@@ -193,8 +193,8 @@ def test_what_has_no_kernel_is_named() -> None:
     gpu, fkl = torch.device("cuda"), losses.forward_kl
     for divergence in (None, *(loss.bind() for loss in LOSSES.values())):
         assert never_fused(divergence, gpu, torch.bfloat16) is None
-    assert never_fused(fkl, torch.device("cpu"), torch.float32) == "that wants a GPU"
-    assert never_fused(fkl, gpu, torch.float64) == "the kernel does not know torch.float64"
+    assert never_fused(fkl, torch.device("cpu"), torch.float32) == "it needs a GPU"
+    assert never_fused(fkl, gpu, torch.float64) == "the kernel does not support torch.float64"
 
     def chi_squared(q: losses.Softmax, p: losses.Softmax, *, weight: float) -> losses.ValueAndSlope:
         return (q.probs - p.probs).square().sum(-1) * weight, q.probs
@@ -223,7 +223,7 @@ def test_the_kernel_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch) 
     # Whoever changes a divergence in pocl/losses.py alone is not given the kernel's old one.
     monkeypatch.setattr(fused, "_KINDS", (doubled, *fused._KINDS[1:]))
     why = why_not_fused(doubled, DEVICE, torch.float32, vocab_size=150)
-    assert why == "the kernel gives something else than torch's operations"
+    assert why == "the kernel's results differ from torch's operations"
 
     def fails(*arguments: object) -> None:
         raise RuntimeError("ptxas fatal\nmore")
@@ -287,7 +287,7 @@ def test_whoever_insists_on_it_without_a_gpu_is_told(tmp_path: Path) -> None:
     flags = ["--fused-objective", "on", "--num-dev", 0, "--num-stages", 1, "--difficulty", "length"]
     result = call(train, train_arguments(folders, tmp_path / "out", *flags))
     assert result.status == 2
-    assert "--fused-objective on: that wants a GPU; give --fused-objective off" in result.last_line
+    assert "--fused-objective on: it needs a GPU; give --fused-objective off" in result.last_line
 
 
 def test_a_run_says_by_what_it_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +296,7 @@ def test_a_run_says_by_what_it_computes(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(fused, "_BLOCK", 1024)
     flags = ["--num-train", 8, "--num-dev", 0, "--num-stages", 1, "--epochs", 1, "--bucket-examples", 0]
     losses = {}
-    for wanted, said in (("on", "cross-entropy, divergence and gradient are one kernel"), ("off", "run folder")):
+    for wanted, said in (("on", "divergence and gradient are computed in one kernel"), ("off", "run folder")):
         arguments = train_arguments(folders, tmp_path / wanted, *flags, "--fused-objective", wanted)
         result = call(train, arguments)
         assert result.status == 0 and said in result.output

@@ -291,6 +291,7 @@ def test_a_runs_options_are_read_or_refused(run: SimpleNamespace) -> None:
 
 def test_a_runs_last_checkpoint_is_read_or_refused(run: SimpleNamespace) -> None:
     checkpoints = Checkpoints(run.dir, SimpleNamespace(load=lambda weights, optimizer: None), None)  # type: ignore
+    run.dir.best.mkdir(exist_ok=True)
 
     def read() -> None:
         write_jsonl(run.dir.metrics, METRICS)

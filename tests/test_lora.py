@@ -78,7 +78,7 @@ def trained(gpt2: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output_dir = tmp_path_factory.mktemp("lora")
     result = call(train, train_arguments(gpt2, output_dir, *LORA))
     assert result.status == 0, result.output
-    assert "LoRA of rank 4 on c_attn, c_fc, c_proj: 4.1K parameters are trained" in result.output
+    assert "LoRA of rank 4 on c_attn, c_fc, c_proj: 4.1K trainable parameters" in result.output
     return output_dir / "tfkl" / "seed10"
 
 
@@ -212,7 +212,7 @@ def test_a_base_is_looked_for_as_it_stands_then_from_the_adapters_folder(
     (tmp_path / "base").mkdir()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")  # now ../base is a folder as it stands
-    with pytest.raises(UserError, match=r"\.\./base holds no config\.json.*; the adapter .*adapter is on it"):
+    with pytest.raises(UserError, match=r"\.\./base holds no config\.json.*; the adapter .*adapter uses it"):
         load_model(str(tmp_path / "run" / "adapter"))
 
 
@@ -380,7 +380,7 @@ FLAG_MISTAKES: list[tuple[list[object], list[str]]] = [
     (["--lora-rank", 4, "--lora-alpha", 0], ["--lora-alpha is 0", "above 0"]),
     (["--lora-rank", 4, "--lora-alpha", "inf"], ["--lora-alpha is inf"]),
     (["--lora-rank", 4, "--lora-dropout", 1], ["--lora-dropout is 1"]),
-    (["--lora-rank", 4, "--train-last-layers", 1], ["--train-last-layers", "give one of them"]),
+    (["--lora-rank", 4, "--train-last-layers", 1], ["--train-last-layers", "give only one of them"]),
     (["--lora-rank", 4, "--lora-targets", "c_fcc"], ["'c_fcc'", "did you mean 'c_fc'", "c_attn, c_fc, c_proj"]),
     (["--lora-rank", 4, "--lora-targets", "lm_head"], ["'lm_head'", "no linear layer"]),
     (["--lora-rank", 4, "--lora-targets", "wte"], ["'wte'", "no linear layer"]),
@@ -453,8 +453,8 @@ ADAPTER_MISTAKES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "list": (lambda f: (f / "adapter_config.json").write_text("[]"), ["adapter_config.json", "type None"]),
     "no-base": (settings(base_model_name_or_path=None), ["names no base model", "base_model_name_or_path"]),
     "number-as-base": (settings(base_model_name_or_path=3), ["names no base model"]),
-    "base-is-gone": (settings(base_model_name_or_path="/gone/base"), ["/gone/base", "the adapter", "is on it"]),
-    "base-is-nowhere": (settings(base_model_name_or_path="no/where"), ["'no/where'", "the adapter", "is on it"]),
+    "base-is-gone": (settings(base_model_name_or_path="/gone/base"), ["/gone/base", "the adapter", "uses it"]),
+    "base-is-nowhere": (settings(base_model_name_or_path="no/where"), ["'no/where'", "the adapter", "uses it"]),
     "own-base": (lambda f: settings(base_model_name_or_path=str(f))(f), ["is an adapter on itself"]),
     "revision": (settings(revision="v2"), ["revision 'v2'", "download"]),
     "other-type": (ia3, ["'IA3'", "LORA"]),

@@ -123,7 +123,7 @@ def test_a_plain_head_passes_the_check(models: dict[str, PreTrainedModel], famil
 def test_an_unknown_change_behind_the_head_is_refused(factor: float, shake: Shake) -> None:
     model = shake(ScaledLlama(LlamaConfig(**SIZES))).float()
     model.factor = factor
-    with pytest.raises(UserError, match=r"'odd' \(llama\) changes its logits behind the head"):
+    with pytest.raises(UserError, match=r"'odd' \(llama\) changes its logits after the head"):
         check_head(model, "odd", torch.device("cpu"))
 
 
@@ -154,7 +154,7 @@ def test_gpt2s_activation_is_one_kernel_of_the_same_function(gpt2_dir: Path) -> 
 def test_a_head_that_is_no_linear_layer_is_refused(models: dict[str, PreTrainedModel]) -> None:
     model = copy.deepcopy(models["gpt2"])
     model.set_output_embeddings(nn.Sequential(model.get_output_embeddings()))
-    with pytest.raises(UserError, match="the head of gpt2 is Sequential; a linear layer was wanted"):
+    with pytest.raises(UserError, match="the head of gpt2 is Sequential; expected a linear layer"):
         make_head(model)
 
 
@@ -200,20 +200,20 @@ def test_a_good_folder_loads_in_evaluation_mode(gpt2_dir: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert "is no folder" in refusal(tmp_path / "nothing")
-    assert "is no folder" in refusal("./nothing/here")
+    assert "is not a folder" in refusal(tmp_path / "nothing")
+    assert "is not a folder" in refusal("./nothing/here")
 
 
 @pytest.mark.parametrize(
     ("place", "way"),
     [
-        ("checkpoints/gpt2/base", "python tools/fetch.py models brings those of the scripts"),
-        ("results/opt/teacher/sft/seed10/best", "scripts/<family>/sft/teacher.sh is the run of a teacher"),
+        ("checkpoints/gpt2/base", "python tools/fetch.py models downloads those of the scripts"),
+        ("results/opt/teacher/sft/seed10/best", "scripts/<family>/sft/teacher.sh trains a teacher"),
     ],
 )
 def test_a_folder_that_is_not_there_is_told_with_what_makes_it(place: str, way: str, tmp_path: Path) -> None:
     for load in (load_model, load_tokenizer):
-        with pytest.raises(UserError, match=re.escape(f"{tmp_path / place} is no folder; a model wants")) as caught:
+        with pytest.raises(UserError, match=re.escape(f"{tmp_path / place} is not a folder; a model needs")) as caught:
             load(str(tmp_path / place))
         assert way in str(caught.value)
 
@@ -230,8 +230,8 @@ def unknown_name() -> OSError:
     [
         ("nowhere", None, "the hub could not be reached"),  # the tests are offline
         ("some/where", None, "the hub could not be reached"),
-        ("my model", None, "the hub knows no model of this name"),
-        ("nowhere", unknown_name(), "the hub knows no model of this name"),
+        ("my model", None, "the hub has no model of this name"),
+        ("nowhere", unknown_name(), "the hub has no model of this name"),
     ],
 )
 def test_a_name_that_is_no_folder_is_told_to_be_none_before_the_hub_is_named(
@@ -244,7 +244,7 @@ def test_a_name_that_is_no_folder_is_told_to_be_none_before_the_hub_is_named(
     for load in (load_model, load_tokenizer):
         with pytest.raises(UserError) as caught:
             load(name)
-        assert str(caught.value) == f"there is no folder {name!r} here, and {told}; give the folder of a model"
+        assert str(caught.value) == f"there is no folder {name!r} here, and {told}; give a model folder"
 
 
 def test_what_the_hub_says_of_a_model_that_it_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,12 +319,12 @@ def test_code_that_came_with_a_model_is_not_run(folder: Path) -> None:
 
 
 def test_what_is_no_models_folder_is_named_by_the_tokenizer_as_well(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing is no folder; a model wants"):
+    with pytest.raises(UserError, match="nothing is not a folder; a model needs"):
         load_tokenizer(str(tmp_path / "nothing"))
     (tmp_path / "best").mkdir()
     (tmp_path / "config.json").write_text("{}")
     for load in (load_tokenizer, load_model):
-        with pytest.raises(UserError, match=f"{tmp_path} is the folder of a run; its student is {tmp_path / 'best'}"):
+        with pytest.raises(UserError, match=f"{tmp_path} is a run's folder; its student is {tmp_path / 'best'}"):
             load(str(tmp_path))
 
 

@@ -216,7 +216,7 @@ def test_a_model_that_mixes_packed_examples_is_found_out() -> None:
         mixing.base_model.forward = lambda input_ids, position_ids=None, forward=forward, **_: forward(
             input_ids, use_cache=False
         )
-        assert "takes no positions" not in str(why_not_packed(mixing, CPU))
+        assert "takes no position_ids" not in str(why_not_packed(mixing, CPU))
         assert said in str(why_not_packed(mixing, CPU)) and said in str(why_not_packed(mixing, CPU, learns=False))
 
 
@@ -272,7 +272,7 @@ def test_a_model_that_cannot_be_packed_is_padded_or_refused(tmp_path: Path) -> N
     folders = make_folders(tmp_path / "opt", "opt")
     shared = ["--type", "sft", "--num-dev", 0, "--num-stages", 1, "--num-train", 8]
     for attention_name, packing, said in (
-        ("sdpa", "on", "--packing on: the student cannot, opt with sdpa does not keep packed examples apart; give"),
+        ("sdpa", "on", "--packing on is not possible for the student: opt with sdpa does not keep packed"),
         ("auto", "auto", "micro-batches are packed, without padding"),
     ):
         flags = [*shared, "--attention", attention_name, "--packing", packing]
@@ -283,7 +283,7 @@ def test_a_model_that_cannot_be_packed_is_padded_or_refused(tmp_path: Path) -> N
     with mock.patch("pocl.assembly.why_not_packed", lambda model, device, **_: "it mixes them"):
         result = call(train, train_arguments(folders, tmp_path / "other", *shared, teacher=False))
     assert result.status == 0
-    assert "micro-batches are padded: for the student they cannot be packed, it mixes them" in result.output
+    assert "micro-batches are padded, as they cannot be packed for the student: it mixes them" in result.output
 
 
 def test_an_attention_that_is_not_there_is_refused(folders: Folders, tmp_path: Path) -> None:

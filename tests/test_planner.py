@@ -204,7 +204,7 @@ def test_states_of_training_are_those_that_deepspeed_keeps(
     model = tiny_model("gpt2", vocab_size=600, end_id=0).to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
     numbers = sketch(model)
     found = state_bytes(numbers, {"stage": stage}, num_ranks=num_ranks, on_gpu=False)
-    names = ("student's weights", "gradients", "optimiser", "weights gathered for use", "gradients on their way")
+    names = ("student's weights", "gradients", "optimiser", "gathered weights", "gradient buckets")
     assert [found.get(name, 0) for name in names] == [size * numbers.parameters for size in wanted]
 
 
@@ -212,8 +212,8 @@ def test_buckets_of_a_gpu_are_whole_and_offloaded_states_are_elsewhere() -> None
     numbers = sketch(tiny_model("gpt2", vocab_size=600, end_id=0))
     zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": 1e7}
     found = state_bytes(numbers, zero, num_ranks=2, on_gpu=True)
-    assert (found["gradients on their way"], found["optimiser"]) == (4 * 10**7, 0)
-    assert state_bytes(numbers, {"stage": 1}, num_ranks=2, on_gpu=True)["gradients on their way"] == 4 * 500_000_000
+    assert (found["gradient buckets"], found["optimiser"]) == (4 * 10**7, 0)
+    assert state_bytes(numbers, {"stage": 1}, num_ranks=2, on_gpu=True)["gradient buckets"] == 4 * 500_000_000
 
 
 def kept_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
@@ -334,7 +334,7 @@ def test_the_plan_is_what_the_ledger_says_afterwards(name: str, folders: Folders
         if "online teacher" in name:  # it ranks again, which no plan knows; its last pool is everything
             shown = shown.removeprefix("about ")
         assert shown == f"{ledger[key]:,}"
-    passes = planned(before, "examples that the teacher reads").split(" in place of ")
+    passes = planned(before, "examples read by the teacher").split(" instead of ")
     assert passes[0] == f"{ledger['teacher_forward_passes']:,}"
     assert passes[1:] == ([f"{ledger['samples']:,}"] if name in ("kd", "pocl") else [])
     assert "plan" not in json.loads((run / "config.json").read_text())["options"]["run"]
@@ -363,8 +363,8 @@ def test_what_is_there_already_takes_no_time(tmp_path: Path) -> None:
     ("extra", "part", "remedy"),
     [
         (["--max-tokens", 100_000], "activations", "lower --max-tokens 100000, or give --gradient-checkpointing"),
-        (["--chunk-tokens", 100_000], "a chunk of logits", "lower --chunk-tokens 100000"),
-        (["--eval-batch-size", 100_000, "--num-dev", 4], "keys and values", "lower --eval-batch-size 100000"),
+        (["--chunk-tokens", 100_000], "one chunk of logits", "lower --chunk-tokens 100000"),
+        (["--eval-batch-size", 100_000, "--num-dev", 4], "KV cache of answers", "lower --eval-batch-size 100000"),
         (
             ["--batch-size", 1, "--chunk-tokens", 1, "--gradient-checkpointing"],
             "optimiser",
@@ -381,7 +381,7 @@ def test_a_run_that_does_not_fit_is_refused_with_what_mends_it(
     sizes += ["--global-batch-size", 48, "--batch-size", 48]
     result = call(train, train_arguments(folders, tmp_path, *sizes, *extra, "--plan", teacher=False))
     assert result.status == 2
-    assert "of a rank that has 0.0 GB" in result.last_line
+    assert "on a rank that has 0.0 GB" in result.last_line
     assert f"for {part}" in result.last_line and remedy in result.last_line
 
 
@@ -456,7 +456,7 @@ def test_sizes_that_are_not_given_follow_from_model_and_machine(
     begun = {"loss": {"chunk_tokens": 8}, "optimiser": {"max_tokens": 9}, "generation": {}}
     assert sizes("cpu", begun=begun) == (8, 9, 64)
     assert sizes("cuda", "--max-tokens", "77", "--max-length", "512", begun=begun) == (8, 77, 512)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         prompts_together("./nowhere", "fp32", 512, torch.device("cpu"))
 
 
@@ -471,7 +471,7 @@ def test_a_run_goes_on_where_memory_is_another(
     parsed = parse_train(command)
     assert with_sizes(parsed, 600, torch.device("cpu")).loss.chunk_tokens != config["loss"]["chunk_tokens"]
     result = call(train, command)
-    assert result.status == 0 and "going on from step" in result.output, result.output
+    assert result.status == 0 and "resuming from step" in result.output, result.output
     assert json.loads((tmp_path / "sft" / "seed10" / "config.json").read_text())["options"] == config
     result = call(train, [*command, "--chunk-tokens", "7"])
     assert result.status == 2 and "chunk_tokens was" in result.last_line

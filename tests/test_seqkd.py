@@ -1,6 +1,7 @@
 """SeqKD: the teacher's answers are the targets, and nothing of the references is."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +135,52 @@ def test_data_without_a_dev_split_is_trained_on_and_answered(folders: Folders, t
         result = call(train, train_arguments(folders, run, *extra, "--data-dir", data, teacher=False))
         assert result.status == 0, result.output
         assert (run / "sft" / "seed10" / "best" / "model.safetensors").is_file()
+
+
+def test_answers_that_are_there_are_not_made_again(folders: Folders, made: Path) -> None:
+    before = (made / "manifest.json").read_bytes()
+    result = call(generate_seqkd, arguments(folders, made))
+    assert result.status == 0 and f"{made} is there already" in result.last_line, result.output
+    assert (made / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (["--num-train", 6], "--num-train was 48, is 6"),
+        (["--model", "STUDENT"], "another teacher in --model"),
+        (["--data-dir", "OTHER"], "other data in --data-dir"),
+        (
+            ["--seed", 11, "--sampling-temperature", 0.5],
+            "--seed was 10, is 11; --sampling-temperature was 1.0, is 0.5",
+        ),
+        (["--max-length", 180], "--max-length was 192, is 180"),
+        (["--dtype", "bf16"], "--dtype was fp32, is bf16"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_answers_that_were_made_otherwise_are_refused(
+    folders: Folders, made: Path, tmp_path: Path, extra: list[object], told: str
+) -> None:
+    other = shutil.copytree(folders.data, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "other"}))
+    places = {"STUDENT": folders.student, "OTHER": other}
+    before = (made / "manifest.json").read_bytes()
+    result = call(generate_seqkd, [*arguments(folders, made), *(places.get(str(word), word) for word in extra)])
+    assert result.status == 2 and f"made otherwise ({told}); give another --output-dir" in result.last_line, (
+        result.output
+    )
+    assert (made / "manifest.json").read_bytes() == before
+
+
+def test_the_data_that_is_answered_is_not_taken_for_the_answers(folders: Folders, tmp_path: Path) -> None:
+    result = call(generate_seqkd, arguments(folders, folders.data))
+    assert result.status == 2 and "--output-dir is --data-dir" in result.last_line, result.output
+    assert "delete" not in result.last_line
+    gold = shutil.copytree(folders.data, tmp_path / "gold")
+    result = call(generate_seqkd, arguments(folders, gold))
+    assert result.status == 2 and f"{gold} holds data that no teacher answered" in result.last_line, result.output
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_a_cache_whose_bytes_were_lost_on_their_way_is_never_finished(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teachers.os, "pwrite", lambda file, data, start: len(data))
-    with pytest.raises(UserError, match="does not hold what the teacher says of example"):
+    with pytest.raises(UserError, match="does not match the teacher's states for example"):
         build(folders, tmp_path / "cache")
     assert not (tmp_path / "cache" / "manifest.json").exists()
 
@@ -254,10 +254,10 @@ def test_a_stale_or_damaged_cache_is_refused(folders: Folders, tmp_path: Path) -
     content = bytearray(states.read_bytes())
     content[: len(content) // 2] = bytes(len(content) // 2)
     states.write_bytes(content)
-    with pytest.raises(UserError, match="does not hold what the teacher says of example"):
+    with pytest.raises(UserError, match="does not match the teacher's states for example"):
         build(folders, tmp_path / "cache")
     states.write_bytes(content[:-4])
-    with pytest.raises(UserError, match="has not the .* bytes"):
+    with pytest.raises(UserError, match="expected .* bytes"):
         build(folders, tmp_path / "cache")
 
 
@@ -281,7 +281,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_kept(
     (theirs / "chapters").mkdir(parents=True)
     (theirs / "chapters" / "thesis.txt").write_text("years of work")
     monkeypatch.chdir(theirs)
-    with pytest.raises(UserError, match="holds something else than a teacher's states"):
+    with pytest.raises(UserError, match="holds something other than a teacher cache"):
         build(folders, theirs if named == "by-path" else Path(named))
     assert [path.name for path in theirs.rglob("*")] == ["chapters", "thesis.txt"]
     assert (theirs / "chapters" / "thesis.txt").read_text() == "years of work"
@@ -305,7 +305,7 @@ def test_a_cache_verifies_where_some_numbers_were_rounded_far_apart_and_not_wher
     swapped = kept.copy()
     swapped[[0, 1]] = kept[[1, 0]]
     swapped.tofile(path)
-    with pytest.raises(UserError, match="does not hold what the teacher says of example"):
+    with pytest.raises(UserError, match="does not match the teacher's states for example"):
         build(folders, tmp_path / "cache", "bf16")
 
 
@@ -331,7 +331,7 @@ def test_a_second_run_waits_for_the_one_that_makes_the_cache_and_uses_it(
         monkeypatch.setattr(teachers, "say", say)
         build(folders, tmp_path / "cache")
     assert said == [
-        f"another run is at the teacher's states in {tmp_path / 'cache'}; waiting for it",
+        f"another run is using the teacher cache in {tmp_path / 'cache'}; waiting for it",
         f"teacher states from {tmp_path / 'cache'}",
     ]
 

@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pocl.files import write_jsonl
+from pocl import console
+from pocl.files import write_json, write_jsonl
 from tests.runs import call
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
-from tools import make_student, plot_run, process_data, show_answers
+from tools import make_student, plot_difficulty, plot_run, process_data, show_answers
+from tools.reporting import curves
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,12 +72,91 @@ def test_answers_of_several_models_stand_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "data" / "mine").mkdir(parents=True)
     write_jsonl(tmp_path / "data" / "mine" / "valid.jsonl", [{"instruction": "Say yes.", "output": "Yes."}])
     for name, answer in (("a", "No."), ("b", "Yes.")):
-        write_jsonl(tmp_path / name / "mine" / "10.jsonl", [{"id": 0, "answer": answer, "rouge_l": 7.0}])
+        write_answers(tmp_path / name, {10: answer})
     arguments = ["--set", "mine", "--data-root", tmp_path / "data"]
     result = call(show_answers, [*arguments, "--rows", f"before={tmp_path / 'a'}", f"after={tmp_path / 'b'}"])
     assert result.status == 0, result.output
     for word in ("Say yes.", "reference", "before", "No.", "after"):
         assert word in result.output
+
+
+def write_answers(folder: Path, answers: dict[int, str]) -> None:
+    """Answers to the one prompt of the set ``mine``, as evaluate.py leaves them: one a seed."""
+    for seed, answer in answers.items():
+        write_jsonl(folder / "mine" / f"{seed}.jsonl", [{"id": 0, "answer": answer, "rouge_l": 7.0}])
+    write_json(folder / "summary.json", {"mine": {"rouge_l": {"seeds": {str(seed): 7.0 for seed in answers}}}})
+
+
+def test_the_answers_shown_are_those_of_a_seed_in_the_summary(tmp_path: Path) -> None:
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    write_jsonl(tmp_path / "data" / "mine" / "valid.jsonl", [{"instruction": "Say yes.", "output": "Yes."}])
+    write_answers(tmp_path / "run" / "eval", {20: "twenty", 30: "thirty"})
+    write_jsonl(tmp_path / "run" / "eval" / "mine" / "1.jsonl", [{"id": 0, "answer": "stale", "rouge_l": 7.0}])
+    arguments = ["--set", "mine", "--data-root", tmp_path / "data", "--rows", f"x={tmp_path / 'run'}"]
+    result = call(show_answers, arguments)
+    assert result.status == 0 and "twenty" in result.output and "stale" not in result.output, result.output
+    assert "thirty" in call(show_answers, [*arguments, "--seed", 30]).output
+    result = call(show_answers, [*arguments, "--seed", 1])
+    assert result.status == 2 and "of --seed 1; its seeds are 20 30" in result.last_line, result.output
+    result = call(show_answers, [*arguments, "--set", "mime"])
+    assert result.status == 2 and "no answers to 'mime'; did you mean 'mine'?" in result.last_line, result.output
+
+
+def test_text_stands_at_the_left_of_a_table_and_numbers_at_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [["a", "No.\nnever", "7"], ["b", "A longer answer", "12.50 ±1.68"], ["c", "", "–"]]
+    console.show_table("title", ["", "answer", "ROUGE-L"], rows)
+    cells = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    texts, numbers = [row[1] for row in cells], [row[2] for row in cells]
+    assert [text for text in texts if text.strip()] == [
+        " No.             ",
+        " never           ",
+        " A longer answer ",
+    ]
+    assert [number for number in numbers if number.strip()] == ["           7 ", " 12.50 ±1.68 ", "           – "]
+
+
+@pytest.mark.parametrize("module", [plot_run, plot_difficulty], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        ("pic.xyz", "does not end as a picture does; give it one of .png .pdf .svg"),
+        ("pic", "does not end as a picture does; give it one of .png .pdf .svg"),
+        ("file/pic.png", "file is no folder"),
+        ("folder.png", "folder.png is a folder"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_at_once(
+    module: ModuleType, output: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    result = call(module, ["--run", tmp_path, "--output", tmp_path / output])
+    assert result.status == 2 and told in result.last_line, result.output
+
+
+@pytest.mark.parametrize("ending", curves.PICTURES)
+def test_every_ending_that_is_offered_makes_a_picture(ending: str, tmp_path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    path = curves.picture_path(str(tmp_path / f"x{ending}"), tmp_path / "usual.png")
+    figure.savefig(path)
+    plt.close(figure)
+    assert path.stat().st_size > 500
+    assert curves.picture_path(None, tmp_path / "usual.png") == tmp_path / "usual.png"
+
+
+def test_a_chat_template_that_is_not_used_is_told_in_one_line(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    write_jsonl(tmp_path / "raw.jsonl", [{"instruction": "Say yes.", "output": "Yes."}])
+    for template in (None, "{{ messages }}"):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / str(bool(template)))
+        arguments = ["--raw", tmp_path / "raw.jsonl", "--tokenizer", tmp_path / str(bool(template)), "--num-dev", 0]
+        result = call(process_data, [*arguments, "--output-dir", tmp_path / "out", "--data-root", tmp_path])
+        assert result.status == 0, result.output
+        assert ("has a chat template, which is not used" in " ".join(result.output.split())) == bool(template)
 
 
 def test_the_contamination_report_names_exactly_the_prompts_that_coincide(tmp_path: Path) -> None:

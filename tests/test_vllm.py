@@ -221,7 +221,7 @@ def test_auto_on_a_cpu_is_the_built_in_loop(
     ("fault", "words"),
     [
         ("none", "has no vLLM"),
-        ("hub", "a-hub/name is an adapter or no model folder"),
+        ("hub", "a-hub/name is an adapter or not a model folder"),
         ("load", "ValueError: this model is not for vLLM"),
         ("exit", "ended with status 7: chatter on standard output / fatal: out of everything"),
     ],

@@ -66,11 +66,7 @@ def main() -> None:
     (what,) = parse([SeqKDOptions], "Make the data of SeqKD: the teacher's answers as targets.")
     check(what)
     data_dir, output_dir = Path(what.data_dir), Path(what.output_dir)
-    if (output_dir / "manifest.json").is_file():
-        say(f"{output_dir} is there already; delete it to make it again")
-        return
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise UserError(f"{output_dir} holds something else than processed data; give another --output-dir")
+    check_place(data_dir, output_dir)
     manifest = read_manifest(data_dir)
     if manifest["max_prompt_length"] >= what.max_length:
         raise UserError(f"--max-length {what.max_length} leaves no room behind {manifest['max_prompt_length']} tokens")
@@ -80,16 +76,12 @@ def main() -> None:
     train = load_split(data_dir, "train", max_length=what.max_length, num_examples=what.num_train)
     check_positions(what.model, what.max_length)
     model = load_model(what.model, what.dtype)
-    sampling = Sampling(
-        what.max_length - manifest["max_prompt_length"],
-        temperature=what.sampling_temperature,
-        top_p=what.top_p,
-        top_k=what.top_k,
-        no_repeat_ngram=what.no_repeat_ngram,
-        seed=what.seed,
-    )
+    sampling = sampling_of(what, manifest["max_prompt_length"])
     key = {"teacher": weights_fingerprint(model), "data": manifest["fingerprint"], "dtype": what.dtype}
     key |= {"sampling": vars(sampling), "examples": len(train)}
+    if is_there(output_dir, key, what):
+        say(f"{output_dir} is there already; delete it to make it again")
+        return
     with open_generator(
         what.generation_backend,
         model,
@@ -107,6 +99,52 @@ def main() -> None:
     distributed.barrier()
 
 
+def sampling_of(what: SeqKDOptions, max_prompt_length: int) -> Sampling:
+    """How the answers are sampled."""
+    return Sampling(
+        what.max_length - max_prompt_length,
+        temperature=what.sampling_temperature,
+        top_p=what.top_p,
+        top_k=what.top_k,
+        no_repeat_ngram=what.no_repeat_ngram,
+        seed=what.seed,
+    )
+
+
+def is_there(output_dir: Path, key: Mapping[str, Any], what: SeqKDOptions) -> bool:
+    """Whether an earlier call left these very answers.  Raises UserError where it left others.  On every rank."""
+    path = output_dir / "manifest.json"
+    manifest = distributed.broadcast(read_manifest(output_dir) if path.is_file() else None)
+    if manifest is None:
+        return False
+    made = manifest["responses_of"]  # check_place has seen that it is there
+    before = spelled(made, manifest["max_prompt_length"])
+    now = spelled(key, what.max_length - key["sampling"]["max_new_tokens"])
+    changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+    if made["data"] != key["data"]:
+        changed.append("other data in --data-dir")
+    # The same weights in another precision have another fingerprint.
+    if made["teacher"] != key["teacher"] and made["dtype"] == key["dtype"]:
+        changed.append("another teacher in --model")
+    backend = str(made.get("generator")).split()[0]
+    if what.generation_backend not in ("auto", backend):
+        changed.append(f"--generation-backend was {backend}, is {what.generation_backend}")
+    if changed:
+        raise UserError(
+            f"{output_dir} holds answers that were made otherwise ({'; '.join(changed)}); give another --output-dir, "
+            f"or delete the folder"
+        )
+    return True
+
+
+def spelled(key: Mapping[str, Any], max_prompt_length: int) -> dict[str, Any]:
+    """What answers depend on beside the teacher and the data: flag -> value."""
+    options = dict(key["sampling"]) | {"dtype": key["dtype"], "num_train": key["examples"]}
+    options["max_length"] = options.pop("max_new_tokens") + max_prompt_length
+    options["sampling_temperature"] = options.pop("temperature")
+    return {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+
+
 def check(what: SeqKDOptions) -> None:
     """Raise UserError for values outside their range."""
     for name, value, lowest in (
@@ -120,6 +158,19 @@ def check(what: SeqKDOptions) -> None:
             raise UserError(f"--{name} is {value}; it must be {lowest} or above")
     if not what.sampling_temperature >= 0 or not 0 < what.top_p <= 1:
         raise UserError("--sampling-temperature must be 0 or above, --top-p above 0 and at most 1")
+
+
+def check_place(data_dir: Path, output_dir: Path) -> None:
+    """Raise UserError where --output-dir is the folder of the prompts, or holds something else than answers."""
+    if output_dir.resolve() == data_dir.resolve():
+        raise UserError(
+            f"--output-dir is --data-dir ({data_dir}), whose references would be lost; give another folder"
+        )
+    if (output_dir / "manifest.json").is_file():
+        if "responses_of" not in read_manifest(output_dir):
+            raise UserError(f"{output_dir} holds data that no teacher answered; give another --output-dir")
+    elif output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise UserError(f"{output_dir} holds something else than processed data; give another --output-dir")
 
 
 def answer_all(

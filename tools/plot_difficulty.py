@@ -27,7 +27,7 @@ from pocl.files import read_jsonl
 from pocl.flags import flag, parse
 from pocl.ranking import COLUMNS, ranked_columns
 from pocl.rundir import RunDir
-from tools.curves import read_stages
+from tools.reporting.curves import PICTURES, picture_path, read_stages, run_title
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 # From the easiest to the hardest; dark on light, so that print and colour-blind readers see the order.
@@ -42,7 +42,9 @@ class PlotOptions:
 
     _argument_group_name: ClassVar[str] = "picture"
     run: str = flag("run folder")
-    output: str | None = flag("picture to write [default: difficulty.png in the run folder]", None)
+    output: str | None = flag(
+        f"picture to write, {' '.join(PICTURES)} [default: difficulty.png in the run folder]", None
+    )
 
 
 def main() -> None:
@@ -50,6 +52,7 @@ def main() -> None:
     quiet_libraries()
     (what,) = parse([PlotOptions], "Draw what a run's curriculum was made of and what it did.")
     run = RunDir(Path(what.run))
+    output = picture_path(what.output, run.path / "difficulty.png")
     path = run.first_ranking()
     if path is None:
         raise UserError(f"{run.path} holds no ranking (difficulty.jsonl); is it the folder of a run that ranked?")
@@ -59,8 +62,7 @@ def main() -> None:
     found = diagnose(ranking, metrics)
     for line in summary(found):
         say(line)
-    output = Path(what.output) if what.output else run.path / "difficulty.png"
-    draw(ranking, found, stage_starts(run), title=" / ".join(run.path.resolve().parts[-4:]), output=output)
+    draw(ranking, found, stage_starts(run), title=run_title(run.path), output=output)
     say(f"picture written to {output}")
 
 

@@ -22,7 +22,7 @@ from pocl.console import quiet_libraries, say
 from pocl.errors import UserError, run_main
 from pocl.flags import flag, parse
 from pocl.rundir import RunDir
-from tools.curves import run_title, running_mean, stage_slices
+from tools.reporting.curves import PICTURES, picture_path, run_title, running_mean, stage_slices
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
@@ -34,7 +34,7 @@ class PlotOptions:
 
     _argument_group_name: ClassVar[str] = "picture"
     run: str = flag("run folder")
-    output: str | None = flag("picture to write [default: curves.png in the run folder]", None)
+    output: str | None = flag(f"picture to write, {' '.join(PICTURES)} [default: curves.png in the run folder]", None)
 
 
 def main() -> None:
@@ -42,12 +42,12 @@ def main() -> None:
     quiet_libraries()
     (what,) = parse([PlotOptions], "Draw one run as a picture.")
     run = RunDir(Path(what.run))
+    output = picture_path(what.output, run.path / "curves.png")
     records = run.read_metrics()
     steps = [record for record in records if "loss" in record]
     if not steps:
         raise UserError(f"{run.path} holds no metrics (metrics.jsonl); is it a run folder?")
     dev = [record for record in records if "dev_rouge_l" in record]
-    output = Path(what.output) if what.output else run.path / "curves.png"
     draw(steps, dev, title=run_title(run.path), output=output)
     say(f"picture written to {output}")
 

@@ -34,6 +34,8 @@ from pocl.evaluation import SET_FOLDERS, load_set
 from pocl.files import file_sha256, replace_folder, value_sha256, write_json
 from pocl.flags import flag, parse
 from pocl.models import load_tokenizer
+from pocl.rundir import ROOT
+from tools import fetch, fetch_summaries
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class ProcessOptions:
     output_dir: str = flag("processed folder to write")
     num_dev: int = flag("first records of the file that become the dev split [records]", 1000)
     max_prompt_length: int = flag("drop records with a longer prompt [tokens]", 256)
-    num_workers: int = flag("processes that tokenise [processes; default: one a core]", os.cpu_count() or 1)
+    num_workers: int | None = flag("processes that tokenise [processes; default: one a core]", None)
     data_root: str = flag("folder of the evaluation sets that the contamination report compares with", "data")
 
 
@@ -54,14 +56,18 @@ def main() -> None:
     """Read, tokenise, split, write, report."""
     quiet_libraries()
     (what,) = parse([ProcessOptions], "Process an instruction set for training.")
-    if what.num_dev < 0 or what.max_prompt_length <= 0 or what.num_workers <= 0:
-        raise UserError("--num-dev must be 0 or above, --max-prompt-length and --num-workers above 0")
     raw, output_dir = Path(what.raw), Path(what.output_dir)
+    check(what)
     records = read_instructions(raw)
     if len(records) <= what.num_dev:
-        raise UserError(f"{raw} has {len(records)} records, --num-dev takes {what.num_dev}: none is left to train on")
+        raise UserError(
+            f"{raw} has {len(records)} records, --num-dev takes {what.num_dev}: none is left to train on; "
+            f"lower --num-dev"
+        )
     tokenizer = load_tokenizer(what.tokenizer)
-    table = tokenised(records, tokenizer, what.num_workers)
+    if getattr(tokenizer, "chat_template", None):
+        say(f"{what.tokenizer} has a chat template, which is not used: prompts are in the paper's form, Alpaca's")
+    table = tokenised(records, tokenizer, what.num_workers or os.cpu_count() or 1)
     fits = [i for i, length in enumerate(table["num_prompt_tokens"]) if length <= what.max_prompt_length]
     splits = {
         "dev": table.select([i for i in fits if i < what.num_dev]),
@@ -70,21 +76,39 @@ def main() -> None:
     if not len(splits["train"]):
         raise UserError(f"no record of {raw} has a prompt of at most {what.max_prompt_length} tokens")
     contamination = contamination_report(splits, Path(what.data_root))
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "raw": str(raw),
-        "raw_sha256": file_sha256(raw),
-        "tokenizer": what.tokenizer,
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "prompt_templates_sha256": value_sha256([PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT]),
-        "num_dev": what.num_dev,
-        "max_prompt_length": what.max_prompt_length,
-        "examples": {name: len(split) for name, split in splits.items()},
-        "dropped_long_prompts": len(table) - len(fits),
-    }
-    manifest["fingerprint"] = value_sha256({k: v for k, v in manifest.items() if k not in ("raw", "tokenizer")})
+    manifest = make_manifest(what, tokenizer, splits, num_dropped=len(table) - len(fits))
     write_folder(output_dir, splits, manifest, contamination)
     summarise(splits, manifest, contamination, output_dir)
+
+
+def check(what: ProcessOptions) -> None:
+    """Raise UserError for values outside their range, for a missing raw file and for a folder of something else."""
+    if what.num_dev < 0 or what.max_prompt_length <= 0 or (what.num_workers is not None and what.num_workers <= 0):
+        raise UserError("--num-dev must be 0 or above, --max-prompt-length and --num-workers above 0")
+    if not Path(what.raw).exists():
+        raise UserError(f"{what.raw} does not exist; {how_to_bring(Path(what.raw))}")
+    check_place(Path(what.output_dir))
+
+
+def how_to_bring(raw: Path) -> str:
+    """What brings a raw.jsonl that is not there."""
+    name, root = raw.parent.name, raw.parent.parent
+    commands = {
+        key: f"fetch.py data --sets {key}" for key, files in fetch.SETS.items() for file in files if "raw" in file.path
+    }
+    commands |= {key: f"fetch_summaries.py --set {key}" for key in fetch_summaries.SETS}
+    if raw.name != "raw.jsonl" or name not in commands:
+        return "data/README.md says what a line of it holds"
+    where = "" if root.resolve() == ROOT / "data" else f" --data-root {root}"
+    return f"bring it: python tools/{commands[name]}{where}"
+
+
+def check_place(output_dir: Path) -> None:
+    """Raise UserError where something else than processed data lies at --output-dir."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"--output-dir {output_dir} is a file; give a folder")
+    if output_dir.is_dir() and not (output_dir / "manifest.json").is_file() and any(output_dir.iterdir()):
+        raise UserError(f"{output_dir} holds something else than processed data; give another --output-dir")
 
 
 def tokenised(records: Sequence[Mapping[str, Any]], tokenizer: Any, num_workers: int) -> datasets.Dataset:
@@ -114,6 +138,27 @@ def tokenised(records: Sequence[Mapping[str, Any]], tokenizer: Any, num_workers:
     table = table.map(tokenise_row, num_proc=workers if workers > 1 else None, desc="tokenising")
     datasets.disable_progress_bars()
     return table
+
+
+def make_manifest(
+    what: ProcessOptions, tokenizer: Any, splits: Mapping[str, datasets.Dataset], *, num_dropped: int
+) -> dict[str, Any]:
+    """What manifest.json says: how the folder was made, what it holds, and its fingerprint."""
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "raw": str(Path(what.raw)),
+        "raw_sha256": file_sha256(Path(what.raw)),
+        "tokenizer": what.tokenizer,
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "prompt_templates_sha256": value_sha256([PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT]),
+        "num_dev": what.num_dev,
+        "max_prompt_length": what.max_prompt_length,
+        "examples": {name: len(split) for name, split in splits.items()},
+        "dropped_long_prompts": num_dropped,
+    }
+    # The same texts and tokens, wherever they came from, are the same data.
+    named = ("raw", "tokenizer")
+    return manifest | {"fingerprint": value_sha256({k: v for k, v in manifest.items() if k not in named})}
 
 
 def contamination_report(splits: Mapping[str, datasets.Dataset], data_root: Path) -> dict[str, Any]:
@@ -149,8 +194,7 @@ def write_folder(
     output_dir: Path, splits: Mapping[str, datasets.Dataset], manifest: Mapping[str, Any], contamination: Any
 ) -> None:
     """Write the processed folder whole or not at all; teachers' caches of the same texts stay in it."""
-    if output_dir.exists() and not (output_dir / "manifest.json").is_file() and any(output_dir.iterdir()):
-        raise UserError(f"{output_dir} holds something else than processed data; give another --output-dir")
+    check_place(output_dir)
     temporary = output_dir.with_name(output_dir.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -20,9 +20,9 @@ from pocl.console import quiet_libraries, say
 from pocl.errors import UserError, run_main
 from pocl.files import write_text
 from pocl.flags import flag, parse
-from tools.curves import run_title
 from tools.make_tables import evaluated_rows, named_folders
 from tools.reporting.controls import Limits
+from tools.reporting.curves import run_title
 from tools.reporting.data import Entry, open_entry
 from tools.reporting.page import run_report, table_report
 from tools.reporting.tables import published_figures

@@ -11,9 +11,9 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pocl.console import quiet_libraries, show_table
-from pocl.errors import UserError, run_main
+from pocl.errors import UserError, closest, run_main
 from pocl.evaluation import load_set
-from pocl.files import read_jsonl
+from pocl.files import read_json, read_jsonl
 from pocl.flags import flag, parse
 from tools.make_tables import named_folders
 
@@ -50,11 +50,22 @@ def main() -> None:
 
 
 def answers_path(folder: Path, name: str, seed: int | None) -> Path:
-    """The per-example file of one set and seed.  Raises UserError where there is none."""
-    files = sorted((folder / name).glob(f"{seed if seed is not None else '*'}.jsonl"))
-    if not files:
-        raise UserError(f"{folder} holds no answers to {name} (folder {name}/ with SEED.jsonl); run evaluate.py first")
-    return files[0]
+    """The per-example file of one set and seed, or of the first seed that summary.json names.
+
+    Raises UserError where there is none.
+    """
+    place = folder if (folder / "summary.json").is_file() else folder / "eval"  # of a run folder
+    if not (place / "summary.json").is_file():
+        raise UserError(f"{folder} holds no evaluation (summary.json); run evaluate.py first")
+    summary = read_json(place / "summary.json")
+    if name not in summary:
+        here = f"{closest(name, summary)} (here are: {', '.join(summary)})"
+        raise UserError(f"{place} holds no answers to {name!r}{here}; run evaluate.py --sets {name} first")
+    seeds = list(summary[name]["rouge_l"]["seeds"])
+    if seed is not None and str(seed) not in seeds:
+        raise UserError(f"{place} holds no answers to {name} of --seed {seed}; its seeds are {' '.join(seeds)}")
+    path = place / name / f"{seeds[0] if seed is None else seed}.jsonl"
+    return path if path.is_file() else path.with_name("answers.jsonl")  # answers that were given to evaluate.py
 
 
 def question(prompt: str, between: str = "\n\n") -> str:

@@ -1,1 +1,1 @@
-"""What makes a step fast and small, its numbers unchanged: kernels, attention, packing, heads, tied gradients."""
+"""What makes a step faster and smaller with the same results: kernels, attention, packing, heads, tied gradients."""

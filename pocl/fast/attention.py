@@ -1,8 +1,8 @@
-"""Attention of packed examples: each to itself alone, without a mask and without padding.
+"""Attention over packed examples: each attends only to itself, without a mask and without padding.
 
-transformers' ``sdpa`` keeps packed examples apart by a mask of all tokens times all tokens, which is more work than
-the padding was. Here the CPU attends to one example after the other, by that same ``sdpa``, and a GPU to all of them
-in one call of torch's own flash attention. What is not packed (answers, padded batches) goes to ``sdpa`` as it is.
+transformers' ``sdpa`` separates packed examples with a mask of all tokens by all tokens, which costs more than the
+padding did. Here the CPU runs that same ``sdpa`` on one example after the other, and a GPU handles all of them in one
+call of torch's own flash attention. What is not packed (generation, padded batches) goes to ``sdpa`` unchanged.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "by_example"  # what --attention auto chooses wherever transformers would take sdpa
+NAME = "by_example"  # what --attention auto chooses wherever transformers would use sdpa
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ def attention_by_example(
 ) -> tuple[Tensor, None]:
     """Causal attention within each segment of a packed row.
 
-    [1, heads, N, D], [1, key heads, N, D], [1, key heads, N, D] -> ([1, N, heads, D], None), as transformers wants it.
-    Without ``segments`` this is ``sdpa``.  Raises ValueError for scores that are more than scaled products.
+    [1, heads, N, D], [1, key heads, N, D], [1, key heads, N, D] -> ([1, N, heads, D], None), as transformers expects.
+    Without ``segments`` this is ``sdpa``.  Raises ValueError if the scores are more than scaled dot products.
     """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
-            raise ValueError(f"attention with {name} has no packed form here")
-    window = options.pop("sliding_window", None)  # a token sees itself and what is before it, so many in all
+            raise ValueError(f"attention with {name} is not supported for packed examples")
+    window = options.pop("sliding_window", None)  # tokens that each token sees: itself and those before it
     if query.device.type == "cpu":
         return _one_by_one(module, query, key, value, segments, window, options), None
     return _at_once(query, key, value, segments, window, **options), None
@@ -80,7 +80,7 @@ def _one_by_one(
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:
-    """[1, 1, length, length]: True for oneself and the ``window`` - 1 tokens before."""
+    """[1, 1, length, length]: True for the token itself and the ``window`` - 1 before it."""
     ones = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
     return ones.tril().triu(1 - window)
 
@@ -98,7 +98,7 @@ def _at_once(
 ) -> Tensor:
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # [N, heads, D]
     longest = max(segments.lengths)
-    left = -1 if window is None or longest <= window else window - 1  # tokens before oneself; -1: all
+    left = -1 if window is None or longest <= window else window - 1  # tokens before the current one; -1: all
     attended, *_others = torch.ops.aten._flash_attention_forward(
         *rows,
         segments.offsets,
@@ -106,8 +106,8 @@ def _at_once(
         longest,
         longest,
         dropout,
-        left < 0,  # causal, which the window is by itself
-        False,  # no mask of what was dropped, for debugging
+        left < 0,  # causal; a window is so by itself
+        False,  # do not return the dropout mask, which is for debugging
         scale=scaling,
         window_size_left=left,
         window_size_right=0,
@@ -116,10 +116,10 @@ def _at_once(
 
 
 def whole_mask(seen: Tensor, num_queries: int) -> Tensor:
-    """Who attends to whom, for the last ``num_queries`` of T tokens.  [B, T] -> [B, 1, num_queries, T], bool.
+    """The attention mask of the last ``num_queries`` of T tokens.  [B, T] -> [B, 1, num_queries, T], bool.
 
-    ``seen`` says which are tokens; padding attends to itself, since attention to nothing is not a number. transformers
-    would make this of ``seen`` too, and wait for the device to know whether there is padding.
+    ``seen`` is False for padding, which attends to itself, since attention to nothing gives NaN. transformers would
+    build the same mask from ``seen``, but wait for the device to learn whether there is padding.
     """
     if num_queries == 1:
         return seen[:, None, None]

@@ -1,7 +1,7 @@
-"""The token objective as one GPU kernel (pocl/fast/kernel.py): when it can be used, its trial beforehand, its call.
+"""The token objective as one GPU kernel (pocl/fast/kernel.py): when it can be used, a trial beforehand, its call.
 
-Counted for the paper's step of 64 examples and a vocabulary of 50,257: torch's operations pass some thirty times over
-logits in float32, the kernel three times over those of both models as they are, and writes once.
+Counted for the paper's step of 64 examples and a vocabulary of 50,257: torch's operations make some thirty passes over
+float32 logits; the kernel makes three over both models' logits in their own dtype, and writes once.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from pocl import losses
 from pocl.errors import first_line
 from pocl.token_objective import Term, Weights, token_objective
 
-# In the order of the kernel's numbers, which begin at 1; 0 is cross-entropy alone.
+# In the order of the kernel's KIND, from 1; 0 is cross-entropy alone.
 _KINDS: tuple[Callable[..., Any], ...] = (
     losses.forward_kl,
     losses.reverse_kl,
@@ -24,20 +24,20 @@ _KINDS: tuple[Callable[..., Any], ...] = (
     losses.skew_forward_kl,
     losses.skew_reverse_kl,
 )
-# Eight entries a thread, which with 64 registers it needs no other memory for (compiled for an A800 and an H200).
+# Eight entries per thread, which fit 64 registers without spilling (compiled for an A800 and an H200).
 _BLOCK, _WARPS = 4096, 16
-_LOAD = 16  # entries: what a row is padded to where it has room, so that whole words can be read
+_LOAD = 16  # entries: rows are padded to a multiple of this if there is room, so that whole words can be read
 
-_ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of the norm of the gradient
+_ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # relative to the gradient's norm
 _ALLOWED_VALUES = 1e-4
 
 
 def never_fused(divergence: losses.Divergence | None, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why there is no kernel for this, as far as can be said beforehand; None where there is one."""
+    """Why there is no kernel for this, as far as can be told beforehand; None if there is one."""
     if device.type != "cuda":
-        return "that wants a GPU"
+        return "it needs a GPU"
     if dtype not in _ALLOWED:
-        return f"the kernel does not know {dtype}"
+        return f"the kernel does not support {dtype}"
     if divergence is not None and _function(divergence) not in _KINDS:
         return f"pocl/fast/kernel.py has no {getattr(_function(divergence), '__name__', 'kernel of this divergence')}"
     if find_spec("triton") is None:
@@ -48,9 +48,9 @@ def never_fused(divergence: losses.Divergence | None, device: torch.device, dtyp
 def why_not_fused(
     divergence: losses.Divergence | None, device: torch.device, dtype: torch.dtype, *, vocab_size: int
 ) -> str | None:
-    """Why the kernel is not used: see ``never_fused``, or it fails, or gives something else than torch's operations.
+    """Why the kernel is not used: see ``never_fused``, or it fails, or its results differ from torch's operations.
 
-    None where it can be used. It is tried on a few random tokens, at T = 1 and another one.
+    None if it can be used. It is tried on a few random tokens, at T = 1 and at another T.
     """
     never = never_fused(divergence, device, dtype)
     if never is not None:
@@ -63,13 +63,13 @@ def why_not_fused(
         try:
             found = student.clone()
             values = fused_objective(found, teacher, labels, term)
-        except Exception as error:  # whatever a compiler of somebody else's may raise
+        except Exception as error:  # whatever a third-party compiler may raise
             return f"the kernel fails: {first_line(error)}"
         *wanted, gradient = token_objective(student, teacher, labels, term)
         pairs = [*zip(values, wanted, strict=True), (found.float(), gradient)]
         allowed = [_ALLOWED_VALUES] * len(wanted) + [_ALLOWED[dtype]]
         if not all(_close(a, b, most) for (a, b), most in zip(pairs, allowed, strict=True)):
-            return "the kernel gives something else than torch's operations"
+            return "the kernel's results differ from torch's operations"
     return None
 
 
@@ -90,9 +90,9 @@ def fused_objective(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``token_objective`` by one kernel: (objective, cross-entropy, divergence) of each token, float32.
 
-    [N, V], [N, V], [N] -> 3 x [N]. The gradient by the student's logits overwrites them. Both logits may be the front
-    of wider rows; up to 15 of the student's entries behind are set to 0.  Raises what Triton raises where it cannot
-    compile.
+    [N, V], [N, V], [N] -> 3 x [N]. The gradient w.r.t. the student's logits overwrites them. Both logits may be the
+    first V entries of wider rows; up to 15 of the student's entries after them are set to 0.  Raises what Triton
+    raises if it cannot compile.
     """
     from pocl.fast import kernel
 
@@ -108,7 +108,8 @@ def fused_objective(
         parameter = next(iter(getattr(term.divergence, "keywords", {}).values()), 0.0)
     if student_logits.stride(1) != 1 or teacher.stride(1) != 1 or teacher.shape != student_logits.shape:
         raise ValueError(
-            f"logits of shape {tuple(student_logits.shape)} and {tuple(teacher.shape)}, rows in one piece"
+            f"logits of shape {tuple(student_logits.shape)} and {tuple(teacher.shape)}; "
+            f"expected equal shapes and contiguous rows"
         )
     weight, weight_of_labels = term.weights(weights, objective)
     wider = num_entries + -num_entries % _LOAD
@@ -137,6 +138,6 @@ def fused_objective(
 
 
 def _has_room(logits: Tensor, width: int) -> bool:
-    """Whether every row has so many entries, those behind its own included, that are no other row's."""
+    """Whether every row has ``width`` entries, those past V included, that belong to no other row."""
     stored = logits.untyped_storage().nbytes() // logits.element_size() - logits.storage_offset()
     return logits.stride(0) >= width and (len(logits) - 1) * logits.stride(0) + width <= stored

@@ -1,4 +1,4 @@
-"""The head of a model as a function of hidden states, and the rows that a device wants behind it."""
+"""The head of a model as a function of hidden states, and vocabulary padding for tensor-core alignment."""
 
 from dataclasses import dataclass, replace
 
@@ -8,16 +8,16 @@ from transformers import PreTrainedModel
 
 from pocl.errors import UserError
 
-# The rows of a head are made a multiple of this, for a GPU's matrix units: with 50,257 cuBLAS has to take a kernel for
-# unaligned numbers, which others found to take three times as long (DeepSpeed warns of it). Not measured here yet.
+# A head's rows are padded to a multiple of this, for a GPU's tensor cores: with 50,257 cuBLAS has to use a kernel for
+# unaligned sizes, which others found to take three times as long (DeepSpeed warns of it). Not measured here yet.
 HEAD_ROWS = {"cpu": 1, "cuda": 16}
 
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a model as a function [N, H] -> [N, V], with the scales and caps that some models put behind it."""
+    """The head of a model as a function [N, H] -> [N, V], with the scales and caps that some models apply after it."""
 
-    module: nn.Linear  # called, and not its weight used: ZeRO-3 gathers that only for the call
+    module: nn.Linear  # call it, do not use its weight: ZeRO-3 gathers that only for the call
     scale: float = 1.0
     cap: float | None = None
     vocab_size: int | None = None  # cuts off padded vocabulary entries
@@ -26,7 +26,7 @@ class Head:
         return self.logits(self.module(states))
 
     def logits(self, product: Tensor) -> Tensor:
-        """From what the module gives to the logits; the very same tensor where nothing stands between.  [N, V]."""
+        """The logits from the module's output; the very same tensor if there is nothing to apply.  [N, V]."""
         logits = product
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -36,22 +36,22 @@ class Head:
 
     @property
     def only_cuts(self) -> bool:
-        """Whether ``logits`` are the front of what the module gives, as it is."""
+        """Whether ``logits`` are simply the first entries of the module's output."""
         return self.scale == 1.0 and self.cap is None
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Those of its parameters that learn."""
+        """The head's trainable parameters."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
 
 def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
     """The head of a model; ``vocab_size`` cuts off padded vocabulary entries.
 
-    Raises UserError where the head is no linear layer.
+    Raises UserError if the head is not a linear layer.
     """
     config, module = model.config, model.get_output_embeddings()
     if not isinstance(module, nn.Linear):
-        raise UserError(f"the head of {config.model_type} is {type(module).__name__}; a linear layer was wanted")
+        raise UserError(f"the head of {config.model_type} is {type(module).__name__}; expected a linear layer")
     # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma 2 caps with a tanh.
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
@@ -60,9 +60,9 @@ def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
 
 @torch.no_grad()
 def aligned(head: Head) -> Head:
-    """A head that gives the same logits, from a copy of the weight with zeros behind it where its device wants that.
+    """A head with the same logits, from a copy of the weight that is zero-padded to its device's alignment.
 
-    The head itself where there is nothing to add, or where the weight is not there, as between calls under ZeRO-3.
+    The head itself if there is nothing to pad, or if the weight is not there, as between calls under ZeRO-3.
     """
     weight, bias = head.module.weight, head.module.bias
     num_rows, width = head.module.out_features, head.module.in_features

@@ -1,10 +1,10 @@
-"""The Triton kernel of one response token: cross-entropy, divergence, and the gradient written where the logits were.
+"""The Triton kernel of one response token: cross-entropy, divergence, and the gradient, which overwrites the logits.
 
-``pocl/token_objective.py`` says in torch what is computed here, and ``pocl/losses.py`` each divergence; a
-test compares them. torch's operations pass over a chunk's logits some thirty times in float32. Here one program has
-the row of one token and passes over it three times, in the precision of the logits: for the sums of both softmaxes,
-for the divergence and the sum of its slope, and for the gradient. Only pocl/fast/fused.py imports this file, since
-Triton is not everywhere.
+``pocl/token_objective.py`` computes the same in torch, with each divergence in ``pocl/losses.py``; a test compares
+them. torch's operations pass over a chunk's logits some thirty times in float32. Here one program handles the row of
+one token and passes over it three times, in the precision of the logits: for the sums of both softmaxes, for the
+divergence and the sum of its slope, and for the gradient. Only pocl/fast/fused.py imports this file, since Triton is
+not available everywhere.
 """
 
 import triton
@@ -18,12 +18,12 @@ NONE, FORWARD_KL, REVERSE_KL, JENSEN_SHANNON, TOTAL_VARIATION, SKEW_FORWARD_KL, 
 )
 _MIN_SHIFTED = tl.constexpr(MIN_SHIFTED)
 _MAX_LOG_RATIO = tl.constexpr(MAX_LOG_RATIO)
-_LOWEST = tl.constexpr(-3.0e38)  # where a maximum begins: finite, so that a block of -inf gives no NaN
+_LOWEST = tl.constexpr(-3.0e38)  # initial maximum: finite, so that a block of -inf gives no NaN
 
 
 @triton.jit
 def _read(row, places, num_entries, num_read):
-    """The logits at some places of a row; -inf behind its V entries."""
+    """The logits at some places of a row; -inf past its V entries."""
     logits = tl.load(row + places, places < num_read, other=float("-inf")).to(tl.float32)
     return tl.where(places < num_entries, logits, float("-inf"))
 
@@ -37,7 +37,7 @@ def _shifted(logits, maximum, inverse_temperature):
 
 @triton.jit
 def _log_mixture_over(ratio, weight):
-    """log(weight + (1 - weight) exp(ratio)), the ratio bounded where an exponential would overflow."""
+    """log(weight + (1 - weight) exp(ratio)), with the ratio bounded where an exponential would overflow."""
     bounded = tl.where(ratio > _MAX_LOG_RATIO, _MAX_LOG_RATIO, ratio)
     bounded = tl.where(bounded < -_MAX_LOG_RATIO, -_MAX_LOG_RATIO, bounded)
     return tl.log(weight + (1.0 - weight) * tl.exp(bounded))
@@ -45,7 +45,7 @@ def _log_mixture_over(ratio, weight):
 
 @triton.jit
 def _value_and_slope(q, p, log_q, ratio, parameter, KIND: tl.constexpr):
-    """What each vocabulary entry adds to the divergence, and the slope: its derivative by the student's log q.
+    """What each vocabulary entry adds to the divergence, and the slope: its derivative w.r.t. the student's log q.
 
     ``ratio`` is log(p / q).
     """
@@ -83,8 +83,8 @@ def _terms(
     parameter,
     KIND: tl.constexpr,
 ):
-    """(value, slope, q) of vocabulary entries, from the logits of both and what is known of their softmaxes at T."""
-    shifted = _shifted(z, largest, 1.0) * inverse_temperature  # bounded before, as Softmax.tempered has it
+    """(value, slope, q) of vocabulary entries, from both models' logits and the statistics of their softmaxes at T."""
+    shifted = _shifted(z, largest, 1.0) * inverse_temperature  # bounded first, as in Softmax.tempered
     shifted_t = _shifted(z_t, largest_t, inverse_temperature)
     ratio = (shifted_t - shifted) - (log_total_p - log_total_q)
     q, p = tl.exp(shifted) * inverse_q, tl.exp(shifted_t) * inverse_p
@@ -95,7 +95,7 @@ def _terms(
 @triton.jit
 def token_objective(
     student,  # [N, V] logits; then their gradient
-    teacher,  # [N, V] logits; not read where KIND is NONE
+    teacher,  # [N, V] logits; not read if KIND is NONE
     labels,  # [N]
     divergence_weight,  # [N], r T^k
     cross_entropy_weight,  # [N], 1 - r
@@ -105,12 +105,12 @@ def token_objective(
     student_stride,
     teacher_stride,
     num_entries,  # V
-    num_read,  # V, or somewhat more where rows are wider
+    num_read,  # V, or slightly more if rows are wider
     inverse_temperature,
     parameter,  # the divergence's own
     KIND: tl.constexpr,
-    TEMPERED: tl.constexpr,  # whether T is another than 1
-    CROSS_ENTROPY: tl.constexpr,  # whether it belongs to the objective
+    TEMPERED: tl.constexpr,  # whether T differs from 1
+    CROSS_ENTROPY: tl.constexpr,  # whether it is part of the objective
     BLOCK: tl.constexpr,  # entries at a time
 ):
     """The row of one token; see ``pocl.token_objective.token_objective``."""

@@ -1,7 +1,7 @@
-"""Where a teacher's weights are: whole on the device, or in the CPU's memory and sent there layer by layer.
+"""Where a teacher's weights are: all on the device, or in CPU memory and sent to the device layer by layer.
 
-The second is for a teacher that is larger than a GPU. Every forward pass sends all weights once, so it pays with the
-cache, which is one pass over the data: behind it only the head goes to the device.
+The second is for a teacher that is larger than a GPU. Every forward pass sends all weights once, so it pays off with
+the cache, which takes one pass over the data; after that only the head goes to the device.
 """
 
 import torch
@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 
 def place(model: PreTrainedModel, device: torch.device, *, layerwise: bool) -> None:
-    """Make the model answer on ``device``.
+    """Make the model run on ``device``.
 
-    ``layerwise``: a weight is there only while its layer computes; between passes it has no memory but the CPU's, and
-    the model's parameters read as tensors of the meta device.
+    ``layerwise``: a weight is there only while its layer computes; between passes it takes up CPU memory only, and
+    the model's parameters appear as tensors on the meta device.
     """
     if layerwise:
         cpu_offload(model, execution_device=device)
@@ -23,6 +23,6 @@ def place(model: PreTrainedModel, device: torch.device, *, layerwise: bool) -> N
 
 
 def place_head(model: PreTrainedModel, device: torch.device) -> None:
-    """Leave only the model's head on ``device``, whole; the rest is not run any more."""
-    remove_hook_from_submodules(model)  # the weights are the CPU's again
+    """Keep only the model's head on ``device``; the rest is no longer run."""
+    remove_hook_from_submodules(model)  # the weights are back on the CPU
     model.get_output_embeddings().to(device)

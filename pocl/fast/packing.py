@@ -1,4 +1,4 @@
-"""What a model can be given, tried on it: examples packed into one row, and whole masks in place of padding."""
+"""What inputs a model accepts, found by trying: examples packed into one row, and full masks instead of padding."""
 
 import inspect
 from dataclasses import replace
@@ -16,21 +16,21 @@ from pocl.models import response_states, trunk
 
 
 def never_packed(model: PreTrainedModel, device: torch.device) -> str | None:
-    """Why the model cannot read packed batches on this device, as far as its kind says that; None where it may."""
+    """Why a model of this type cannot read packed batches on this device; None if it may."""
     name = model.config.model_type
     if "position_ids" not in inspect.signature(trunk(model).forward).parameters:
-        return f"{name} takes no positions"
+        return f"{name} takes no position_ids"
     kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"{name} has layers of {', '.join(sorted(kinds))}"
     if device.type == "cuda" and model.dtype not in (torch.bfloat16, torch.float16):
-        return "flash attention wants --dtype bf16 or fp16"
+        return "flash attention needs --dtype bf16 or fp16"
     return None
 
 
 def why_not_packed(model: PreTrainedModel, device: torch.device, *, learns: bool = True) -> str | None:
-    """Why the model cannot read packed batches: by its kind, or since it does not read two short examples, and learn
-    from them where it ``learns``, as it does from each alone. None where it can.
+    """Why the model cannot read packed batches: its type, or two short examples give other states when packed (and,
+    if it ``learns``, another gradient). None if it can.
     """
     name, never = model.config.model_type, never_packed(model, device)
     if never is not None:
@@ -45,7 +45,7 @@ def why_not_packed(model: PreTrainedModel, device: torch.device, *, learns: bool
         )
     except (RuntimeError, TypeError, ValueError) as error:
         return f"{name} with {model.config._attn_implementation} fails: {first_line(error)}"
-    # Rounding, beside what it would be to read both examples as one.
+    # Rounding, relative to the error of reading both examples as one.
     allowed = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25
     for a, b, c in zip(wanted, found, wrong, strict=True):
         if not torch.norm(b - a) <= allowed * torch.norm(c - a):
@@ -54,10 +54,10 @@ def why_not_packed(model: PreTrainedModel, device: torch.device, *, learns: bool
 
 
 def _states_and_gradient(model: PreTrainedModel, batch: Batch, *, learns: bool) -> list[Tensor]:
-    """The states of a batch [N, H]; where the model ``learns`` also the gradient of a sum of them by the embeddings'
+    """The states of a batch [N, H]; if the model ``learns``, also the gradient of a sum of them w.r.t. the embeddings'
     output, without padding.
     """
-    if not learns:  # an offloaded model could not keep what the backward pass wants
+    if not learns:  # an offloaded model could not keep what the backward pass needs
         with torch.no_grad():
             return [response_states(model, batch).float()]
     given: list[Tensor] = []
@@ -81,7 +81,7 @@ _TAKES_WHOLE_MASKS: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictiona
 
 
 def takes_whole_masks(model: PreTrainedModel) -> bool:
-    """Whether the model can be told who attends to whom (``whole_mask``) in place of what is padding; tried once."""
+    """Whether the model accepts a full attention mask (``whole_mask``) instead of a padding mask; tried once."""
     if model not in _TAKES_WHOLE_MASKS:
         _TAKES_WHOLE_MASKS[model] = _takes_whole_masks(model)
     return _TAKES_WHOLE_MASKS[model]

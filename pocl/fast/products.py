@@ -1,12 +1,12 @@
-"""Matrix products in float32 on the CPU, by oneDNN where MKL leaves half of the processor idle.
+"""Float32 matrix products on the CPU, with oneDNN where MKL leaves half of the processor idle.
 
-torch multiplies float32 matrices on the CPU with MKL, which has its AVX-512 kernels run on Intel's processors alone.
-On an AMD EPYC (Zen 5, two cores) it reached 225 GFLOP/s where oneDNN, which torch brings along, reached 500; held to
-AVX2, oneDNN reached 254, and with 16 rows 121 to MKL's 125. So ``use_fastest`` gives torch's own operators another
-kernel there, and trunks, heads, backward passes and answers come to it without knowing.
+torch multiplies float32 matrices on the CPU with MKL, which runs its AVX-512 kernels on Intel's processors only. On an
+AMD EPYC (Zen 5, two cores) it reached 225 GFLOP/s where oneDNN, which ships with torch, reached 500; limited to AVX2,
+oneDNN reached 254, and with 16 rows 121 to MKL's 125. So ``use_fastest`` replaces the kernels of torch's own operators
+there, and trunks, heads, backward passes and generation use them without any change.
 
-oneDNN compiles a kernel for every shape and keeps those of the last 1,024, about half a megabyte each between whatever
-else the heap holds, and hardly two micro-batches have the same number of tokens: 400 of them took 1.3 GB for ever.
+oneDNN compiles a kernel for every shape and keeps those of the last 1,024, about half a megabyte each, scattered over
+the heap; hardly any two micro-batches have the same number of tokens, so 400 of them took up 1.3 GB for good.
 A new kernel takes a quarter of a millisecond, so few are kept; 400 micro-batches then took about 0.1 GB.
 """
 
@@ -18,19 +18,19 @@ from pathlib import Path
 import torch
 from torch import DispatchKeySet, Tensor
 
-CPUINFO = Path("/proc/cpuinfo")  # Linux: whose processor this is
-_BLOCK = 1 << 19  # numbers that are copied at a time: what the caches hold
-# oneDNN's kernels, and what torch keeps of them in a cache of its own. 24 are more than a layer has, and were 1 to 4 %
-# slower than 64 in training, not slower in answering, with less left between other things in the heap.
+CPUINFO = Path("/proc/cpuinfo")  # Linux: names the processor's vendor
+_BLOCK = 1 << 19  # elements copied at a time: what the caches hold
+# oneDNN's kernel cache, and torch's own cache on top of it. 24 are more than a layer has, and were 1 to 4 % slower
+# than 64 in training, not slower in generation, with less scattered over the heap.
 _CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "24", "LRU_CACHE_CAPACITY": "1"}
 
-_library: torch.library.Library | None = None  # the kernels are in force while it lives
+_library: torch.library.Library | None = None  # the kernels stay registered while it lives
 
 
 def onednn_is_better() -> bool:
-    """Whether torch's products go through MKL on a processor that is not Intel's; POCL_ONEDNN=0 says no.
+    """Whether torch's matmuls go through MKL on a processor that is not Intel's; POCL_ONEDNN=0 says no.
 
-    A property of the machine alone, so that a run computes alike whenever it is resumed.
+    A property of the machine alone, so that a resumed run computes the same.
     """
     if os.environ.get("POCL_ONEDNN") == "0":
         return False
@@ -41,21 +41,21 @@ def onednn_is_better() -> bool:
 
 
 def use_fastest() -> None:
-    """From now on, in this process, products are oneDNN's where that is better, and torch's own elsewhere."""
+    """From now on, in this process, use oneDNN's matmuls where they are better, and torch's own elsewhere."""
     (use_onednn if onednn_is_better() else use_torchs_own)()
 
 
 def in_use() -> str:
-    """Whose products this process computes on the CPU, for records: torch or oneDNN."""
+    """The library of this process's CPU matmuls, for records: torch or oneDNN."""
     return "torch" if _library is None else "oneDNN"
 
 
 def use_onednn() -> None:
-    """From now on, in this process, products of float32 matrices on the CPU are oneDNN's."""
+    """From now on, in this process, use oneDNN for float32 matmuls on the CPU."""
     global _library
     if _library is not None:
         return
-    for name, value in _CACHES.items():  # read at the first product
+    for name, value in _CACHES.items():  # read at the first matmul
         os.environ.setdefault(name, value)
     mm, addmm, addmm_ = (torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("mm", "addmm", "addmm_"))
 
@@ -66,7 +66,7 @@ def use_onednn() -> None:
     def sum_with_product(
         keys: DispatchKeySet, bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1
     ) -> Tensor:
-        """beta * bias + alpha * left @ right.  [N] or another shape that spreads to [M, N], [M, K], [K, N]."""
+        """beta * bias + alpha * left @ right.  [N] or another shape that broadcasts to [M, N], [M, K], [K, N]."""
         plain = bias.shape == right.shape[1:] and bias.dtype == torch.float32 and beta == alpha == 1
         if plain and _fits(left, right):
             return _multiply(left, right, bias)
@@ -82,7 +82,7 @@ def use_onednn() -> None:
         return addmm_.call_boxed(keys, total, left, right, beta=beta, alpha=alpha)
 
     _library = torch.library.Library("aten", "IMPL")
-    with warnings.catch_warnings():  # that a kernel is replaced, which is what is wanted
+    with warnings.catch_warnings():  # that a kernel is replaced, which is intended
         warnings.simplefilter("ignore")
         _library.impl("mm", product, "CPU", with_keyset=True)
         _library.impl("addmm", sum_with_product, "CPU", with_keyset=True)
@@ -90,7 +90,7 @@ def use_onednn() -> None:
 
 
 def use_torchs_own() -> None:
-    """Take ``use_onednn`` back."""
+    """Undo ``use_onednn``."""
     global _library
     if _library is not None:
         _library._destroy()
@@ -98,11 +98,11 @@ def use_torchs_own() -> None:
 
 
 def _fits(left: Tensor, right: Tensor) -> bool:
-    """Whether oneDNN multiplies these.  Other layouts of the right factor go to its slow reference kernel."""
+    """Whether oneDNN multiplies these.  Other layouts of the right factor would hit its slow reference kernel."""
     return (
         left.dtype == right.dtype == torch.float32
         and left.numel() * right.numel() > 0
-        and left.shape[1] == right.shape[0]  # else torch says what is wrong
+        and left.shape[1] == right.shape[0]  # else torch reports the error
         and (right.is_contiguous() or right.t().is_contiguous())
     )
 
@@ -110,14 +110,14 @@ def _fits(left: Tensor, right: Tensor) -> bool:
 def _multiply(
     left: Tensor, right: Tensor, bias: Tensor | None, total: Tensor | None = None, *, keep: bool = False
 ) -> Tensor:
-    """left @ right + bias, written to ``total`` where there is one; ``keep`` adds it to what that holds.
+    """left @ right + bias, written to ``total`` if given; ``keep`` adds to what that holds.
 
     [M, K], [K, N], [N], [M, N] -> [M, N].
     """
     if left.is_contiguous() or not left.t().is_contiguous():
         product = _linear(left, right, bias)
         return product if total is None else _put(total, product, keep=keep)
-    # In a weight's gradient the left factor is transposed. oneDNN would copy the whole of it: some rows at a time.
+    # In a weight's gradient the left factor is transposed. oneDNN would copy all of it, so take some rows at a time.
     total = left.new_empty(len(left), right.shape[1]) if total is None else total
     rows = max(1, _BLOCK // left.shape[1])
     for start in range(0, len(left), rows):

@@ -1,7 +1,7 @@
-"""The gradient of a weight that is embedding and head at once, in one tensor of its size.
+"""The gradient of a tied embedding and head weight, in one tensor of its size.
 
-Autograd makes two, the head's and that of the lookup, which is zero but for the rows of the tokens that were read, and
-adds them up. Here the rows are added to the head's gradient where it lies. On the CPU that was worth a twentieth of a
+Autograd makes two, the head's and the lookup's, which is zero except in the rows of the tokens that were read, and
+adds them up. Here these rows are added to the head's gradient in place. On the CPU that saved a twentieth of a
 training step (student of 16M, vocabulary of 50,257).
 """
 
@@ -15,14 +15,14 @@ from torch.autograd.function import once_differentiable
 
 
 class TiedGradient:
-    """The gradient of one forward pass by a tied ``weight`` [V, H]: the head's part, then the rows on top of it."""
+    """One forward pass's gradient w.r.t. a tied ``weight`` [V, H]: the head's part, then the lookup's rows on top."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         self.weight = weight
         self.of_head: Tensor | None = None
 
     def take(self) -> Tensor:
-        """The head's part, in float32 at least, where bfloat16 would swallow addends; it is let go of here."""
+        """The head's part, released here; in float32 at least, since bfloat16 would lose small addends."""
         total, self.of_head = self.of_head, None
         if total is None:
             raise RuntimeError("the backward pass of the embedding came before that of the head it is tied to")
@@ -30,7 +30,7 @@ class TiedGradient:
 
 
 class _Lookup(torch.autograd.Function):
-    """Embeddings whose backward pass gives the whole gradient of the tied weight, the head's part included."""
+    """Embeddings whose backward pass returns the whole gradient of the tied weight, the head's part included."""
 
     @staticmethod
     def forward(
@@ -44,9 +44,9 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         total, ids = ctx.tied.take(), ctx.ids.flatten()
         rows = gradient.reshape(len(ids), -1).to(total.dtype)
-        if ctx.padding_id is not None:  # that row does not learn from lookups
+        if ctx.padding_id is not None:  # lookups do not train that row
             rows = rows.masked_fill((ids == ctx.padding_id)[:, None], 0.0)
-        if total.is_cuda:  # sorted there, and so the same every time
+        if total.is_cuda:  # sorted there, hence deterministic
             total.index_put_((ids,), rows, accumulate=True)
         else:
             total.index_add_(0, ids, rows)
@@ -54,7 +54,7 @@ class _Lookup(torch.autograd.Function):
 
 
 def tied_embedding(embedding: nn.Module, head: nn.Linear) -> nn.Embedding | None:
-    """The embedding where its lookups can be added to the head's gradient; None where it is not tied, or does more."""
+    """The embedding if its lookups can be added to the head's gradient; None if it is not tied, or does more."""
     plain = type(embedding) is nn.Embedding and embedding.max_norm is None
     plain = plain and not embedding.scale_grad_by_freq and not embedding.sparse
     return embedding if plain and embedding.weight is head.weight else None
@@ -62,10 +62,10 @@ def tied_embedding(embedding: nn.Module, head: nn.Linear) -> nn.Embedding | None
 
 @contextmanager
 def lookups_of(embedding: nn.Embedding | None) -> Iterator[TiedGradient | None]:
-    """Have the embedding's first lookup within the block give its gradient to what is yielded.
+    """Make the embedding's first lookup within the block add its gradient to the ``TiedGradient`` that is yielded.
 
-    None where there is no such embedding, or nothing to learn. Whoever computes the head's gradient leaves it in
-    ``of_head``, before the backward pass comes to the lookup.
+    Yields None if there is no such embedding, or it is not trained. Whoever computes the head's gradient stores it in
+    ``of_head``, before the backward pass reaches the lookup.
     """
     if embedding is None or not (torch.is_grad_enabled() and embedding.weight.requires_grad):
         yield None
@@ -74,7 +74,7 @@ def lookups_of(embedding: nn.Embedding | None) -> Iterator[TiedGradient | None]:
     seen = []
 
     def look_up(module: nn.Embedding, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if seen:  # autograd's own way
+        if seen:  # left to autograd
             return None
         seen.append(True)
         return _Lookup.apply(module.weight, output.detach(), inputs[0], module.padding_idx, tied)

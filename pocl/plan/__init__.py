@@ -1,1 +1,1 @@
-"""What a run takes, before any weight is loaded: options resolved for this machine, costs counted, --plan printed."""
+"""What a run takes, before weights are loaded: options resolved for this machine, costs counted, --plan printed."""

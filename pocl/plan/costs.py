@@ -1,6 +1,6 @@
-"""What a run takes, counted before any weight is loaded: tokens, matrix products, memory.
+"""What a run takes, counted before any weights are loaded: tokens, matmuls, memory.
 
-Everything here is arithmetic on lengths and on models without weights (``load_skeleton`` in pocl/models.py), but for
+Everything here is arithmetic on lengths and on models without weights (``load_skeleton`` in pocl/models.py), except
 ``matmul_rate``, which measures this machine. Memory is in bytes, work in floating-point operations.
 """
 
@@ -23,24 +23,24 @@ from pocl.data import Split
 from pocl.models import count_parameters, layer_stack, recompute_activations, trunk
 from pocl.objective import chunk_bytes
 
-_CUT_STEPS = 500  # of a stage's first epoch so many steps are cut into micro-batches; the rest is like them
+_CUT_STEPS = 500  # steps of a stage's first epoch that are cut into micro-batches; the rest are like them
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default for reduce_bucket_size
 _LIVE_ELEMENTS = 1_000_000_000  # and for stage3_max_live_parameters
 _MOST_PROMPTS, _KEYS_SHARE = {"cpu": 64, "cuda": 1024}, 1 / 4
-_DROPOUT = 4  # the place of dropout_p among the arguments of scaled_dot_product_attention
+_DROPOUT = 4  # the position of dropout_p among the arguments of scaled_dot_product_attention
 _MOST_TOKENS, _LEAST_TOKENS, _SAMPLE_TOKENS = 16_384, 1024, 512
 
 
 @dataclass(frozen=True)
 class Amount:
-    """What a stage puts through the student, over all ranks."""
+    """What a stage feeds through the student, over all ranks."""
 
     steps: int
     samples: int
     tokens: int  # without padding, as ledger.json counts them
     response_tokens: int
     padded_tokens: float
-    pairs: float  # the sum over samples of their padded length squared: what attention costs
+    pairs: float  # sum over samples of the padded length squared: the cost of attention
     largest: tuple[tuple[int, int], ...]  # (samples, padded length) of the micro-batches with most tokens, most pairs
 
 
@@ -57,7 +57,7 @@ def count_stage(
     """The amount of one stage.
 
     ``examples(epoch)`` gives the shuffled positions of the pool, ``cut`` the first rank's micro-batches of a global
-    batch; the ranks get about the same. Padding is counted in steps spread over the first epoch;
+    batch; the other ranks' are about the same. Padding is counted in steps spread over the first epoch;
     ``packed`` micro-batches have none.
     """
     steps = stage.steps_per_epoch(global_batch_size)
@@ -70,12 +70,12 @@ def count_stage(
     chosen = np.unique(np.linspace(0, steps - 1, min(steps, _CUT_STEPS)).astype(int))
     cuts = [split.lengths[rows] for batch in batches[chosen] for rows in cut(batch)]
     shapes = [(len(lengths), int(lengths.max())) for lengths in cuts]
-    if packed:  # as many rows of its longest as hold its tokens
+    if packed:  # as many rows of the longest example's length as hold all tokens
         shapes = [
             (math.ceil(lengths.sum() / length), length) for lengths, (_, length) in zip(cuts, shapes, strict=True)
         ]
         tokens_read, pairs = (sum(int((lengths**power).sum()) for lengths in cuts) for power in (1, 2))
-    else:  # attention is paid to padding as well
+    else:  # attention is computed for padding as well
         tokens_read, pairs = (sum(rows * length**power for rows, length in shapes) for power in (1, 2))
     scale = num_ranks * stage.epochs * steps / len(chosen)
     return Amount(
@@ -114,23 +114,23 @@ def one_pass(split: Split) -> Amount:
 
 @dataclass(frozen=True)
 class Sketch:
-    """The numbers of a model that its cost depends on."""
+    """The sizes of a model that its cost depends on."""
 
-    parameters: int  # tied ones once
-    trained: int  # those that learn
-    itemsize: int  # bytes of a number
-    products: int  # weights of the trunk that every token is multiplied with
-    trained_products: int  # those of them that learn
+    parameters: int  # tied ones counted once
+    trained: int  # trainable parameters
+    itemsize: int  # bytes per parameter
+    products: int  # weights of the trunk's matmuls, through which every token goes
+    trained_products: int  # those of them that are trainable
     passed_products: int  # those that the backward pass goes through
-    attention: int  # layers x heads x size of a head
+    attention: int  # layers x heads x head size
     head: int  # weights of the head
     trained_head: bool
     vocab_size: int
-    cached_numbers: int  # keys and values of one token
+    cached_numbers: int  # KV cache elements of one token
 
 
 def sketch(model: PreTrainedModel) -> Sketch:
-    """The numbers of a model, with or without its weights."""
+    """The sizes of a model, with or without its weights."""
     config, head = model.config, model.get_output_embeddings().weight
     heads, head_size = config.num_attention_heads, _head_size(config)
     products = list(_products(trunk(model)))
@@ -156,7 +156,7 @@ def sketch(model: PreTrainedModel) -> Sketch:
 
 
 def cached_numbers(config: PretrainedConfig) -> int:
-    """Keys and values of one token in all layers."""
+    """KV cache elements of one token, over all layers."""
     key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return 2 * config.num_hidden_layers * key_heads * _head_size(config)
 
@@ -166,7 +166,7 @@ def _head_size(config: PretrainedConfig) -> int:
 
 
 def with_adapters(model: Sketch, layers: Iterable[nn.Module], rank: int) -> Sketch:
-    """The numbers of a model whose ``layers`` get LoRA adapters, and in which nothing else learns.
+    """The sizes of a model whose ``layers`` get LoRA adapters and in which nothing else is trained.
 
     An adapter of a layer [in, out] has ``rank`` times (in + out) weights. The backward pass goes through everything.
     """
@@ -183,7 +183,7 @@ def with_adapters(model: Sketch, layers: Iterable[nn.Module], rank: int) -> Sket
 
 
 def _products(module: nn.Module) -> Iterable[Tensor]:
-    """The weights of a module that are factors of a matrix product; embeddings are looked up."""
+    """The weights of a module that enter matmuls, so without embeddings, which are looked up."""
     for part in module.modules():
         if not isinstance(part, nn.Embedding):
             yield from (weight for weight in part.parameters(recurse=False) if weight.dim() == 2)
@@ -194,13 +194,13 @@ def _numel(weights: Iterable[Tensor]) -> int:
 
 
 def forward_work(model: Sketch, amount: Amount, *, trunk: bool = True, head: bool = True) -> float:
-    """Operations of reading texts: two for a weight and a token, four for a pair of tokens times attention's size."""
+    """FLOPs of a forward pass: two per weight and token, four per pair of tokens times attention's size."""
     body = 2.0 * model.products * amount.padded_tokens + 4.0 * model.attention * amount.pairs
     return body * trunk + 2.0 * model.head * amount.response_tokens * head
 
 
 def training_work(model: Sketch, amount: Amount, *, recomputes: bool) -> float:
-    """Operations of learning from texts: forward, and backward as far as something learns.
+    """FLOPs of training: forward, and backward down to the lowest trainable layer.
 
     ``recomputes``: the trunk is run a second time in the backward pass (gradient checkpointing).
     """
@@ -212,10 +212,10 @@ def training_work(model: Sketch, amount: Amount, *, recomputes: bool) -> float:
 
 
 def state_bytes(model: Sketch, zero: Mapping[str, Any], *, num_ranks: int, on_gpu: bool) -> dict[str, int]:
-    """What a rank holds of the student from step to step, by component, under a DeepSpeed ``zero_optimization``.
+    """Bytes that a rank holds of the student between steps, by component, under a DeepSpeed ``zero_optimization``.
 
-    Counted on the tensors that are alive behind DeepSpeed 0.19: stage 0 steps fp32 weights, the others keep fp32
-    master weights beside them whatever the precision. A buffer that is never filled takes no memory on the CPU.
+    Matches the live tensors of DeepSpeed 0.19: stage 0 updates the fp32 weights themselves, the other stages keep
+    fp32 master weights as well, whatever the precision. A buffer that is never filled takes no memory on the CPU.
     """
     stage = zero.get("stage", 0)
     weights, gradients = model.parameters * model.itemsize, model.trained * model.itemsize
@@ -226,10 +226,10 @@ def state_bytes(model: Sketch, zero: Mapping[str, Any], *, num_ranks: int, on_gp
     }
     if stage == 3:
         live = int(zero.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
-        states["weights gathered for use"] = min(model.parameters, live) * model.itemsize
+        states["gathered weights"] = min(model.parameters, live) * model.itemsize
     if stage and zero.get("contiguous_gradients", True):
         bucket = int(zero.get("reduce_bucket_size", _BUCKET_ELEMENTS))
-        states["gradients on their way"] = (bucket if on_gpu else min(bucket, model.trained)) * model.itemsize
+        states["gradient buckets"] = (bucket if on_gpu else min(bucket, model.trained)) * model.itemsize
     for part, name in (("offload_optimizer", "optimiser"), ("offload_param", "student's weights")):
         if on_gpu and zero.get(part, {}).get("device", "none") != "none":
             states[name] = 0
@@ -237,10 +237,10 @@ def state_bytes(model: Sketch, zero: Mapping[str, Any], *, num_ranks: int, on_gp
 
 
 class _FlashAttention(TorchFunctionMode):
-    """Counts what a GPU's attention keeps, which with dropout is what it is without.
+    """Counts what attention on a GPU saves for the backward pass, which dropout does not change.
 
-    Flash and memory-efficient attention draw once more in the backward pass what was dropped, from the seed; a CPU
-    with dropout keeps three matrices [T, T] a head.
+    Flash and memory-efficient attention redraw the dropout mask from its seed in the backward pass; on a CPU,
+    attention with dropout saves three [T, T] matrices per head.
     """
 
     def __torch_function__(
@@ -259,10 +259,10 @@ class _FlashAttention(TorchFunctionMode):
 
 
 def activation_bytes(model: PreTrainedModel, rows: int, length: int, *, device_type: str = "cpu") -> int:
-    """What the backward pass of the trunk needs kept of a micro-batch, counted on a model without weights.
+    """Bytes that the trunk saves of a micro-batch for the backward pass, counted on a model without weights.
 
-    Call it under FakeTensorMode. With gradient checkpointing one layer is recomputed at a time, beside what is kept.
-    ``device_type``: what the run is on; the model is the CPU's here.
+    Call it under FakeTensorMode. With gradient checkpointing, one layer at a time is recomputed on top of them.
+    ``device_type`` is what the run is on; the model here is on the CPU.
     """
     with _FlashAttention() if device_type == "cuda" else nullcontext():
         return _activation_bytes(model, rows, length)
@@ -272,7 +272,7 @@ def _activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
     checkpointing = model.is_gradient_checkpointing
     model.train()
     for module in model.modules():
-        if hasattr(module, "layerdrop"):  # OPT's decoder would draw a number and ask for it; its layers go on training
+        if hasattr(module, "layerdrop"):  # OPT's decoder would draw a number and read it; its layers go on training
             module.training = False
     if not checkpointing:
         return _saved_bytes(model, rows, length)
@@ -285,7 +285,7 @@ def _activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
 
 def _saved_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no two have one address
+    saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no two share an address
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -293,31 +293,31 @@ def _saved_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
             saved[storage._cdata] = storage
         return tensor
 
-    model.config.pad_token_id = None  # else some models look for it in the ids, which are not there
+    model.config.pad_token_id = None  # else some models look for it in the ids, which hold no data
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         trunk(model)(input_ids=torch.zeros(rows, length, dtype=torch.long), use_cache=False)
     return sum(storage.nbytes() for storage in saved.values())
 
 
 def objective_bytes(model: Sketch, chunk_tokens: int, device_type: str) -> int:
-    """One chunk of logits at its worst moment, the head's gradient in fp32, and as much again.
+    """Bytes of one chunk of logits at its peak, of the head's gradient in fp32, and of the latter once more.
 
-    The latter is the gradient of one more chunk in a lower precision, or that of embeddings tied to the head.
+    This last part is the gradient of one more chunk in a lower precision, or that of embeddings tied to the head.
     """
     return chunk_bytes(chunk_tokens, model.vocab_size, device_type) + 8 * model.head * model.trained_head
 
 
 def answering_bytes(model: Sketch, num_prompts: int, max_length: int) -> int:
-    """The keys and values of prompts that are answered together."""
+    """Bytes of the KV cache of prompts that are answered together."""
     return num_prompts * max_length * model.cached_numbers * model.itemsize
 
 
 def prompts_at_once(numbers: int, itemsize: int, max_length: int, memory: int, device_type: str) -> int:
-    """How many prompts are answered together where nothing is said: as many as fill a quarter of ``memory``.
+    """How many prompts are answered together by default: as many as fill a quarter of ``memory``.
 
-    ``numbers`` of ``itemsize`` bytes are a token's keys and values. A power of two, at most 64 on the CPU, where 96
-    were 9 % faster a token than 64, which were 18 % faster than 32; 1,024 on a GPU, where a step of few prompts takes
-    as long as one of many.
+    A token's keys and values are ``numbers`` elements of ``itemsize`` bytes. A power of two, at most 64 on the CPU,
+    where 96 were 9 % faster per token than 64, which were 18 % faster than 32; at most 1,024 on a GPU, where a step
+    with few prompts takes as long as one with many.
     """
     count = _MOST_PROMPTS[device_type]
     while count > 1 and count * max_length * numbers * itemsize > memory * _KEYS_SHARE:
@@ -326,10 +326,10 @@ def prompts_at_once(numbers: int, itemsize: int, max_length: int, memory: int, d
 
 
 def micro_batch_tokens(student: PreTrainedModel, memory: int) -> int:
-    """The largest micro-batch of a GPU where nothing is said: at most 16,384 tokens, halved until it has room.
+    """The default largest micro-batch on a GPU: at most 16,384 tokens, halved until it fits.
 
-    Half of ``memory`` is for weights, gradients and AdamW of ``student``, at most 18 bytes a weight, and activations;
-    call it under FakeTensorMode.
+    Half of ``memory`` is for activations and for the weights, gradients and AdamW state of ``student``, at most 18
+    bytes per weight; call it under FakeTensorMode.
     """
     room = memory / 2 - 18 * count_parameters(student)
     a_token = activation_bytes(student, 1, _SAMPLE_TOKENS, device_type="cuda") / _SAMPLE_TOKENS
@@ -340,7 +340,7 @@ def micro_batch_tokens(student: PreTrainedModel, memory: int) -> int:
 
 
 def matmul_rate(width: int, dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
-    """Operations a second that products [1024, width] x [width, 4 width] reach here now."""
+    """FLOP/s that matmuls [1024, width] x [width, 4 width] reach on this machine right now."""
     left = torch.randn(1024, width, device=device).to(dtype)
     right = torch.randn(width, 4 * width, device=device).to(dtype)
     count, started = 0, 0.0

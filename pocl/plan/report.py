@@ -1,4 +1,4 @@
-"""``train.py --plan``: what a run would take, printed, and refused where it does not fit this machine.
+"""``train.py --plan``: print what a run would take, and refuse one that does not fit this machine.
 
 An entry point of its own, so it reads the options; the arithmetic is in pocl/plan/costs.py.
 """
@@ -57,12 +57,12 @@ from pocl.teacher import cache_bytes
 
 @dataclass(frozen=True)
 class Costs:
-    """What a plan says: bytes of a rank in each phase by component, operations of all ranks by part, bytes on disk."""
+    """What a plan reports: bytes per rank in each phase by component, FLOPs of all ranks by part, bytes on disk."""
 
     phases: Mapping[str, Mapping[str, int]]
     work: Mapping[str, float]
     cache: int  # 0: the teacher is online, or there is none
-    found: Path | None = None  # a finished cache that is there already
+    found: Path | None = None  # a finished cache that already exists
 
 
 def show_plan(
@@ -76,9 +76,9 @@ def show_plan(
 ) -> None:
     """Print what the run would take: steps, tokens, memory, disk, time.
 
-    ``zero`` is DeepSpeed's ``zero_optimization``; ``prepare`` makes a student what is trained of it, but for adapters:
-    these are counted and not put in (the activations are those of training all weights, which are about the same).
-    Raises UserError where the run does not fit this machine.
+    ``zero`` is DeepSpeed's ``zero_optimization``; ``prepare`` readies a student for training, except for adapters:
+    these are counted, not added (the activations are those of training all weights, which are about the same).
+    Raises UserError if the run does not fit this machine.
     """
     stages = make_stages(config, len(train))
     fake = FakeTensorMode()
@@ -97,7 +97,7 @@ def show_plan(
         if config.lora.lora_rank:
             layers = [layer for _, layer in target_layers(student, config.lora.lora_targets)]
             sketches = with_adapters(sketches[0], layers, config.lora.lora_rank), sketches[1]
-    # Outside: the ranks agree by real tensors.
+    # Outside FakeTensorMode: the ranks agree through real tensors.
     found = None if teacher is None else finished_cache(config, train, teacher)
     place = "off" if teacher is None else cache_place(config, train, teacher, made=found is not None)
     cache = 0 if teacher is None or place == "off" else cache_bytes(train, teacher)
@@ -124,7 +124,7 @@ def show_plan(
 def _amount(
     config: TrainConfig, run: RunDir, train: Split, stages: Curriculum, device: torch.device, *, packed: bool
 ) -> tuple[Amount, bool]:
-    """(what all stages put through the student, whether that is exact: it is once the ranking is known)."""
+    """(what all stages feed through the student, whether that is exact: it is once the ranking is known)."""
     given = config.curriculum
     ranking = Path(given.difficulty_file) if given.difficulty_file else run.ranking("difficulty")
     known = given.difficulty_file is not None or ranking.is_file()
@@ -156,7 +156,7 @@ def _amount(
 
 
 def _rankings(config: TrainConfig, stages: Curriculum) -> int:
-    """How often the run ranks its examples, the first time included."""
+    """How many times the run ranks its examples, including the first."""
     if not needs_ranking(config):
         return 0
     return {"off": 1, "stage": len(stages), "epoch": sum(stage.epochs for stage in stages)}[config.curriculum.rerank]
@@ -171,7 +171,7 @@ def _teacher_passes(
     online = amount.samples
     if "teacher" in sources_of(config.curriculum.difficulty):
         online += len(train) * (_rankings(config, stages) - (config.curriculum.difficulty_file is not None))
-    return f"{len(train):,} in place of {online:,}" if cached else f"{online:,}"
+    return f"{len(train):,} instead of {online:,}" if cached else f"{online:,}"
 
 
 def _phases(
@@ -185,22 +185,22 @@ def _phases(
     offloaded: bool,
     device_type: str,
 ) -> dict[str, dict[str, int]]:
-    """Bytes of a rank by phase and component; what is largest decides whether the run fits."""
+    """Bytes per rank by phase and component; the largest phase decides whether the run fits."""
     whole = {"student's weights": student.parameters * student.itemsize}
-    # An offloaded teacher has one layer there at a time; its head is the largest.
+    # An offloaded teacher has one layer on the device at a time; its head is the largest.
     read = (
         {} if teacher is None else {"teacher": (teacher.head if offloaded else teacher.parameters) * teacher.itemsize}
     )
     kept = read if teacher is None or not cached else {"teacher": teacher.head * teacher.itemsize}
     keys = answering_bytes(student, config.generation.eval_batch_size, config.data.max_length)
-    answers = {"keys and values of answers": keys}
+    answers = {"KV cache of answers": keys}
     phases = {}
     if teacher is not None:
         phases["caching" if cached else "loading"] = whole | read
     if needs_ranking(config):
         phases["ranking"] = whole | kept | answers
     chunk = objective_bytes(student, config.loss.chunk_tokens, device_type)
-    objective = {"a chunk of logits, head's gradient": chunk}
+    objective = {"one chunk of logits, head's gradient": chunk}
     phases["training"] = dict(states) | kept | {"activations": activations} | objective
     if config.data.num_dev != 0:
         phases["dev evaluation"] = dict(states) | kept | answers
@@ -219,12 +219,12 @@ def _work(
     cached: bool,
     to_cache: bool,
 ) -> dict[str, float]:
-    """Operations of all ranks by part of the run."""
+    """FLOPs of all ranks by part of the run."""
     once, columns = one_pass(train), columns_of(config.curriculum.difficulty)
     work: dict[str, float] = {}
     first_is_there = config.curriculum.difficulty_file is not None or run.ranking("difficulty").is_file()
     rankings = max(0, _rankings(config, stages) - first_is_there)
-    # An answer is taken to be as long as its reference: to write it is to read it once.
+    # An answer is assumed to be as long as its reference: writing it costs as much as reading it once.
     of_student = sum(COLUMNS[column].source == "student" for column in columns)
     work["ranking"] = rankings * of_student * forward_work(student, once)
     if teacher is not None and "teacher" in sources_of(config.curriculum.difficulty):
@@ -241,22 +241,22 @@ def _show_amount(config: TrainConfig, amount: Amount, exact: bool, *, teacher_pa
     about = "" if exact else "about "
     show_table(
         "what the run sees",
-        ["", "number"],
+        ["", "count"],
         [
             ["optimiser steps", f"{amount.steps:,}"],
             ["examples", f"{amount.samples:,}"],
             ["tokens", f"{about}{amount.tokens:,}"],
             ["response tokens", f"{about}{amount.response_tokens:,}"],
             ["padding", f"{100 * (amount.padded_tokens / amount.tokens - 1):.0f} %"],
-            ["examples that the teacher reads", teacher_passes],
+            ["examples read by the teacher", teacher_passes],
         ],
     )
     if not exact:
-        say("The ranking is not known yet: tokens are those of pools in the order of the data.")
+        say("The ranking is not known yet: tokens are counted for pools in the order of the data.")
     if config.curriculum.advance == "converged":
-        say("Stages may end before their epochs do: these are the most that the run can see.")
+        say("Stages may end before their last epoch: these are upper bounds.")
     if config.on_policy.on_policy != "off":
-        say("Tokens are those of the references; text that the student writes instead is as long as it is.")
+        say("Tokens are those of the references; the student's own text may be longer or shorter.")
 
 
 def _show_memory(costs: Costs, memory: int, micro_batch: tuple[int, int]) -> None:
@@ -266,13 +266,13 @@ def _show_memory(costs: Costs, memory: int, micro_batch: tuple[int, int]) -> Non
         for name in names
     ]
     rows.append(["sum", *(f"{sum(phase.values()) / 1e9:.2f}" for phase in costs.phases.values())])
-    show_table(f"memory of a rank, estimated, of {memory / 1e9:.1f} GB [GB]", ["", *costs.phases], rows)
+    show_table(f"estimated memory per rank, of {memory / 1e9:.1f} GB [GB]", ["", *costs.phases], rows)
     say(
         f"Activations are those of the largest micro-batch, {micro_batch[0]} x {micro_batch[1]} tokens; Python, "
-        f"its libraries and passing temporaries come on top."
+        f"its libraries and short-lived temporaries come on top."
     )
     if costs.found:
-        say(f"The teacher's states are in {costs.found}, unless it was another teacher of this size that made them.")
+        say(f"The teacher's states are in {costs.found}, unless another teacher of this size made them.")
     elif costs.cache:
         say(f"The teacher's states take {costs.cache / 1e9:.2f} GB on disk.")
 
@@ -284,12 +284,12 @@ def _show_work(config: TrainConfig, costs: Costs, width: int, device: torch.devi
     rows = [[part, f"{work / 1e12:.4g}", _duration(work / rate / num_ranks)] for part, work in costs.work.items()]
     everything = sum(costs.work.values())
     rows.append(["sum", f"{everything / 1e12:.4g}", _duration(everything / rate / num_ranks)])
-    show_table("work of all ranks", ["", "TFLOP", f"at {rate / 1e12:.3g} TFLOP/s a rank"], rows)
+    show_table("work of all ranks", ["", "TFLOP", f"at {rate / 1e12:.3g} TFLOP/s per rank"], rows)
     sampling = ", sampling the student's text" if config.on_policy.on_policy != "off" else ""
     say(
-        f"An estimate of matrix products alone, at the rate that one of width {width} reached here just now. Answers "
-        f"count as long as their references; softmaxes, norms, the optimiser, dev evaluation{sampling} and waiting "
-        f"come on top."
+        f"An estimate of matmuls alone, at the rate just measured on this machine for width {width}. Answers are "
+        f"assumed to be as long as their references; softmaxes, norms, the optimiser, dev evaluation{sampling} and "
+        f"waiting come on top."
     )
 
 
@@ -301,13 +301,13 @@ def _duration(seconds: float) -> str:
 
 
 def _check_fit(config: TrainConfig, costs: Costs, memory: int, zero_stage: int) -> None:
-    """Raise UserError where a phase takes more memory than a rank has, or the cache more than the disk."""
+    """Raise UserError if a phase takes more memory than a rank has, or the cache more than the disk."""
     phase, parts = max(costs.phases.items(), key=lambda item: sum(item[1].values()))
     needed = sum(parts.values())
     if needed > memory:
         largest = max(parts, key=lambda name: parts[name])
         raise UserError(
-            f"{phase} would take about {needed / 1e9:.1f} GB of a rank that has {memory / 1e9:.1f} GB, "
+            f"{phase} would take about {needed / 1e9:.1f} GB on a rank that has {memory / 1e9:.1f} GB, "
             f"{parts[largest] / 1e9:.1f} GB of it for {largest}; {_remedy(config, largest, zero_stage)}"
         )
     place = config.models.teacher_cache
@@ -316,24 +316,24 @@ def _check_fit(config: TrainConfig, costs: Costs, memory: int, zero_stage: int) 
         free = distributed.broadcast(shutil.disk_usage(folder).free)
         if costs.cache > free and not costs.found:
             raise UserError(
-                f"the teacher cache would take {costs.cache / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free; "
+                f"the teacher cache would take {costs.cache / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free; "
                 f"give --teacher-cache another disk, or --teacher-cache off"
             )
 
 
 def _remedy(config: TrainConfig, component: str, zero_stage: int) -> str:
-    """What makes a component smaller."""
+    """How to make a component smaller."""
     lower_precision = ", or give --dtype bf16" if config.models.dtype == "fp32" else ""
     if component == "activations":
         checkpointing = "" if config.models.gradient_checkpointing else ", or give --gradient-checkpointing"
         return f"lower --max-tokens {config.optimiser.max_tokens}{checkpointing}{lower_precision}"
-    if component.startswith("a chunk"):
+    if component.startswith("one chunk"):
         return f"lower --chunk-tokens {config.loss.chunk_tokens}"
-    if component.startswith("keys"):
+    if component.startswith("KV cache"):
         return f"lower --eval-batch-size {config.generation.eval_batch_size}{lower_precision}"
     if component == "teacher":
-        return f"give --teacher-offload on, take a smaller teacher, or a machine with more memory{lower_precision}"
-    if component == "gradients on their way":
+        return f"give --teacher-offload on, or use a smaller teacher or a machine with more memory{lower_precision}"
+    if component == "gradient buckets":
         return "lower reduce_bucket_size in the DeepSpeed configuration"
     more = "more ranks" if zero_stage == 3 else "--deepspeed-config scripts/deepspeed/zero3.json and more ranks"
-    return f"share it with {more}, or give --lora-rank 16{lower_precision}"
+    return f"shard it with {more}, or give --lora-rank 16{lower_precision}"

@@ -1,4 +1,4 @@
-"""What the options come to before a model is loaded: a chunk's size, the stages and their pools, the cache's place.
+"""What the options resolve to before a model is loaded: the chunk size, the stages and their pools, the cache folder.
 
 Like the entry points, this file reads the options.
 """
@@ -29,17 +29,17 @@ from pocl.teacher import cache_bytes, cache_format
 
 # Of a GPU's memory, for the weights of student and teacher; the rest is for what the teacher computes.
 _TEACHERS_SHARE = 0.8
-_CPU_TOKENS = 4096  # the largest micro-batch of a CPU where nothing is said
+_CPU_TOKENS = 4096  # the default largest micro-batch on a CPU
 _SIZES = (("loss", "chunk_tokens"), ("optimiser", "max_tokens"), ("generation", "eval_batch_size"))
 
 
 def with_sizes(
     config: TrainConfig, vocab_size: int, device: torch.device, *, begun: Mapping[str, Any] | None = None
 ) -> TrainConfig:
-    """The options with what is computed at once, where nothing was given: it is part of what the run is.
+    """The options with the sizes of what is computed at once, if not given: they are part of what defines the run.
 
-    It is what the run had when it was ``begun``, by the options of its config.json, so that it goes on where memory is
-    of another size; else it follows from the models and the machine.
+    A run keeps the sizes with which it was ``begun`` (the options of its config.json), so that it can resume with
+    another amount of memory; a new run's follow from the models and the machine.
     """
     for group, name in _SIZES:
         before = (begun or {}).get(group, {}).get(name)
@@ -68,14 +68,14 @@ def _micro_batch_tokens(config: TrainConfig, memory: int, device: torch.device) 
 
 
 def prompts_together(model_path: str, dtype: str, max_length: int, device: torch.device) -> int:
-    """How many prompts of this model are answered together where --eval-batch-size is not given."""
+    """How many prompts of this model are answered together if --eval-batch-size is not given."""
     numbers = cached_numbers(load_config(model_path))
     memory = distributed.device_memory(device)
     return prompts_at_once(numbers, DTYPES[dtype].itemsize, max_length, memory, device.type)
 
 
 def data_fingerprint(config: TrainConfig) -> str:
-    """What the processed data was made of and how."""
+    """Identifies what the processed data was made from, and how."""
     return read_manifest(Path(config.data.data_dir))["fingerprint"]
 
 
@@ -94,7 +94,7 @@ def make_stages(config: TrainConfig, num_examples: int) -> Curriculum:
     check_batches(stages, batch)
     show_table(
         f"--type {config.loss.type}, {num_examples} examples, {sum(s.steps(batch) for s in stages)} optimiser steps",
-        ["stage", "easy to hard", "epochs", "T", "KD ratio", "steps an epoch", "steps"],
+        ["stage", "easy to hard", "epochs", "T", "KD ratio", "steps/epoch", "steps"],
         [
             [s.index + 1, f"{s.pool.start + 1}–{s.pool.stop}", s.epochs, f"{s.temperature:.2f}"]
             + [f"{s.kd_ratio:.2f}", s.steps_per_epoch(batch), s.steps(batch)]
@@ -105,7 +105,7 @@ def make_stages(config: TrainConfig, num_examples: int) -> Curriculum:
 
 
 def make_pools(config: TrainConfig, num_examples: int, easy_to_hard: np.ndarray | None = None) -> Pools:
-    """Which examples the stages train on, under a ranking [N] of them or before there is one."""
+    """Which examples the stages train on, under a ranking [N] of them, or before there is one."""
     pools = unranked_pools(
         num_examples,
         config.curriculum.curriculum,
@@ -122,7 +122,7 @@ def needs_ranking(config: TrainConfig) -> bool:
 
 
 def wants_packing(config: TrainConfig) -> bool:
-    """Whether micro-batches are to be packed, where the models can."""
+    """Whether micro-batches are to be packed, if the models can be."""
     given = config.optimiser.packing
     return given == "on" or (given == "auto" and config.models.attention not in ("sdpa", "eager"))
 
@@ -138,7 +138,7 @@ def offloads_teacher(config: TrainConfig, student_bytes: int, teacher_bytes: int
 def cache_place(config: TrainConfig, train: Split, teacher: PreTrainedModel, *, made: bool = False) -> str:
     """Where the teacher's states are kept: off, auto (beside the processed data) or a folder.
 
-    ``made``: they are beside the data already, and need no room any more.
+    ``made``: they are already beside the data and need no more room.
     """
     place = config.models.teacher_cache
     if config.on_policy.on_policy != "off":
@@ -156,7 +156,7 @@ def cache_key(config: TrainConfig, train: Split) -> dict[str, Any]:
 
 
 def finished_cache(config: TrainConfig, train: Split, teacher: PreTrainedModel) -> Path | None:
-    """A finished cache of these texts by a teacher of this width and dtype: its weights are not asked for."""
+    """A finished cache of these texts by a teacher of this width and dtype: its weights are not compared."""
     given, beside = config.models.teacher_cache, Path(config.data.data_dir) / "teacher-cache"
     wanted = cache_key(config, train) | cache_format(teacher)
     for manifest in sorted(beside.glob("*/manifest.json")) if given == "auto" else [Path(given) / "manifest.json"]:

@@ -1,4 +1,4 @@
-"""What a run needs to go on, and the best student so far: written whole or not at all."""
+"""What a run needs to resume, and the best student so far: written whole or not at all."""
 
 import re
 import shutil
@@ -23,17 +23,17 @@ from pocl.rundir import RunDir
 
 
 class Checkpoints:
-    """The folders best/ and checkpoints/ of a run, and stages/ where they are kept."""
+    """The folders best/ and checkpoints/ of a run, and stages/ if they are kept."""
 
     def __init__(self, run: RunDir, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
         self.run, self.engine, self.tokenizer = run, engine, tokenizer
 
     def save_best(self, student: PreTrainedModel) -> None:
-        """Put the student and its tokenizer into best/, a Hugging Face folder; its adapter, if any, into adapter/."""
+        """Save the student and its tokenizer to best/, a Hugging Face folder; its adapter, if any, to adapter/."""
         self._save_student(student, self.run.best, adapter=self.run.adapter)
 
     def save_stage(self, student: PreTrainedModel, stage: int) -> None:
-        """Put the student of a stage's end, counted from 0, into stages/stage-<its number from 1>/."""
+        """Save the student at the end of ``stage``, counted from 0, to stages/stage-<its number from 1>/."""
         self._save_student(student, self.run.stages / f"stage-{stage + 1}")
 
     def _save_student(self, student: PreTrainedModel, folder: Path, *, adapter: Path | None = None) -> None:
@@ -55,14 +55,14 @@ class Checkpoints:
         distributed.barrier()
 
     def save_last(self, position: Position, rank_state: Mapping[str, Any] | None = None) -> None:
-        """Write everything that going on needs, then point last.json to it, then delete the one before.
+        """Write everything needed to resume, then point last.json to it, then delete the previous checkpoint.
 
-        ``rank_state`` is what this rank keeps besides (what ``save_state`` can write).  Raises RankStopped where the
-        disk refuses: the checkpoint before stays.
+        ``rank_state`` is this rank's additional state (anything ``save_state`` can write).  Raises RankStopped if the
+        disk refuses: the previous checkpoint stays.
         """
         rank = distributed.rank()
-        # Of one step there can be two: asked for behind an epoch's last step, and at the epoch's end. The first must
-        # not be written over: last.json points to it.
+        # One step can have two: requested after an epoch's last step, and at the epoch's end. The first must not be
+        # overwritten: last.json points to it.
         within = "-within" if position.step_in_epoch else ""
         folder = self.run.checkpoints / f"step-{position.step}{within}"
         weights = self.engine.trained_weights()
@@ -95,10 +95,10 @@ class Checkpoints:
         distributed.barrier()
 
     def resume(self) -> tuple[Position, dict[str, Any] | None]:
-        """Take up the last checkpoint, where there is one -> where it was written, and this rank's own state.
+        """Load the last checkpoint, if there is one -> its position, and this rank's own state.
 
-        A checkpoint of another number of ranks (which RunDir.check_options lets through with --resume-weights) gives
-        its weights and its position, and rank 0's own state.  Raises UserError for a checkpoint that is damaged.
+        A checkpoint from another number of ranks (which RunDir.check_options allows with --resume-weights) gives its
+        weights and its position, and rank 0's own state.  Raises UserError for a damaged checkpoint.
         """
         if distributed.is_main():
             recover_folder(self.run.best)
@@ -134,7 +134,7 @@ class Checkpoints:
 
     def _delete_others(self, kept: Path) -> None:
         for other in self.run.checkpoints.glob("step-*"):
-            # Not what a person has copied beside them.
+            # Keep what a person has copied there.
             if other != kept and re.fullmatch(r"step-\d+(-within)?", other.name):
                 shutil.rmtree(other, ignore_errors=True)
 
@@ -145,13 +145,13 @@ class Checkpoints:
             if found != size:
                 what = "is missing" if found is None else f"has {found} of {size} bytes"
                 raise UserError(
-                    f"{path} {what}: the last checkpoint is damaged. {self.run.best} is still what it was; delete "
-                    f"{self.run.checkpoints} to train again from the start, or give --run-name another name"
+                    f"{path} {what}: the last checkpoint is damaged. {self.run.best} is unaffected; delete "
+                    f"{self.run.checkpoints} to train again from the start, or give another --run-name"
                 )
 
     @contextmanager
     def _writing(self, folder: Path) -> Iterator[None]:
-        """Leave no half-written folder behind where the disk refuses.  Raises RankStopped then."""
+        """Leave no half-written folder if the disk refuses.  Raises RankStopped then."""
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -171,7 +171,7 @@ def _position(saved: Mapping[str, Any], folder: Path) -> Position:
         kinds[name] = (int, float, type(None)) if value is None else (type(value),)
     check_object(saved, kinds, what)
     if saved.keys() != kinds.keys():
-        raise UserError(f"{what} holds {sorted(saved.keys() - kinds.keys())}, which this code does not know")
+        raise UserError(f"{what} has unknown fields {sorted(saved.keys() - kinds.keys())}")
     return Position(**saved)
 
 

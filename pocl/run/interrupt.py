@@ -8,13 +8,13 @@ from typing import Optional
 
 from pocl import distributed
 
-# A launcher passes a signal on, some of them twice within a second or two: those are one request.
+# Launchers forward a signal, some of them twice within a second or two: that is one request.
 _DUPLICATE_SIGNAL_SECONDS = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequested(Exception):
-    """A signal asked some rank to stop, and every rank has left the pass over examples that it was in."""
+    """A signal asked some rank to stop, and every rank has left its pass over examples."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"asked to stop by signal {signum}")
@@ -22,9 +22,9 @@ class StopRequested(Exception):
 
 
 class Interrupt:
-    """A context in which the first of these signals sets ``signum``; a later second one ends the process at once."""
+    """A context in which the first of these signals sets ``signum``; a second signal later ends it at once."""
 
-    current: Optional["Interrupt"] = None  # the context that the process is in
+    current: Optional["Interrupt"] = None  # the context that the process is in, if any
 
     def __init__(self) -> None:
         self.signum = 0
@@ -51,12 +51,12 @@ class Interrupt:
 
 
 def requested() -> int:
-    """The signal that asked this rank to stop, 0 for none; a pass over many blocks looks here between two of them."""
+    """The signal that asked this rank to stop, 0 for none; a pass over many blocks checks it between blocks."""
     return Interrupt.current.signum if Interrupt.current else 0
 
 
 def stop_if_requested() -> None:
-    """Raise StopRequested on every rank where any was asked to stop. Every rank must come here, after its blocks."""
+    """Raise StopRequested on every rank if any was asked to stop. Collective: call on all ranks, after the blocks."""
     if Interrupt.current is None:
         return
     signum = max(distributed.gather_by_id({distributed.rank(): requested()}).values())

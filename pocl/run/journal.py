@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard, and the note behind the progress bar."""
+"""What a run reports while it trains: metrics.jsonl, TensorBoard, and the note beside the progress bar."""
 
 import resource
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from pocl import distributed
 from pocl.curriculum import Stage
 from pocl.rundir import RunDir
 
-STATUS = Path("/proc/self/status")  # Linux: what a process has held of memory
+STATUS = Path("/proc/self/status")  # Linux: the peak memory of a process
 
 
 class Journal:
-    """Records of a run; rank 0 alone writes."""
+    """Records of a run; only rank 0 writes."""
 
     def __init__(self, run: RunDir, num_stages: int) -> None:
         self.run, self.num_stages = run, num_stages
@@ -24,17 +24,17 @@ class Journal:
         self._tensorboard: SummaryWriter | None = None
 
     def open(self, step: int) -> None:
-        """Begin, or go on behind optimiser step ``step``."""
+        """Start, or resume after optimiser step ``step``."""
         if distributed.is_main():
             self._tensorboard = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=step + 1)
 
     def close(self) -> None:
-        """End."""
+        """Close the TensorBoard writer."""
         if self._tensorboard:
             self._tensorboard.close()
 
     def record(self, stage: Stage, epoch: int, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, and one point of each curve."""
+        """Write one line of metrics.jsonl, and one point per curve."""
         if not distributed.is_main():
             return
         self.run.append_metrics({"step": step, "stage": stage.index, "epoch": epoch} | dict(values))
@@ -43,17 +43,17 @@ class Journal:
                 self._tensorboard.add_scalar(name, value, step)
 
     def record_step(self, stage: Stage, epoch: int, step: int, values: Mapping[str, Any]) -> None:
-        """The line of an optimiser step, with where the curriculum stands."""
+        """Record an optimiser step, with the stage's pool, temperature and KD ratio."""
         curriculum = {"pool": len(stage.pool), "temperature": stage.temperature, "kd_ratio": stage.kd_ratio}
         self.record(stage, epoch, step, curriculum | dict(values))
 
     def record_dev(self, stage: Stage, epoch: int, step: int, values: Mapping[str, Any]) -> None:
-        """The line of a dev evaluation; its ROUGE-L joins the note."""
+        """Record a dev evaluation; its ROUGE-L joins the note."""
         self._dev_note = f"  dev ROUGE-L {values['dev_rouge_l']:.2f}"
         self.record(stage, epoch, step, values)
 
     def note(self, stage: Stage, values: Mapping[str, float], *, distils: bool) -> str:
-        """What stands behind the progress bar."""
+        """The text beside the progress bar."""
         divergence = f"  D {values['divergence']:.3f}" if distils else ""
         return (
             f"stage {stage.index + 1}/{self.num_stages}  T {stage.temperature:.2f}  r {stage.kd_ratio:.2f}  "
@@ -62,11 +62,11 @@ class Journal:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory this rank has held so far: of the GPU, or of the process on the CPU.  -> GB."""
+    """This rank's peak memory so far: of the GPU, or of the process on the CPU.  -> GB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     if not STATUS.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    # Rather than getrusage, whose maximum is handed on from the process that started this one.
+    # Rather than getrusage, whose maximum is inherited from the parent process.
     status = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return int(status["VmHWM"].split()[0]) * 1024 / 1e9

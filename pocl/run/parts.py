@@ -1,4 +1,4 @@
-"""Work that is done block by block over all ranks, and goes on where it was cut off, on any number of ranks."""
+"""Work that is done block by block over all ranks, and resumes after an interruption on any number of ranks."""
 
 import json
 import shutil
@@ -18,9 +18,9 @@ from pocl.rundir import read_lines
 
 
 class Parts:
-    """A folder of records with an ``id``: one file a rank, appended to block by block.
+    """A folder of records with an ``id``: one file per rank, appended to block by block.
 
-    ``records`` holds what earlier, interrupted passes under the same ``key`` left, by id; parts that were made under
+    ``records`` holds the results of earlier, interrupted passes under the same ``key``, by id; parts made under
     another key (model, data, limits) are dropped.
     """
 
@@ -67,8 +67,8 @@ class Parts:
     ) -> dict[int, dict[str, Any]]:
         """Do ``work`` on the blocks whose examples have no record yet, with a bar -> all records by id, on every rank.
 
-        ``blocks`` hold positions in ``ids`` [N], the example ids; ``work`` gives one record per example of a block.
-        Raises StopRequested on every rank where a signal came to one (what is done is kept), and RunStopped where an
+        ``blocks`` hold positions in ``ids`` [N], the example ids; ``work`` returns one record per example of a block.
+        Raises StopRequested on every rank if any received a signal (finished work is kept), and RunStopped if an
         example has no record in the end.
         """
         todo = [block for block in blocks if not all(int(ids[i]) in self.records for i in block)]
@@ -82,12 +82,12 @@ class Parts:
         records = distributed.gather_by_id(self.records)
         missing = [i for i in ids.tolist() if i not in records]
         if missing:
-            raise RunStopped(f"{title}: {len(missing)} of {len(ids)} examples were left out, such as {missing[:5]}")
+            raise RunStopped(f"{title}: {len(missing)} of {len(ids)} examples were left out, e.g. {missing[:5]}")
         return records
 
 
 def _drop_cut_line(path: Path) -> None:
-    """Cut off a last line that a crash left without its end: what is appended must start a line of its own."""
+    """Drop a last line that a crash left incomplete: appended records must start on a new line."""
     if path.is_file():
         content = path.read_bytes()
         if content and not content.endswith(b"\n"):

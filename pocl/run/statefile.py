@@ -1,4 +1,4 @@
-"""Nested state (dicts and lists of tensors, numbers, texts) as a safetensors file: nothing that is read runs code."""
+"""Nested state (dicts and lists of tensors, numbers, strings) as a safetensors file: loading it runs no code."""
 
 import json
 import os
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from pocl.errors import UserError, first_line
 
-_STATE = "state"  # the metadata entry that holds everything but the tensors
-_LARGE_STATE = "#state"  # the tensor that holds it where it is large, such as a replay buffer: a header ends at 100 MB
+_STATE = "state"  # the metadata entry that holds everything except the tensors
+_LARGE_STATE = "#state"  # the tensor that holds it if large, such as a replay buffer: a header is limited to 100 MB
 _MOST_METADATA = 1 << 24  # bytes
 
 
 def save_state(path: Path, state: Any) -> None:
-    """Write ``state`` to ``path``, down to the disk.
+    """Write ``state`` to ``path``, and flush it to disk.
 
-    It may hold dicts (keys: texts or whole numbers), lists, tuples (read back as lists), tensors and JSON values.
-    Raises OSError or SafetensorError where the disk refuses, TypeError for anything else in it.
+    It may hold dicts (keys: strings or integers), lists, tuples (read back as lists), tensors and JSON values.
+    Raises OSError or SafetensorError if the disk refuses, TypeError for anything else in it.
     """
     tensors: dict[str, Tensor] = {}
     metadata = {_STATE: json.dumps(_take_apart(state, tensors, ""))}
@@ -34,10 +34,10 @@ def save_state(path: Path, state: Any) -> None:
 
 
 def load_state(path: Path) -> Any:
-    """What ``save_state`` wrote, tensors on the CPU.  Raises UserError where it is missing, cut or something else."""
+    """What ``save_state`` wrote, tensors on the CPU.  Raises UserError if missing, truncated or something else."""
     try:
         with safe_open(path, framework="pt") as file:
-            if _LARGE_STATE in file.keys():  # noqa: SIM118  it is no dict
+            if _LARGE_STATE in file.keys():  # noqa: SIM118  it is not a dict
                 skeleton = json.loads(file.get_tensor(_LARGE_STATE).numpy().tobytes())
             else:
                 skeleton = json.loads((file.metadata() or {})[_STATE])
@@ -45,14 +45,14 @@ def load_state(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is cut off or no state of a run ({first_line(error)})") from error
+        raise UserError(f"{path} is truncated or not a saved run state ({first_line(error)})") from error
 
 
 def _take_apart(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
-    """The value as JSON, with each tensor moved to ``tensors`` and its name there in its place."""
+    """The value as JSON, with each tensor moved to ``tensors`` and replaced by its name there."""
     if isinstance(value, Tensor):
         name = place if place not in tensors else f"{place}#{len(tensors)}"
-        # A copy where the memory is shared with a larger tensor or another entry: safetensors wants each alone.
+        # A copy, since memory may be shared with a larger tensor or another entry, which safetensors does not accept.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, dict):

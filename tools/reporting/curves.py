@@ -1,4 +1,4 @@
-"""What every picture of a run needs: the run's name, a running mean, its planned stages, where they lie in metrics."""
+"""What every picture of a run needs: its place, the run's name, a running mean, the stages and where they lie."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,22 @@ from typing import Any
 from pocl.curriculum import Stage
 from pocl.errors import UserError
 from pocl.files import read_json
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp", ".eps")  # endings that matplotlib writes without other programs
+
+
+def picture_path(given: str | None, usual: Path) -> Path:
+    """Where a picture is written: the file that was given, or the usual one.
+
+    Raises UserError where its ending is no picture's, or its folder is a file.
+    """
+    path = Path(given) if given else usual
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"--output {path} does not end as a picture does; give it one of {' '.join(PICTURES)}")
+    in_the_way = next((folder for folder in path.parents if folder.exists() and not folder.is_dir()), None)
+    if in_the_way or path.is_dir():
+        raise UserError(f"cannot write {path}: {in_the_way or path} is {'no' if in_the_way else 'a'} folder")
+    return path
 
 
 def run_title(path: Path) -> str:

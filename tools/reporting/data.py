@@ -16,8 +16,8 @@ from pocl.evaluation import Example, load_set
 from pocl.files import read_json, read_jsonl
 from pocl.ranking import ranked_columns
 from pocl.rundir import ROOT, RunDir
-from tools.curves import read_stages, run_title, stage_slices
 from tools.reporting.charts import Band
+from tools.reporting.curves import read_stages, run_title, stage_slices
 from tools.show_answers import question
 
 Record = Mapping[str, Any]

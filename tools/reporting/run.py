@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.curves import running_mean, stage_slices
 from tools.reporting.charts import Curve, Panel, Points, finite, line_chart
+from tools.reporting.curves import running_mean, stage_slices
 from tools.reporting.data import Entry
 from tools.reporting.html import Html, Node, count, definitions, join, note, number, table, tag
 
