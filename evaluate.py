@@ -29,19 +29,27 @@ from pocl.evaluation import (
     summarise,
     tokenise_prompts,
 )
-from pocl.files import locked_folder, read_json, read_jsonl, value_sha256, write_json, write_jsonl
+from pocl.files import read_jsonl, value_sha256, write_json, write_jsonl
 from pocl.flags import parse
 from pocl.generation import Generator
 from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import EvaluateOptions, GenerationOptions
 from pocl.plan.resolve import prompts_together
+from pocl.run.answers import (
+    GIVEN,
+    ORIGIN,
+    changed_options,
+    read_summary,
+    remove_answers,
+    seed_files,
+    what_is_there,
+    write_summary,
+)
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 
 # What summary.json keeps of the command beside the protocol, so that it can be given again.
 ASKED = ("model", "tokenizer", "num_examples", "max_length", "max_prompt_length", "dtype")
-ORIGIN = "origin.json"  # of a set: what its answers come from, written before the first of them
-GIVEN = "answers.jsonl"  # of a set: the scores of --answers
 
 
 Answers = Mapping[int, Sequence[Mapping[str, Any]]]  # seed -> a record a prompt
@@ -286,55 +294,6 @@ def say_what_is_older(folder: Path, names: Collection[str], respondent: Responde
         say(f"{folder}: {' '.join(older)} were answered by another model; evaluate them again, too")
 
 
-def what_is_there(folder: Path, name: str) -> tuple[dict[str, Any], dict[int, Path], bool]:
-    """(whose answers to a set a folder holds, seed -> file, whether they were given with --answers).
-
-    Files that an earlier version left beside a summary that does not name them are nobody's.
-    """
-    place, summary = folder / name, read_summary(folder).get(name, {})
-    files = seed_files(place)
-    if (place / ORIGIN).is_file():
-        return read_json(place / ORIGIN), files, False
-    if summary:
-        files = {seed: path for seed, path in files.items() if str(seed) in summary["rouge_l"]["seeds"]}
-    return summary, files, (place / GIVEN).is_file() and "protocol" not in summary
-
-
-def seed_files(place: Path) -> dict[int, Path]:
-    """Seed -> the file of its answers."""
-    return {int(path.stem): path for path in sorted(place.glob("*.jsonl")) if path.stem.isdecimal()}
-
-
-def changed_options(earlier: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str]:
-    """What differs between the options that made two sets of answers, beside the model, as flags with both values."""
-    before, now = flags_of(earlier), flags_of(origin)
-    changed = [
-        f"{flag} was {before.get(flag)}, is {value}" for flag, value in now.items() if before.get(flag) != value
-    ]
-    if earlier.get("tokenizer") != origin["tokenizer"]:
-        changed.append("another --tokenizer")
-    if earlier.get("set") != origin["set"] and earlier.get("examples") == origin["examples"]:
-        changed.append("other prompts or references in --data-root")
-    return changed
-
-
-def flags_of(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that made answers, with their values, from what summary.json says of them."""
-    protocol = dict(origin.get("protocol", {}))
-    flags = {"--num-examples": origin.get("examples"), "--dtype": origin.get("dtype")}
-    flags["--max-length"] = protocol.pop("max_new_tokens", 0) + protocol.get("max_prompt_length", 0)
-    names = {"temperature": "sampling_temperature", "generator": "generation_backend"}
-    return flags | {f"--{names.get(key, key).replace('_', '-')}": value for key, value in protocol.items()}
-
-
-def remove_answers(folder: Path, name: str) -> None:
-    """Remove the answers to a set and its scores; cut off, it leaves nothing that is taken for a result."""
-    for path in seed_files(folder / name).values():
-        path.unlink()
-    with locked_folder(folder):
-        write_json(folder / "summary.json", {key: value for key, value in read_summary(folder).items() if key != name})
-
-
 def trained_prompts(train_data: str | None) -> set[str] | None:
     """The prompts of the training split that the model learnt from; None where it was not said."""
     if train_data is None:
@@ -352,18 +311,6 @@ def without_trained_prompts(
     ids = {example.id for example in examples if example.prompt in trained_on}
     fresh = [record for answered in records.values() for record in answered if record["id"] not in ids]
     return {"contaminated": {"ids": sorted(ids), "without": mean_scores(fresh) if fresh else None}}
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a folder: the scores of each set; empty where there is none."""
-    path = folder / "summary.json"
-    return read_json(path) if path.is_file() else {}
-
-
-def write_summary(output_dir: Path, name: str, scores: Mapping[str, Any]) -> None:
-    """Put one set's scores into summary.json, beside those of other sets, which others may be writing now."""
-    with locked_folder(output_dir):
-        write_json(output_dir / "summary.json", read_summary(output_dir) | {name: scores})
 
 
 def show(summary: Mapping[str, Any], title: str | None) -> None:

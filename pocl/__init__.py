@@ -10,7 +10,7 @@ The modules of this package stand in five layers. An import never points up, and
    2  token_objective  diagnostics  metrics  rundir  console  sampling  run.journal  run.interrupt  run.parts
       fast.kernel  fast.offload  fast.attention  fast.heads
    1  losses  curriculum  pools  ranking  on_policy  options  flags  distributed  files  errors  run.statefile
-      run.position  fast.products
+      run.position  run.answers  fast.products
 """
 
 __version__ = "0.1.0"

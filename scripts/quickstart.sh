@@ -133,26 +133,27 @@ step "5/7  POCL: the student ranks, then four stages from easy to hard"
 train "$RESULTS/pocl" --type "$TYPE" --model "$WARM" --teacher "$TEACHER" --epochs "$EPOCHS" --lr 5e-4 \
     --global-batch-size 8 --num-train "$NUM_TRAIN" --num-dev 30 --bucket-examples 6
 POCL=$RESULTS/pocl/$TYPE/seed10
+EVAL=$RESULTS/eval/${STUDENT##*/}-$NUM_EVAL # other answers have a folder of their own
 
 step "6/7  evaluation on $NUM_EVAL held-out prompts of data/$SET"
-evaluate "$STUDENT" "$RESULTS/eval/before"
-evaluate "$WARM" "$RESULTS/eval/warmup"
-evaluate "$POCL/best" "$RESULTS/eval/pocl"
-evaluate "$TEACHER" "$RESULTS/eval/teacher"
+evaluate "$STUDENT" "$EVAL/before"
+evaluate "$WARM" "$EVAL/warmup"
+evaluate "$POCL/best" "$EVAL/pocl-$TYPE"
+evaluate "$TEACHER" "$EVAL/teacher"
 
 step "7/7  table, answers, pictures, page"
 run_python tools/make_tables.py --output "$RESULTS/table.md" --title "held-out $SET, greedy answers" --rows \
-    "student, before=$RESULTS/eval/before" "student, after warm-up=$RESULTS/eval/warmup" \
-    "student, after POCL ($TYPE)=$RESULTS/eval/pocl" "teacher=$RESULTS/eval/teacher"
+    "student, before=$EVAL/before" "student, after warm-up=$EVAL/warmup" \
+    "student, after POCL ($TYPE)=$EVAL/pocl-$TYPE" "teacher=$EVAL/teacher"
 run_python tools/show_answers.py --set "$SET" --num-examples 4 --rows \
-    "before=$RESULTS/eval/before" "warm-up=$RESULTS/eval/warmup" "POCL=$RESULTS/eval/pocl" "teacher=$RESULTS/eval/teacher"
+    "before=$EVAL/before" "warm-up=$EVAL/warmup" "POCL=$EVAL/pocl-$TYPE" "teacher=$EVAL/teacher"
 run_python tools/plot_run.py --run "$POCL" --output "$RESULTS/curves.png"
 run_python tools/plot_difficulty.py --run "$POCL" --output "$RESULTS/difficulty.png"
 run_python tools/report.py --title "Quickstart: POCL ($TYPE) on $SET" --output "$RESULTS/report.html" --rows \
-    "student, before=$RESULTS/eval/before" \
-    "student, after warm-up=$RESULTS/warmup/sft/seed10" "student, after warm-up=$RESULTS/eval/warmup" \
-    "student, after POCL ($TYPE)=$POCL" "student, after POCL ($TYPE)=$RESULTS/eval/pocl" \
-    "teacher=$RESULTS/teacher/sft/seed10" "teacher=$RESULTS/eval/teacher"
+    "student, before=$EVAL/before" \
+    "student, after warm-up=$RESULTS/warmup/sft/seed10" "student, after warm-up=$EVAL/warmup" \
+    "student, after POCL ($TYPE)=$POCL" "student, after POCL ($TYPE)=$EVAL/pocl-$TYPE" \
+    "teacher=$RESULTS/teacher/sft/seed10" "teacher=$EVAL/teacher"
 
 [[ "${DRY_RUN:-0}" != 1 ]] || exit 0
 printf '\nDone in %d:%02d. In %s: table.md, curves.png, difficulty.png, and report.html, to open in a browser.\n' \

@@ -673,10 +673,15 @@ def test_the_quickstart_asks_what_is_there_and_makes_a_student_of_its_own_for_ot
     def value(arguments: list[str], flag: str) -> str:
         return arguments[arguments.index(flag) + 1]
 
-    asked = [value(command, "--output-dir") for command in commands("evaluate.py")]
-    assert asked == [f"results/quickstart/eval/{name}" for name in ("before", "warmup", "pocl", "teacher")]
     (usual,) = commands("make_student.py")
     first = value(usual, "--output-dir")
+    place = f"results/quickstart/eval/{Path(first).name}-60"
+    asked = [value(command, "--output-dir") for command in commands("evaluate.py")]
+    assert asked == [f"{place}/{name}" for name in ("before", "warmup", "pocl-tfkl", "teacher")]
+    others = [
+        value(command, "--output-dir") for command in commands("evaluate.py", "--type", "tjsd", "--num-eval", "9")
+    ]
+    assert not set(others) & set(asked)  # evaluate.py does not write over other answers
     (project / first).mkdir(parents=True)
     (project / first / "config.json").write_text("{}")
     assert commands("make_student.py") == []  # it is there

@@ -91,7 +91,7 @@ def place(flag: str, folder: Path, usual: str) -> str:
 
 
 def foreign_answers(to_do: Iterable[Step]) -> list[str]:
-    """Answers that another command made: seqkd/generate.sh would leave them as they are."""
+    """Answers that another command made: seqkd/generate.sh refuses them."""
     return [
         f"{step.made.parent} holds the answers of another command, perhaps of another teacher; delete it, and they "
         f"are made again"
