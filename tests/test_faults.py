@@ -196,5 +196,5 @@ def test_a_state_holds_no_objects_and_reads_no_other_file(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="does not exist"):
         load_state(tmp_path / "none")
     save_file({"x": torch.zeros(1)}, tmp_path / "plain")
-    with pytest.raises(UserError, match="no state of a run"):
+    with pytest.raises(UserError, match="not a saved run state"):
         load_state(tmp_path / "plain")
