@@ -171,8 +171,11 @@ def test_a_run_that_is_cut_off_ends_with_the_same_weights(
         assert cut.read_bytes() == whole.read_bytes()
 
 
-def test_the_choice_depends_on_neither_ranks_nor_micro_batches(folders: Folders, tmp_path: Path) -> None:
-    extra = ["--replay-buffer", 6, "--num-dev", 0]
+@pytest.mark.parametrize("extra", [[], ["--replay-buffer", 6]], ids=str)
+def test_the_choice_depends_on_neither_ranks_nor_micro_batches(
+    folders: Folders, tmp_path: Path, extra: list[object]
+) -> None:
+    extra = [*extra, "--num-dev", 0]
     assert call(train, arguments(folders, tmp_path / "one", *extra)).status == 0
     assert (
         call(train, arguments(folders, tmp_path / "cut", *extra, "--max-tokens", 300, "--batch-size", 2)).status == 0
