@@ -15,11 +15,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from pocl import distributed
+from pocl.common import distributed
+from pocl.common.console import quiet_libraries, say, show_table
+from pocl.common.errors import UserError, run_main
+from pocl.common.files import read_jsonl, value_sha256, write_json, write_jsonl
 from pocl.config import check_evaluate
-from pocl.console import quiet_libraries, say, show_table
 from pocl.data import load_split, read_manifest, tokenizer_fingerprint
-from pocl.errors import UserError, run_main
 from pocl.evaluation import (
     Example,
     evaluate,
@@ -29,7 +30,6 @@ from pocl.evaluation import (
     summarise,
     tokenise_prompts,
 )
-from pocl.files import read_jsonl, value_sha256, write_json, write_jsonl
 from pocl.flags import parse
 from pocl.generation import Generator
 from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint

@@ -15,7 +15,6 @@ import torch
 from numerize.numerize import numerize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import distributed
 from pocl.assembly import (
     deepspeed_config_path,
     load_data,
@@ -28,13 +27,14 @@ from pocl.assembly import (
     use_packing,
 )
 from pocl.batching import check_shares
+from pocl.common import distributed
+from pocl.common.console import quiet_libraries, say
+from pocl.common.errors import run_main
+from pocl.common.files import read_jsonl, value_sha256, write_json
 from pocl.config import parse_train
-from pocl.console import quiet_libraries, say
 from pocl.curriculum import Curriculum
 from pocl.difficulty import write_diagnostics
 from pocl.engine import check_precision, read_deepspeed_config
-from pocl.errors import run_main
-from pocl.files import read_jsonl, value_sha256, write_json
 from pocl.models import check_head, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import LoraOptions, TrainConfig
 from pocl.plan.report import show_plan

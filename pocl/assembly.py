@@ -11,18 +11,18 @@ import torch
 from numerize.numerize import numerize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import distributed
-from pocl.console import say
+from pocl.common import distributed
+from pocl.common.console import say
+from pocl.common.errors import UserError
+from pocl.common.files import value_sha256
 from pocl.curriculum import Curriculum
 from pocl.data import Split, check_tokenizer, load_split, read_manifest
 from pocl.difficulty import Ranker, adopt_ranking
 from pocl.engine import Engine
-from pocl.errors import UserError
 from pocl.evaluation import DevSet, Example
 from pocl.fast.fused import why_not_fused
 from pocl.fast.offload import place
 from pocl.fast.packing import why_not_packed
-from pocl.files import value_sha256
 from pocl.lora import add_adapters
 from pocl.losses import loss_type
 from pocl.models import (

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pocl.errors import UserError
+from pocl.common.errors import UserError
 
 # The time that one more micro-batch costs, in tokens. Measured on the CPU: about 40, for students of 16M and 57M.
 # Assumed for a GPU, not measured: launching the kernels of 12 layers, forward and backward, takes about 12 ms, in

@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import distributed
+from pocl.common import distributed
 from pocl.data import Split
 from pocl.generation import BuiltIn
 from pocl.scoring import Limits, score_block

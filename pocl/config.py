@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from pocl.common.errors import UserError, closest
 from pocl.curriculum import CURRICULA, ramp
-from pocl.errors import UserError, closest
 from pocl.flags import parse
 from pocl.losses import loss_type
 from pocl.options import EvaluateOptions, GenerationOptions, LoraOptions, TrainConfig

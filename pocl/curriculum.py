@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from pocl.errors import UserError
+from pocl.common.errors import UserError
 
 
 @dataclass(frozen=True)

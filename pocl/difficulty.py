@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import distributed
 from pocl.batching import blocks_to_read
+from pocl.common import distributed
+from pocl.common.errors import RunStopped, UserError
+from pocl.common.files import read_jsonl, write_json, write_jsonl
+from pocl.common.resumable_pass import Parts
 from pocl.curriculum import Curriculum, Stage
 from pocl.data import Split
 from pocl.diagnostics import diagnose, summary
-from pocl.errors import RunStopped, UserError
-from pocl.files import read_jsonl, write_json, write_jsonl
 from pocl.models import response_labels, weights_fingerprint
 from pocl.objective import chunks_needed, distillation_objective
 from pocl.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
-from pocl.run.parts import Parts
 from pocl.run.position import Position
 from pocl.rundir import RunDir
 from pocl.scoring import Limits, score_examples

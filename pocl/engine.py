@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pocl import distributed
+from pocl.common import distributed
+from pocl.common.errors import RunStopped, UserError
+from pocl.common.files import read_json
 from pocl.data import Batch
-from pocl.errors import RunStopped, UserError
 from pocl.fast.heads import Head
-from pocl.files import read_json
 from pocl.lora import merged_weights
 from pocl.models import fuse_activations
 from pocl.objective import StudentObjective

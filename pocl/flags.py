@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from pocl.errors import UserError, closest
+from pocl.common.errors import UserError, closest
 
 
 def flag(help_text: str, default: Any = dataclasses.MISSING) -> Any:

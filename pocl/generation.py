@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import distributed
 from pocl.batching import blocks_by_length
-from pocl.console import Progressing
+from pocl.common import distributed
+from pocl.common.console import Progressing
+from pocl.common.interrupt import requested, stop_if_requested
 from pocl.data import send
 from pocl.fast.attention import whole_mask
 from pocl.fast.heads import aligned, make_head
 from pocl.fast.kv_cache import roomy_cache
 from pocl.fast.packing import takes_whole_masks
 from pocl.models import end_ids, trunk
-from pocl.run.interrupt import requested, stop_if_requested
 from pocl.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 
 # Rows are dropped once this share of the batch is done: dropping copies the cache.

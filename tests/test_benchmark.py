@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pocl import distributed
+from pocl.common import distributed
 from pocl.fast import fused
 from pocl.fast.packing import never_packed
 from pocl.models import response_states

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pocl.common.errors import UserError, run_main
 from pocl.config import check_evaluate, parse_train
-from pocl.errors import UserError, run_main
 from pocl.flags import parse
 from pocl.options import EvaluateOptions, GenerationOptions, TrainConfig
 from tools.generate_seqkd import SeqKDOptions

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pocl.common.errors import UserError
 from pocl.curriculum import (
     CURRICULA,
     Stage,
@@ -11,7 +12,6 @@ from pocl.curriculum import (
     ramp,
     stage_order,
 )
-from pocl.errors import UserError
 from pocl.pools import random_order, reliance
 
 SIZES = [(11435, 4), (10, 3), (4, 4), (7, 1), (64, 8), (101, 7)]  # (examples, stages)

@@ -13,6 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pocl.batching import READING_TOKENS, blocks_by_length, blocks_to_read, check_shares
+from pocl.common.errors import UserError
+from pocl.common.files import read_json, read_jsonl, write_json, write_jsonl
 from pocl.data import (
     FORMAT_VERSION,
     IGNORE,
@@ -28,8 +30,6 @@ from pocl.data import (
     tokenise,
     tokenizer_fingerprint,
 )
-from pocl.errors import UserError
-from pocl.files import read_json, read_jsonl, write_json, write_jsonl
 from tests.tiny import tiny_tokenizer
 
 SEPARATOR = 65535  # between prompt and response in the published tokens

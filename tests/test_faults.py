@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train
-from pocl.errors import UserError
+from pocl.common.errors import UserError
 from pocl.run.statefile import load_state, save_state
 from pocl.rundir import RunDir
 from tests.runs import Folders, Result, call, make_folders, read_jsonl, train_arguments, train_until_stage

@@ -16,8 +16,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from pocl.common.files import read_jsonl
 from pocl.evaluation import load_set
-from pocl.files import read_jsonl
 from pocl.models import load_model, load_tokenizer
 from tests.runs import Result, call
 from tests.tiny import ROOT

@@ -13,11 +13,11 @@ from torch import Tensor
 
 import train
 from pocl import losses
+from pocl.common.files import read_jsonl
 from pocl.data import collate
 from pocl.fast import fused
 from pocl.fast.fused import fused_objective, never_fused, why_not_fused
 from pocl.fast.heads import HEAD_ROWS, aligned, make_head
-from pocl.files import read_jsonl
 from pocl.losses import LOSSES
 from pocl.models import response_states
 from pocl.objective import StudentObjective

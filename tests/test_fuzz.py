@@ -16,17 +16,17 @@ import pytest
 import torch
 
 from pocl.assembly import answer_length
+from pocl.common.errors import UserError
+from pocl.common.files import read_jsonl, write_json, write_jsonl
+from pocl.common.resumable_pass import Parts
 from pocl.config import parse_train
 from pocl.curriculum import baby_step_pools
 from pocl.data import check_tokenizer, read_instructions
 from pocl.engine import check_precision, zero_stage
-from pocl.errors import UserError
 from pocl.evaluation import load_set
-from pocl.files import read_jsonl, write_json, write_jsonl
 from pocl.lora import adapter_chain
 from pocl.plan.resolve import data_fingerprint
 from pocl.run.checkpoints import Checkpoints
-from pocl.run.parts import Parts
 from pocl.run.position import Position
 from pocl.run.statefile import load_state, save_state
 from pocl.rundir import RunDir

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from pocl import distributed
+from pocl.common import distributed
 from pocl.fast.attention import whole_mask
 from pocl.fast.heads import HEAD_ROWS
 from pocl.fast.kv_cache import RoomyLayer

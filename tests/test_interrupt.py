@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 import train
-from pocl.errors import Interrupted, UserError, run_main
+from pocl.common.errors import Interrupted, UserError, run_main
+from pocl.common.interrupt import Interrupt
 from pocl.generation import BuiltIn
 from pocl.gradients import Gradients
 from pocl.micro_batches import MicroBatchSource
 from pocl.run import checkpoints
-from pocl.run.interrupt import Interrupt
 from pocl.rundir import RunDir
 from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT
@@ -150,7 +150,7 @@ def test_outside_of_training_signals_mean_what_they_meant() -> None:
 
 def test_a_second_signal_later_ends_the_process_at_once() -> None:
     program = (
-        "import os, signal, pocl.run.interrupt as i\n"
+        "import os, signal, pocl.common.interrupt as i\n"
         "i._DUPLICATE_SIGNAL_SECONDS = 0.0\n"
         "with i.Interrupt():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -261,7 +261,7 @@ def test_a_mistake_that_one_rank_meets_is_told_where_rank_0_has_not_ended_it(
 
     slept: list[int] = []
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr("pocl.errors.time.sleep", slept.append)
+    monkeypatch.setattr("pocl.common.errors.time.sleep", slept.append)
     with pytest.raises(SystemExit) as ended:
         run_main(main)
     assert (ended.value.code, slept) == (2, waits)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pocl.errors import UserError
+from pocl.common.errors import UserError
 from pocl.losses import ALIASES, LOSSES, Softmax, loss_type, slope_by_autograd, softmax, through_softmax
 
 PLAIN = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")

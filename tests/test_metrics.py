@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
+from pocl.common.files import read_jsonl
 from pocl.evaluation import Example, load_set, mean_scores, score_answers
-from pocl.files import read_jsonl
 from pocl.metrics import exact_match, rouge_l, rouge_n
 
 WORD_LIST = (

@@ -35,8 +35,8 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
+from pocl.common.errors import UserError
 from pocl.data import collate
-from pocl.errors import UserError
 from pocl.fast.heads import Head, make_head
 from pocl.models import (
     check_head,

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 import train
-from pocl import distributed
+from pocl.common import distributed
+from pocl.common.errors import RunStopped
 from pocl.data import collate, load_split
 from pocl.engine import Engine, _groups
-from pocl.errors import RunStopped
 from pocl.models import DTYPES
 from pocl.objective import StudentObjective
 from pocl.rundir import ROOT

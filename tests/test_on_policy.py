@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train
-from pocl import distributed
+from pocl.common import distributed
 from pocl.data import IGNORE, load_split
 from pocl.evaluation import mean_cross_entropy
 from pocl.micro_batches import GlobalBatch, MicroBatchSource

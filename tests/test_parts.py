@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pocl.errors import RunStopped
-from pocl.run.parts import Parts
+from pocl.common.errors import RunStopped
+from pocl.common.resumable_pass import Parts
 
 
 def test_records_of_an_interrupted_pass_are_there_again(tmp_path: Path) -> None:

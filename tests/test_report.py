@@ -15,8 +15,8 @@ import pytest
 import evaluate
 import train
 from pocl import config as options
+from pocl.common.files import read_json, read_jsonl, write_json, write_jsonl
 from pocl.config import EvaluateOptions, GenerationOptions
-from pocl.files import read_json, read_jsonl, write_json, write_jsonl
 from pocl.flags import parse
 from pocl.rundir import RunDir
 from tests.runs import Folders, Result, call, make_folders, train_arguments

@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import norm, permutation_test
 
 import evaluate
-from pocl import console
-from pocl.files import write_json, write_jsonl
+from pocl.common import console
+from pocl.common.files import write_json, write_jsonl
 from tests.runs import call
 from tools import make_tables
 from tools.reporting import tables

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pocl import console
-from pocl.files import write_json, write_jsonl
+from pocl.common import console
+from pocl.common.files import write_json, write_jsonl
 from tests.runs import call
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 from tools import make_student, plot_difficulty, plot_run, process_data, show_answers

@@ -23,9 +23,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import evaluate
 import train
-from pocl import difficulty, distributed, vllm_backend
+from pocl import difficulty, vllm_backend
+from pocl.common import distributed
+from pocl.common.errors import RankStopped, UserError
 from pocl.data import load_split
-from pocl.errors import RankStopped, UserError
 from pocl.generation import BuiltIn, Generator
 from pocl.models import load_model, load_tokenizer
 from pocl.sampling import Sampling

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import huggingface_hub
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, XetDownloadError
 
-from pocl.console import say
-from pocl.errors import UserError, closest, run_main
-from pocl.files import read_jsonl, replace_folder, write_text
+from pocl.common.console import say
+from pocl.common.errors import UserError, closest, run_main
+from pocl.common.files import read_jsonl, replace_folder, write_text
 from pocl.flags import flag, parse
 
 

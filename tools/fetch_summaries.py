@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
 
-from pocl.console import quiet_libraries, say
-from pocl.errors import UserError, closest, first_line, run_main
-from pocl.files import write_jsonl, write_text
+from pocl.common.console import quiet_libraries, say
+from pocl.common.errors import UserError, closest, first_line, run_main
+from pocl.common.files import write_jsonl, write_text
 from pocl.flags import flag, parse
 
 

@@ -19,17 +19,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets
 import numpy as np
 
-from pocl import distributed
-from pocl.console import quiet_libraries, say
+from pocl.common import distributed
+from pocl.common.console import quiet_libraries, say
+from pocl.common.errors import UserError, run_main
+from pocl.common.files import replace_folder, value_sha256, write_json
+from pocl.common.resumable_pass import Parts
 from pocl.data import Split, check_tokenizer, load_split, read_manifest
-from pocl.errors import UserError, run_main
-from pocl.files import replace_folder, value_sha256, write_json
 from pocl.flags import flag, parse
 from pocl.generation import Generator, decode
 from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import Backend
 from pocl.plan.resolve import prompts_together
-from pocl.run.parts import Parts
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pocl.console import quiet_libraries, say, show_table
-from pocl.errors import UserError, closest, run_main
-from pocl.files import write_text
+from pocl.common.console import quiet_libraries, say, show_table
+from pocl.common.errors import UserError, closest, run_main
+from pocl.common.files import write_text
 from pocl.flags import flag, parse
 from pocl.metrics import METRICS, SHOWN
 from tools.reporting.tables import comma_separated, latex, make_tables, markdown, notes, text_rows

@@ -20,10 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
-from pocl.console import quiet_libraries, say
+from pocl.common.console import quiet_libraries, say
+from pocl.common.errors import UserError, run_main
+from pocl.common.files import read_jsonl
 from pocl.diagnostics import diagnose, summary
-from pocl.errors import UserError, run_main
-from pocl.files import read_jsonl
 from pocl.flags import flag, parse
 from pocl.ranking import COLUMNS, ranked_columns
 from pocl.rundir import RunDir

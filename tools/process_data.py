@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
 
-from pocl.console import quiet_libraries, say, show_table
+from pocl.common.console import quiet_libraries, say, show_table
+from pocl.common.errors import UserError, run_main
+from pocl.common.files import file_sha256, replace_folder, value_sha256, write_json
 from pocl.data import (
     FORMAT_VERSION,
     PROMPT_WITH_INPUT,
@@ -29,9 +31,7 @@ from pocl.data import (
     tokenise,
     tokenizer_fingerprint,
 )
-from pocl.errors import UserError, run_main
 from pocl.evaluation import SET_FOLDERS, load_set
-from pocl.files import file_sha256, replace_folder, value_sha256, write_json
 from pocl.flags import flag, parse
 from pocl.models import load_tokenizer
 from pocl.rundir import ROOT

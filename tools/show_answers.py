@@ -10,10 +10,10 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pocl.console import quiet_libraries, show_table
-from pocl.errors import UserError, closest, run_main
+from pocl.common.console import quiet_libraries, show_table
+from pocl.common.errors import UserError, closest, run_main
+from pocl.common.files import read_json, read_jsonl
 from pocl.evaluation import load_set
-from pocl.files import read_json, read_jsonl
 from pocl.flags import flag, parse
 from tools.make_tables import named_folders
 

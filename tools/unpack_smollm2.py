@@ -19,9 +19,9 @@ import torch
 from numerize.numerize import numerize
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from pocl.console import quiet_libraries, say
-from pocl.errors import UserError, run_main
-from pocl.files import replace_folder
+from pocl.common.console import quiet_libraries, say
+from pocl.common.errors import UserError, run_main
+from pocl.common.files import replace_folder
 from pocl.flags import flag, parse
 from pocl.models import count_parameters
 

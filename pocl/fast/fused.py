@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pocl import losses
-from pocl.errors import first_line
+from pocl.common.errors import first_line
 from pocl.token_objective import Term, Weights, token_objective
 
 # In the order of the kernel's KIND, from 1; 0 is cross-entropy alone.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pocl.errors import UserError
+from pocl.common.errors import UserError
 
 # A head's rows are padded to a multiple of this, for a GPU's tensor cores: with 50,257 cuBLAS has to use a kernel for
 # unaligned sizes, which others found to take three times as long (DeepSpeed warns of it). Not measured here yet.

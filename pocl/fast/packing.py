@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pocl.common.errors import first_line
 from pocl.data import Batch, collate
-from pocl.errors import first_line
 from pocl.fast import attention
 from pocl.fast.attention import Segments, whole_mask
 from pocl.models import response_states, trunk

@@ -11,11 +11,11 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import distributed
-from pocl.console import say
+from pocl.common import distributed
+from pocl.common.console import say
+from pocl.common.errors import RankStopped, UserError, first_line
+from pocl.common.files import check_object, recover_folder, replace_folder, write_json
 from pocl.engine import Engine
-from pocl.errors import RankStopped, UserError, first_line
-from pocl.files import check_object, recover_folder, replace_folder, write_json
 from pocl.lora import merged_weights, save_adapter
 from pocl.run.position import Position
 from pocl.run.statefile import load_state, save_state

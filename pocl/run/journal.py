@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from pocl import distributed
+from pocl.common import distributed
 from pocl.curriculum import Stage
 from pocl.rundir import RunDir
 

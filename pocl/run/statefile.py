@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pocl.errors import UserError, first_line
+from pocl.common.errors import UserError, first_line
 
 _STATE = "state"  # the metadata entry that holds everything except the tensors
 _LARGE_STATE = "#state"  # the tensor that holds it if large, such as a replay buffer: a header is limited to 100 MB

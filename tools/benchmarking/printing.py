@@ -9,8 +9,8 @@ import matplotlib
 matplotlib.use("Agg")  # no screen
 import matplotlib.pyplot as plt
 
-from pocl.console import say, show_table
-from pocl.files import write_json
+from pocl.common.console import say, show_table
+from pocl.common.files import write_json
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette, which colour-blind readers can tell apart
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pocl.common.errors import UserError
+from pocl.common.files import file_sha256
 from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig
-from pocl.errors import UserError
 from pocl.evaluation import set_path
-from pocl.files import file_sha256
 from tools.reporting.data import Entry
 from tools.reporting.html import Html, definitions, join, note, table, tag
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pocl.common.errors import UserError
+from pocl.common.files import read_json
 from pocl.curriculum import Stage
-from pocl.errors import UserError
-from pocl.files import read_json
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp", ".eps")  # endings that matplotlib writes without other programs
 

@@ -10,10 +10,10 @@ import datasets
 import numpy as np
 
 from pocl.buckets import NUM_BUCKETS
+from pocl.common.errors import UserError
+from pocl.common.files import read_json, read_jsonl
 from pocl.curriculum import Stage
-from pocl.errors import UserError
 from pocl.evaluation import Example, load_set
-from pocl.files import read_json, read_jsonl
 from pocl.ranking import ranked_columns
 from pocl.rundir import ROOT, RunDir
 from tools.reporting.charts import Band

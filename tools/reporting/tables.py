@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pocl.errors import UserError
-from pocl.files import read_json, read_jsonl
+from pocl.common.errors import UserError
+from pocl.common.files import read_json, read_jsonl
 from pocl.metrics import METRICS
 from tools.reporting.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pocl.console import say, show_table
-from pocl.errors import UserError
-from pocl.files import write_text
+from pocl.common.console import say, show_table
+from pocl.common.errors import UserError
+from pocl.common.files import write_text
 from pocl.metrics import METRICS, SHOWN
 from pocl.rundir import ROOT
 from tools.reporting.tables import (

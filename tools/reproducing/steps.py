@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pocl.files import read_json, write_json
+from pocl.common.files import read_json, write_json
 from pocl.flags import flag
 from pocl.rundir import ROOT
 from tools.rows import SCALES, TABLES, TEACHER, Row

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pocl import distributed
-from pocl.console import Progressing
-from pocl.errors import RunStopped
-from pocl.files import read_json, write_json
-from pocl.run.interrupt import requested, stop_if_requested
+from pocl.common import distributed
+from pocl.common.console import Progressing
+from pocl.common.errors import RunStopped
+from pocl.common.files import read_json, write_json
+from pocl.common.interrupt import requested, stop_if_requested
 from pocl.rundir import read_lines
 
 

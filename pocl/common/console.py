@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pocl import distributed
+from pocl.common import distributed
 
 _CONSOLE = Console(highlight=False, soft_wrap=True)
 _LINE_EVERY_SECONDS = 20.0

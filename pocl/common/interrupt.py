@@ -6,7 +6,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Optional
 
-from pocl import distributed
+from pocl.common import distributed
 
 # Launchers forward a signal, some of them twice within a second or two: that is one request.
 _DUPLICATE_SIGNAL_SECONDS = 5.0

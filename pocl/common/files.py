@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pocl.errors import UserError
+from pocl.common.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
