@@ -20,7 +20,7 @@ from pocl.common.console import quiet_libraries, say, show_table
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import read_jsonl, value_sha256, write_json, write_jsonl
 from pocl.config import check_evaluate
-from pocl.data import load_split, read_manifest, tokenizer_fingerprint
+from pocl.data.dataset import load_split, read_manifest, tokenizer_fingerprint
 from pocl.evaluation import (
     Example,
     evaluate,

@@ -16,7 +16,7 @@ from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import value_sha256
 from pocl.curriculum import Curriculum
-from pocl.data import Split, check_tokenizer, load_split, read_manifest
+from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
 from pocl.difficulty import Ranker, adopt_ranking
 from pocl.engine import Engine
 from pocl.evaluation import DevSet, Example

@@ -6,7 +6,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.common import distributed
-from pocl.data import Split
+from pocl.data.dataset import Split
 from pocl.generation import BuiltIn
 from pocl.scoring import Limits, score_block
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.batching import blocks_to_read
 from pocl.common import distributed
 from pocl.common.errors import RunStopped, UserError
 from pocl.common.files import read_jsonl, write_json, write_jsonl
 from pocl.common.resumable_pass import Parts
 from pocl.curriculum import Curriculum, Stage
-from pocl.data import Split
+from pocl.data.dataset import Split
+from pocl.data.micro_batches import blocks_to_read
 from pocl.diagnostics import diagnose, summary
 from pocl.models import response_labels, weights_fingerprint
 from pocl.objective import chunks_needed, distillation_objective

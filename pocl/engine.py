@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pocl.common import distributed
 from pocl.common.errors import RunStopped, UserError
 from pocl.common.files import read_json
-from pocl.data import Batch
+from pocl.data.dataset import Batch
 from pocl.fast.heads import Head
 from pocl.lora import merged_weights
 from pocl.models import fuse_activations

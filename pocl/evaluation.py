@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.batching import blocks_to_read
 from pocl.common import distributed
 from pocl.common.errors import UserError, closest
 from pocl.common.files import read_jsonl
-from pocl.data import Split, make_prompt
+from pocl.data.dataset import Split, make_prompt
+from pocl.data.micro_batches import blocks_to_read
 from pocl.generation import Generator, answer_prompts
 from pocl.metrics import METRICS
 from pocl.objective import example_cross_entropy

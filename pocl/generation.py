@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.batching import blocks_by_length
 from pocl.common import distributed
 from pocl.common.console import Progressing
 from pocl.common.interrupt import requested, stop_if_requested
-from pocl.data import send
+from pocl.data.dataset import send
+from pocl.data.micro_batches import blocks_by_length
 from pocl.fast.attention import whole_mask
 from pocl.fast.heads import aligned, make_head
 from pocl.fast.kv_cache import roomy_cache

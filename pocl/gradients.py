@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocl.data import Batch, send
+from pocl.data.dataset import Batch, send
 from pocl.engine import Engine
 from pocl.micro_batches import GlobalBatch, MicroBatch, MicroBatchSource
 from pocl.snapshot import Snapshot

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.batching import OVERHEAD_TOKENS, micro_batches
 from pocl.common import distributed
-from pocl.data import Batch, Split
+from pocl.data.dataset import Batch, Split
+from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
 from pocl.generation import generate
 from pocl.on_policy import OnPolicy, OnPolicyState, Response
 from pocl.sampling import Sampling

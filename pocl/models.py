@@ -26,7 +26,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl.common.errors import UserError, first_line
-from pocl.data import Batch, tokenizer_fingerprint
+from pocl.data.dataset import Batch, tokenizer_fingerprint
 from pocl.fast import attention
 from pocl.fast.heads import make_head
 from pocl.lora import about_base, adapter_chain, merge_adapter

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from pocl.common import distributed
-from pocl.data import Batch, send
+from pocl.data.dataset import Batch, send
 from pocl.fast.fused import fused_objective
 from pocl.fast.heads import Head, aligned, make_head
 from pocl.fast.tied import TiedGradient, lookups_of, tied_embedding

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.batching import blocks_to_read
 from pocl.common.resumable_pass import Parts
-from pocl.data import Split
+from pocl.data.dataset import Split
+from pocl.data.micro_batches import blocks_to_read
 from pocl.generation import Generator, decode
 from pocl.metrics import rouge_l
 from pocl.objective import example_cross_entropy

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from pocl.common import distributed
-from pocl.data import Batch
+from pocl.data.dataset import Batch
 
 
 class Snapshot:

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.batching import blocks_to_read
 from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import read_json, write_json
 from pocl.common.resumable_pass import Parts
-from pocl.data import Batch, Split
+from pocl.data.dataset import Batch, Split
+from pocl.data.micro_batches import blocks_to_read
 from pocl.fast.heads import Head, aligned, make_head
 from pocl.fast.offload import place_head
 from pocl.models import response_states

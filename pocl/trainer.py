@@ -19,7 +19,7 @@ from pocl.common.errors import Interrupted, RunStopped
 from pocl.common.files import write_json
 from pocl.common.interrupt import Interrupt, StopRequested
 from pocl.curriculum import Stage
-from pocl.data import Split
+from pocl.data.dataset import Split
 from pocl.difficulty import Ranker
 from pocl.engine import Engine
 from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores

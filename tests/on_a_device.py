@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pocl.teacher  # noqa: E402
-from pocl.data import Split  # noqa: E402  The path stands before.
+from pocl.data.dataset import Split  # noqa: E402  The path stands before.
 from pocl.fast.heads import HEAD_ROWS, make_head  # noqa: E402
 from pocl.fast.packing import takes_whole_masks  # noqa: E402
 from pocl.generation import Decoder  # noqa: E402

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pocl.common import distributed  # noqa: E402  The path stands before.
-from pocl.data import collate  # noqa: E402
+from pocl.data.dataset import collate  # noqa: E402
 from pocl.engine import Engine  # noqa: E402
 from pocl.fast.heads import make_head  # noqa: E402
 from pocl.losses import LOSSES  # noqa: E402

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pocl.batching import cut_rows, micro_batches
+from pocl.data.micro_batches import cut_rows, micro_batches
 
 RANKS = [1, 2, 4]
 

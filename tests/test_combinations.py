@@ -12,7 +12,7 @@ import pytest
 
 import train
 from pocl.curriculum import CURRICULA
-from pocl.data import IGNORE
+from pocl.data.dataset import IGNORE
 from pocl.losses import LOSSES
 from pocl.micro_batches import GlobalBatch, MicroBatch, MicroBatchSource
 from pocl.ranking import SIGNALS

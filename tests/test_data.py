@@ -12,10 +12,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pocl.batching import READING_TOKENS, blocks_by_length, blocks_to_read, check_shares
 from pocl.common.errors import UserError
 from pocl.common.files import read_json, read_jsonl, write_json, write_jsonl
-from pocl.data import (
+from pocl.data.dataset import (
     FORMAT_VERSION,
     IGNORE,
     Batch,
@@ -30,6 +29,7 @@ from pocl.data import (
     tokenise,
     tokenizer_fingerprint,
 )
+from pocl.data.micro_batches import READING_TOKENS, blocks_by_length, blocks_to_read, check_shares
 from tests.tiny import tiny_tokenizer
 
 SEPARATOR = 65535  # between prompt and response in the published tokens

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import train
 from pocl.curriculum import CURRICULA, plan_stages
-from pocl.data import Split, collate
+from pocl.data.dataset import Split, collate
 from pocl.difficulty import Ranker
 from pocl.micro_batches import MicroBatchSource
 from pocl.pools import unranked_pools

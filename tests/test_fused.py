@@ -14,7 +14,7 @@ from torch import Tensor
 import train
 from pocl import losses
 from pocl.common.files import read_jsonl
-from pocl.data import collate
+from pocl.data.dataset import collate
 from pocl.fast import fused
 from pocl.fast.fused import fused_objective, never_fused, why_not_fused
 from pocl.fast.heads import HEAD_ROWS, aligned, make_head

@@ -21,7 +21,7 @@ from pocl.common.files import read_jsonl, write_json, write_jsonl
 from pocl.common.resumable_pass import Parts
 from pocl.config import parse_train
 from pocl.curriculum import baby_step_pools
-from pocl.data import check_tokenizer, read_instructions
+from pocl.data.dataset import check_tokenizer, read_instructions
 from pocl.engine import check_precision, zero_stage
 from pocl.evaluation import load_set
 from pocl.lora import adapter_chain

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import evaluate
 import train
 from pocl.common.errors import UserError
-from pocl.data import collate
+from pocl.data.dataset import collate
 from pocl.fast.heads import make_head
 from pocl.generation import Sampling, generate
 from pocl.lora import adapter_chain, add_adapters, merged_weights, save_adapter

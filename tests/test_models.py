@@ -36,7 +36,7 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 
 from pocl.common.errors import UserError
-from pocl.data import collate
+from pocl.data.dataset import collate
 from pocl.fast.heads import Head, make_head
 from pocl.models import (
     check_head,

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import train
 from pocl.common import distributed
 from pocl.common.errors import RunStopped
-from pocl.data import collate, load_split
+from pocl.data.dataset import collate, load_split
 from pocl.engine import Engine, _groups
 from pocl.models import DTYPES
 from pocl.objective import StudentObjective

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.data import Batch, collate
+from pocl.data.dataset import Batch, collate
 from pocl.fast.heads import HEAD_ROWS, Head, aligned, make_head
 from pocl.losses import LOSSES, slope_by_autograd
 from pocl.models import response_labels, response_states

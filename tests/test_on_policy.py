@@ -9,7 +9,7 @@ import torch
 
 import train
 from pocl.common import distributed
-from pocl.data import IGNORE, load_split
+from pocl.data.dataset import IGNORE, load_split
 from pocl.evaluation import mean_cross_entropy
 from pocl.micro_batches import GlobalBatch, MicroBatchSource
 from pocl.models import load_model

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 import train
-from pocl.batching import cut_rows
-from pocl.data import collate
+from pocl.data.dataset import collate
+from pocl.data.micro_batches import cut_rows
 from pocl.fast import attention
 from pocl.fast.attention import Segments, attention_by_example
 from pocl.fast.heads import make_head

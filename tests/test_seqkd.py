@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
 from pocl import generation
-from pocl.data import load_split
+from pocl.data.dataset import load_split
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tools import generate_seqkd, process_data
 

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 import evaluate
-from pocl.data import read_instructions
+from pocl.data.dataset import read_instructions
 from pocl.evaluation import load_set
 from pocl.flags import parse
 from tests.runs import call, read_jsonl

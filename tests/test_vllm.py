@@ -26,7 +26,7 @@ import train
 from pocl import difficulty, vllm_backend
 from pocl.common import distributed
 from pocl.common.errors import RankStopped, UserError
-from pocl.data import load_split
+from pocl.data.dataset import load_split
 from pocl.generation import BuiltIn, Generator
 from pocl.models import load_model, load_tokenizer
 from pocl.sampling import Sampling

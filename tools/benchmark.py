@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pocl.common import distributed
 from pocl.common.console import Progressing, quiet_libraries, say
 from pocl.common.errors import RunStopped, UserError, closest, run_main
-from pocl.data import Split
+from pocl.data.dataset import Split
 from pocl.fast import products
 from pocl.flags import flag, parse
 from pocl.objective import automatic_chunk_tokens

@@ -24,7 +24,7 @@ from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import replace_folder, value_sha256, write_json
 from pocl.common.resumable_pass import Parts
-from pocl.data import Split, check_tokenizer, load_split, read_manifest
+from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
 from pocl.flags import flag, parse
 from pocl.generation import Generator, decode
 from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint

@@ -21,7 +21,7 @@ import datasets
 from pocl.common.console import quiet_libraries, say, show_table
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import file_sha256, replace_folder, value_sha256, write_json
-from pocl.data import (
+from pocl.data.dataset import (
     FORMAT_VERSION,
     PROMPT_WITH_INPUT,
     PROMPT_WITHOUT_INPUT,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pocl.common.errors import first_line
-from pocl.data import Batch, collate
+from pocl.data.dataset import Batch, collate
 from pocl.fast import attention
 from pocl.fast.attention import Segments, whole_mask
 from pocl.models import response_states, trunk

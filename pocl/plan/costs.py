@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pocl.curriculum import Stage
-from pocl.data import Split
+from pocl.data.dataset import Split
 from pocl.models import count_parameters, layer_stack, recompute_activations, trunk
 from pocl.objective import chunk_bytes
 

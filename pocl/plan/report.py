@@ -14,12 +14,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from pocl.batching import OVERHEAD_TOKENS, micro_batches
 from pocl.common import distributed
 from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
 from pocl.curriculum import Curriculum
-from pocl.data import Split
+from pocl.data.dataset import Split
+from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
 from pocl.difficulty import read_order
 from pocl.fast.packing import never_packed
 from pocl.lora import target_layers

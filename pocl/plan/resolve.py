@@ -18,7 +18,7 @@ from pocl.common import distributed
 from pocl.common.console import show_table
 from pocl.common.files import read_json
 from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages
-from pocl.data import Split, read_manifest
+from pocl.data.dataset import Split, read_manifest
 from pocl.models import DTYPES, load_config, load_skeleton, recompute_activations
 from pocl.objective import automatic_chunk_tokens
 from pocl.options import TrainConfig

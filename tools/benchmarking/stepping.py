@@ -27,9 +27,9 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
-from pocl.batching import OVERHEAD_TOKENS, blocks_by_length, micro_batches
 from pocl.common.errors import UserError
-from pocl.data import IGNORE, Batch, Split, load_split, read_instructions
+from pocl.data.dataset import IGNORE, Batch, Split, load_split, read_instructions
+from pocl.data.micro_batches import OVERHEAD_TOKENS, blocks_by_length, micro_batches
 from pocl.fast import attention, heads
 from pocl.fast.fused import never_fused
 from pocl.fast.heads import Head, aligned, make_head

@@ -1,0 +1,1 @@
+"""Records to batches: prompts, the processed data set, micro-batches."""
