@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pocl.common.errors import UserError, closest
 from pocl.curriculum import CURRICULA, ramp
 from pocl.flags import parse
-from pocl.losses import loss_type
+from pocl.losses.divergences import loss_type
 from pocl.options import EvaluateOptions, GenerationOptions, LoraOptions, TrainConfig
 from pocl.ranking import SIGNALS, sources_of
 

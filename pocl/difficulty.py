@@ -24,14 +24,14 @@ from pocl.curriculum import Curriculum, Stage
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import blocks_to_read
 from pocl.diagnostics import diagnose, summary
+from pocl.losses.chunked import chunks_needed, distillation_objective
+from pocl.losses.token import Term
 from pocl.models import response_labels, weights_fingerprint
-from pocl.objective import chunks_needed, distillation_objective
 from pocl.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
 from pocl.run.position import Position
 from pocl.rundir import RunDir
 from pocl.scoring import Limits, score_examples
 from pocl.teacher import TeacherSource
-from pocl.token_objective import Term
 
 FIRST = "difficulty"  # the ranking before any training
 

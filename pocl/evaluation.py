@@ -14,8 +14,8 @@ from pocl.common.files import read_jsonl
 from pocl.data.dataset import Split, make_prompt
 from pocl.data.micro_batches import blocks_to_read
 from pocl.generation import Generator, answer_prompts
+from pocl.losses.chunked import example_cross_entropy
 from pocl.metrics import METRICS
-from pocl.objective import example_cross_entropy
 from pocl.sampling import Sampling
 
 # The paper names its sets by folder; S-NI and UnNI keep the references of 11 tokens and more.

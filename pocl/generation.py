@@ -22,9 +22,9 @@ from pocl.common.interrupt import requested, stop_if_requested
 from pocl.data.dataset import send
 from pocl.data.micro_batches import blocks_by_length
 from pocl.fast.attention import whole_mask
-from pocl.fast.heads import aligned, make_head
 from pocl.fast.kv_cache import roomy_cache
 from pocl.fast.packing import takes_whole_masks
+from pocl.losses.head import aligned, make_head
 from pocl.models import end_ids, trunk
 from pocl.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 

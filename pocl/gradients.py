@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pocl.data.dataset import Batch, send
 from pocl.engine import Engine
+from pocl.losses.token import Term, Weights
 from pocl.micro_batches import GlobalBatch, MicroBatch, MicroBatchSource
 from pocl.snapshot import Snapshot
 from pocl.teacher import TeacherSource
-from pocl.token_objective import Term, Weights
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from pocl.common.errors import UserError, first_line
 from pocl.data.dataset import Batch, tokenizer_fingerprint
 from pocl.fast import attention
-from pocl.fast.heads import make_head
 from pocl.lora import about_base, adapter_chain, merge_adapter
+from pocl.losses.head import make_head
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOADING_ERRORS = (
@@ -266,7 +266,7 @@ def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
     if not close:
         raise UserError(
             f"{name!r} ({model.config.model_type}) changes its logits after the head in a way that is not known "
-            f"here; add it to make_head in pocl/fast/heads.py"
+            f"here; add it to make_head in pocl/losses/head.py"
         )
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pocl.curriculum import CURRICULA
 from pocl.flags import flag
-from pocl.losses import LOSSES
+from pocl.losses.divergences import LOSSES
 from pocl.ranking import SIGNALS
 
 Backend = Literal["auto", "builtin", "vllm"]

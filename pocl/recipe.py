@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from pocl.curriculum import Curriculum, Stage
-from pocl.token_objective import Term
+from pocl.losses.token import Term
 
 
 @dataclass(frozen=True)

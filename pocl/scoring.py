@@ -17,8 +17,8 @@ from pocl.common.resumable_pass import Parts
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import blocks_to_read
 from pocl.generation import Generator, decode
+from pocl.losses.chunked import example_cross_entropy
 from pocl.metrics import rouge_l
-from pocl.objective import example_cross_entropy
 from pocl.options import Backend
 from pocl.sampling import Sampling
 from pocl.vllm_backend import open_generator

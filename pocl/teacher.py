@@ -27,8 +27,8 @@ from pocl.common.files import read_json, write_json
 from pocl.common.resumable_pass import Parts
 from pocl.data.dataset import Batch, Split
 from pocl.data.micro_batches import blocks_to_read
-from pocl.fast.heads import Head, aligned, make_head
 from pocl.fast.offload import place_head
+from pocl.losses.head import Head, aligned, make_head
 from pocl.models import response_states
 
 # The file's elements as numpy dtypes; numpy has no bfloat16.

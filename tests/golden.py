@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import train
-from pocl.losses import LOSSES
+from pocl.losses.divergences import LOSSES
 from pocl.rundir import RunDir
 from tests.runs import Folders, call, make_folders, train_arguments
 from tests.tiny import ROOT

@@ -30,18 +30,18 @@ sys.path.insert(0, str(ROOT))
 
 import pocl.teacher  # noqa: E402
 from pocl.data.dataset import Split  # noqa: E402  The path stands before.
-from pocl.fast.heads import HEAD_ROWS, make_head  # noqa: E402
 from pocl.fast.packing import takes_whole_masks  # noqa: E402
 from pocl.generation import Decoder  # noqa: E402
 from pocl.gradients import Gradients  # noqa: E402
-from pocl.losses import LOSSES  # noqa: E402
+from pocl.losses.chunked import BLOCK_NUMBERS, StudentObjective  # noqa: E402
+from pocl.losses.divergences import LOSSES  # noqa: E402
+from pocl.losses.head import HEAD_ROWS, make_head  # noqa: E402
+from pocl.losses.token import Term  # noqa: E402
 from pocl.micro_batches import MicroBatch  # noqa: E402
 from pocl.models import attend_by_example  # noqa: E402
-from pocl.objective import BLOCK_NUMBERS, StudentObjective  # noqa: E402
 from pocl.sampling import Sampling  # noqa: E402
 from pocl.snapshot import Snapshot  # noqa: E402
 from pocl.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
-from pocl.token_objective import Term  # noqa: E402
 from tests.tiny import FAMILIES, tiny_model  # noqa: E402
 
 NAME = "elsewhere"

@@ -19,11 +19,11 @@ sys.path.insert(0, str(ROOT))
 from pocl.common import distributed  # noqa: E402  The path stands before.
 from pocl.data.dataset import collate  # noqa: E402
 from pocl.engine import Engine  # noqa: E402
-from pocl.fast.heads import make_head  # noqa: E402
-from pocl.losses import LOSSES  # noqa: E402
+from pocl.losses.chunked import StudentObjective  # noqa: E402
+from pocl.losses.divergences import LOSSES  # noqa: E402
+from pocl.losses.head import make_head  # noqa: E402
+from pocl.losses.token import Term  # noqa: E402
 from pocl.models import response_states  # noqa: E402
-from pocl.objective import StudentObjective  # noqa: E402
-from pocl.token_objective import Term  # noqa: E402
 from tests.tiny import tiny_model  # noqa: E402
 
 GLOBAL_BATCH, MICRO_BATCH, STEPS = 8, 2, 3

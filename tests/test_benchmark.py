@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pocl.common import distributed
-from pocl.fast import fused
 from pocl.fast.packing import never_packed
+from pocl.losses import fused
 from pocl.models import response_states
 from tests.runs import Result, call
 from tools import benchmark

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 import train
-from pocl import losses
 from pocl.common.files import read_jsonl
 from pocl.data.dataset import collate
-from pocl.fast import fused
-from pocl.fast.fused import fused_objective, never_fused, why_not_fused
-from pocl.fast.heads import HEAD_ROWS, aligned, make_head
-from pocl.losses import LOSSES
+from pocl.losses import divergences as losses
+from pocl.losses import fused
+from pocl.losses.chunked import StudentObjective
+from pocl.losses.divergences import LOSSES
+from pocl.losses.fused import fused_objective, never_fused, why_not_fused
+from pocl.losses.head import HEAD_ROWS, aligned, make_head
+from pocl.losses.token import Term, Weights, token_objective
 from pocl.models import response_states
-from pocl.objective import StudentObjective
-from pocl.token_objective import Term, Weights, token_objective
 from tests.runs import call, make_folders, train_arguments
 from tests.tiny import tiny_model
 
@@ -200,7 +200,7 @@ def test_what_has_no_kernel_is_named() -> None:
         return (q.probs - p.probs).square().sum(-1) * weight, q.probs
 
     for own in (chi_squared, partial(chi_squared, weight=0.5)):
-        assert never_fused(own, gpu, torch.float32) == "pocl/fast/kernel.py has no chi_squared"
+        assert never_fused(own, gpu, torch.float32) == "pocl/losses/kernel.py has no chi_squared"
 
 
 def test_without_triton_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_the_kernel_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch) 
         value, slope = changed(q, p)
         return 2 * value, 2 * slope
 
-    # Whoever changes a divergence in pocl/losses.py alone is not given the kernel's old one.
+    # Whoever changes a divergence in pocl/losses/divergences.py alone is not given the kernel's old one.
     monkeypatch.setattr(fused, "_KINDS", (doubled, *fused._KINDS[1:]))
     why = why_not_fused(doubled, DEVICE, torch.float32, vocab_size=150)
     assert why == "the kernel's results differ from torch's operations"
@@ -238,8 +238,8 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from pocl.fast import fused
-from pocl.fast import kernel
+from pocl.losses import fused
+from pocl.losses import kernel
 
 names = kernel.token_objective.arg_names
 kinds = {name: "*fp32" for name in names[3:8]} | {"labels": "*i64", "inverse_temperature": "fp32", "parameter": "fp32"}

@@ -16,9 +16,9 @@ import evaluate
 import train
 from pocl.common.errors import UserError
 from pocl.data.dataset import collate
-from pocl.fast.heads import make_head
 from pocl.generation import Sampling, generate
 from pocl.lora import adapter_chain, add_adapters, merged_weights, save_adapter
+from pocl.losses.head import make_head
 from pocl.models import (
     check_head,
     layer_stack,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pocl.common.errors import UserError
-from pocl.losses import ALIASES, LOSSES, Softmax, loss_type, slope_by_autograd, softmax, through_softmax
+from pocl.losses.divergences import ALIASES, LOSSES, Softmax, loss_type, slope_by_autograd, softmax, through_softmax
 
 PLAIN = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
 NAMES = (*PLAIN, *(f"t{name}" for name in PLAIN))

@@ -37,7 +37,7 @@ from transformers.activations import NewGELUActivation
 
 from pocl.common.errors import UserError
 from pocl.data.dataset import collate
-from pocl.fast.heads import Head, make_head
+from pocl.losses.head import Head, make_head
 from pocl.models import (
     check_head,
     check_positions,

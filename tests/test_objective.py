@@ -17,10 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl.data.dataset import Batch, collate
-from pocl.fast.heads import HEAD_ROWS, Head, aligned, make_head
-from pocl.losses import LOSSES, slope_by_autograd
-from pocl.models import response_labels, response_states
-from pocl.objective import (
+from pocl.losses.chunked import (
     BLOCK_NUMBERS,
     Objective,
     StudentObjective,
@@ -29,7 +26,10 @@ from pocl.objective import (
     distillation_objective,
     example_cross_entropy,
 )
-from pocl.token_objective import Term, Weights, token_objective
+from pocl.losses.divergences import LOSSES, slope_by_autograd
+from pocl.losses.head import HEAD_ROWS, Head, aligned, make_head
+from pocl.losses.token import Term, Weights, token_objective
+from pocl.models import response_labels, response_states
 from tests import steps
 
 END = 0

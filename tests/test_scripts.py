@@ -13,7 +13,7 @@ import pytest
 
 from pocl import config as configuration
 from pocl.flags import parse
-from pocl.losses import LOSSES
+from pocl.losses.divergences import LOSSES
 from pocl.options import EvaluateOptions, GenerationOptions, TrainConfig
 from tests.tiny import ROOT
 from tools.generate_seqkd import SeqKDOptions

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pocl.fast.heads import Head
-from pocl.fast.tied import lookups_of, tied_embedding
-from pocl.objective import distillation_objective
-from pocl.token_objective import Term
+from pocl.losses.chunked import distillation_objective
+from pocl.losses.head import Head
+from pocl.losses.tied import lookups_of, tied_embedding
+from pocl.losses.token import Term
 
 IDS = torch.tensor([[3, 1, 4, 1], [5, 1, 2, 6]])
 LABELS = torch.tensor([2, 7, 1, 8, 2, 8, 1, 8])

@@ -19,7 +19,7 @@ import evaluate
 import train
 from pocl.common.resumable_pass import Parts
 from pocl.curriculum import Stage
-from pocl.losses import LOSSES
+from pocl.losses.divergences import LOSSES
 from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 
 

@@ -31,7 +31,7 @@ from pocl.common.errors import RunStopped, UserError, closest, run_main
 from pocl.data.dataset import Split
 from pocl.fast import products
 from pocl.flags import flag, parse
-from pocl.objective import automatic_chunk_tokens
+from pocl.losses.chunked import automatic_chunk_tokens
 from pocl.plan.costs import micro_batch_tokens
 from pocl.run.journal import STATUS, peak_memory_gb
 from pocl.teacher import CachedTeacher, cached_teacher

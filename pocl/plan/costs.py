@@ -20,8 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pocl.curriculum import Stage
 from pocl.data.dataset import Split
+from pocl.losses.chunked import chunk_bytes
 from pocl.models import count_parameters, layer_stack, recompute_activations, trunk
-from pocl.objective import chunk_bytes
 
 _CUT_STEPS = 500  # steps of a stage's first epoch that are cut into micro-batches; the rest are like them
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default for reduce_bucket_size

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.fast.fused import never_fused
-from pocl.fast.heads import Head, aligned, make_head
-from pocl.losses import LOSSES
-from pocl.objective import chunks_needed, distillation_objective
-from pocl.token_objective import Term
+from pocl.losses.chunked import chunks_needed, distillation_objective
+from pocl.losses.divergences import LOSSES
+from pocl.losses.fused import never_fused
+from pocl.losses.head import Head, aligned, make_head
+from pocl.losses.token import Term
 from tools.benchmarking.stepping import TEMPERATURE
 
 TEACHER_WEIGHT = 0.1

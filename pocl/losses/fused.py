@@ -1,4 +1,4 @@
-"""The token objective as one GPU kernel (pocl/fast/kernel.py): when it can be used, a trial beforehand, its call.
+"""The token objective as one GPU kernel (pocl/losses/kernel.py): when it can be used, a trial beforehand, its call.
 
 Counted for the paper's step of 64 examples and a vocabulary of 50,257: torch's operations make some thirty passes over
 float32 logits; the kernel makes three over both models' logits in their own dtype, and writes once.
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocl import losses
 from pocl.common.errors import first_line
-from pocl.token_objective import Term, Weights, token_objective
+from pocl.losses import divergences as losses
+from pocl.losses.token import Term, Weights, token_objective
 
 # In the order of the kernel's KIND, from 1; 0 is cross-entropy alone.
 _KINDS: tuple[Callable[..., Any], ...] = (
@@ -39,7 +39,9 @@ def never_fused(divergence: losses.Divergence | None, device: torch.device, dtyp
     if dtype not in _ALLOWED:
         return f"the kernel does not support {dtype}"
     if divergence is not None and _function(divergence) not in _KINDS:
-        return f"pocl/fast/kernel.py has no {getattr(_function(divergence), '__name__', 'kernel of this divergence')}"
+        return (
+            f"pocl/losses/kernel.py has no {getattr(_function(divergence), '__name__', 'kernel of this divergence')}"
+        )
     if find_spec("triton") is None:
         return "Triton is not installed"
     return None
@@ -94,7 +96,7 @@ def fused_objective(
     first V entries of wider rows; up to 15 of the student's entries after them are set to 0.  Raises what Triton
     raises if it cannot compile.
     """
-    from pocl.fast import kernel
+    from pocl.losses import kernel
 
     num_tokens, num_entries = student_logits.shape
     objective, cross_entropy, divergence = (

@@ -1,16 +1,16 @@
 """The Triton kernel of one response token: cross-entropy, divergence, and the gradient, which overwrites the logits.
 
-``pocl/token_objective.py`` computes the same in torch, with each divergence in ``pocl/losses.py``; a test compares
+``pocl/losses/token.py`` computes the same in torch, with each divergence in ``pocl/losses/divergences.py``; a test compares
 them. torch's operations pass over a chunk's logits some thirty times in float32. Here one program handles the row of
 one token and passes over it three times, in the precision of the logits: for the sums of both softmaxes, for the
-divergence and the sum of its slope, and for the gradient. Only pocl/fast/fused.py imports this file, since Triton is
+divergence and the sum of its slope, and for the gradient. Only pocl/losses/fused.py imports this file, since Triton is
 not available everywhere.
 """
 
 import triton
 import triton.language as tl
 
-from pocl.losses import MAX_LOG_RATIO, MIN_SHIFTED
+from pocl.losses.divergences import MAX_LOG_RATIO, MIN_SHIFTED
 
 # Which divergence: 0 is cross-entropy alone, without a teacher.
 NONE, FORWARD_KL, REVERSE_KL, JENSEN_SHANNON, TOTAL_VARIATION, SKEW_FORWARD_KL, SKEW_REVERSE_KL = (
@@ -113,7 +113,7 @@ def token_objective(
     CROSS_ENTROPY: tl.constexpr,  # whether it is part of the objective
     BLOCK: tl.constexpr,  # entries at a time
 ):
-    """The row of one token; see ``pocl.token_objective.token_objective``."""
+    """The row of one token; see ``pocl.losses.token.token_objective``."""
     token = tl.program_id(0).to(tl.int64)
     student += token * student_stride
     teacher += token * teacher_stride

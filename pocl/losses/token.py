@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pocl.losses import Divergence, Softmax, softmax, through_softmax
+from pocl.losses.divergences import Divergence, Softmax, softmax, through_softmax
 
 
 @dataclass(frozen=True)

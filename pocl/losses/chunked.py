@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 
 from pocl.common import distributed
 from pocl.data.dataset import Batch, send
-from pocl.fast.fused import fused_objective
-from pocl.fast.heads import Head, aligned, make_head
-from pocl.fast.tied import TiedGradient, lookups_of, tied_embedding
+from pocl.losses.fused import fused_objective
+from pocl.losses.head import Head, aligned, make_head
+from pocl.losses.tied import TiedGradient, lookups_of, tied_embedding
+from pocl.losses.token import Term, Weights, token_objective
 from pocl.models import response_labels, response_states
-from pocl.token_objective import Term, Weights, token_objective
 
 # Logit elements processed per block. On the CPU, what its caches hold: at V = 50,257 ten rows at a time took two
 # thirds to three quarters of the time that 256 took. A GPU needs long kernels (not measured yet).
@@ -57,7 +57,7 @@ def distillation_objective(
     """The objective of N response tokens, summed.  [N, H_s], [N, H_t], [N] -> Objective.
 
     ``weights`` [N] are per token and replace the term's. ``tied`` receives the gradient w.r.t. the head's weight, to
-    be returned with the embedding's. ``fused``: if gradients are enabled, use the GPU kernel (``pocl.fast.fused``).
+    be returned with the embedding's. ``fused``: if gradients are enabled, use the GPU kernel (``pocl.losses.fused``).
 
     The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other. If gradients are
     enabled, ``loss`` carries those w.r.t. the states and the head's parameters, and can be differentiated once.

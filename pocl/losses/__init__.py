@@ -1,0 +1,1 @@
+"""PAPER  The objective: divergences, one token, chunks of tokens from hidden states (torch alone)."""
