@@ -31,7 +31,7 @@ from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import run_main
 from pocl.common.files import read_jsonl, value_sha256, write_json
 from pocl.config import parse_train
-from pocl.curriculum import Curriculum
+from pocl.curriculum.stages import Curriculum
 from pocl.data.micro_batches import check_shares
 from pocl.difficulty import write_diagnostics
 from pocl.engine import check_precision, read_deepspeed_config

@@ -15,7 +15,7 @@ from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import value_sha256
-from pocl.curriculum import Curriculum
+from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
 from pocl.difficulty import Ranker, adopt_ranking
 from pocl.engine import Engine

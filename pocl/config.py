@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from pocl.common.errors import UserError, closest
-from pocl.curriculum import CURRICULA, ramp
+from pocl.curriculum.stages import CURRICULA, ramp
 from pocl.flags import parse
 from pocl.losses.divergences import loss_type
 from pocl.options import EvaluateOptions, GenerationOptions, LoraOptions, TrainConfig

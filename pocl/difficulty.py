@@ -20,7 +20,7 @@ from pocl.common import distributed
 from pocl.common.errors import RunStopped, UserError
 from pocl.common.files import read_jsonl, write_json, write_jsonl
 from pocl.common.resumable_pass import Parts
-from pocl.curriculum import Curriculum, Stage
+from pocl.curriculum.stages import Curriculum, Stage
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import blocks_to_read
 from pocl.diagnostics import diagnose, summary

@@ -6,7 +6,7 @@ Nobody writes to these objects after parsing; below the entry points functions t
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pocl.curriculum import CURRICULA
+from pocl.curriculum.stages import CURRICULA
 from pocl.flags import flag
 from pocl.losses.divergences import LOSSES
 from pocl.ranking import SIGNALS

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pocl.curriculum import Curriculum, Stage
+from pocl.curriculum.stages import Curriculum, Stage
 from pocl.losses.token import Term
 
 

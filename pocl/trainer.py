@@ -18,7 +18,8 @@ from pocl.common.console import Progressing, say
 from pocl.common.errors import Interrupted, RunStopped
 from pocl.common.files import write_json
 from pocl.common.interrupt import Interrupt, StopRequested
-from pocl.curriculum import Stage
+from pocl.curriculum.pools import Pools
+from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.difficulty import Ranker
 from pocl.engine import Engine
@@ -27,7 +28,6 @@ from pocl.generation import BuiltIn
 from pocl.gradients import Gradients
 from pocl.micro_batches import MicroBatchSource
 from pocl.on_policy import OnPolicy, OnPolicyState
-from pocl.pools import Pools
 from pocl.recipe import Recipe
 from pocl.run.checkpoints import Checkpoints
 from pocl.run.journal import Journal, peak_memory_gb

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import train
-from pocl.curriculum import CURRICULA
+from pocl.curriculum.stages import CURRICULA
 from pocl.data.dataset import IGNORE
 from pocl.losses.divergences import LOSSES
 from pocl.micro_batches import GlobalBatch, MicroBatch, MicroBatchSource

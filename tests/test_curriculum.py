@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pocl.common.errors import UserError
-from pocl.curriculum import (
+from pocl.curriculum.pools import random_order, reliance
+from pocl.curriculum.stages import (
     CURRICULA,
     Stage,
     check_batches,
@@ -12,7 +13,6 @@ from pocl.curriculum import (
     ramp,
     stage_order,
 )
-from pocl.pools import random_order, reliance
 
 SIZES = [(11435, 4), (10, 3), (4, 4), (7, 1), (64, 8), (101, 7)]  # (examples, stages)
 

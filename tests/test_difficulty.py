@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import train
-from pocl.curriculum import CURRICULA, plan_stages
+from pocl.curriculum.pools import unranked_pools
+from pocl.curriculum.stages import CURRICULA, plan_stages
 from pocl.data.dataset import Split, collate
 from pocl.difficulty import Ranker
 from pocl.micro_batches import MicroBatchSource
-from pocl.pools import unranked_pools
 from pocl.ranking import COLUMNS, SIGNALS, Column, columns_of, rank_examples
 from pocl.run.checkpoints import Checkpoints
 from pocl.run.position import Position

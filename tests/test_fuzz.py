@@ -20,7 +20,7 @@ from pocl.common.errors import UserError
 from pocl.common.files import read_jsonl, write_json, write_jsonl
 from pocl.common.resumable_pass import Parts
 from pocl.config import parse_train
-from pocl.curriculum import baby_step_pools
+from pocl.curriculum.stages import baby_step_pools
 from pocl.data.dataset import check_tokenizer, read_instructions
 from pocl.engine import check_precision, zero_stage
 from pocl.evaluation import load_set

@@ -21,7 +21,7 @@ import train
 from pocl.common import distributed
 from pocl.common.errors import UserError
 from pocl.config import parse_train
-from pocl.curriculum import Stage
+from pocl.curriculum.stages import Stage
 from pocl.data.dataset import load_split
 from pocl.lora import add_adapters, target_layers
 from pocl.models import load_model, load_skeleton, recompute_activations, train_only_last_layers, trunk

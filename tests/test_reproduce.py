@@ -16,7 +16,7 @@ import pytest
 from pocl import config as configuration
 from pocl.common.errors import UserError
 from pocl.common.files import write_json, write_text
-from pocl.curriculum import plan_stages
+from pocl.curriculum.stages import plan_stages
 from pocl.flags import parse
 from tests.runs import Result, call
 from tests.test_scripts import FAMILIES, Command, printed, run

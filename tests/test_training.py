@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import evaluate
 import train
 from pocl.common.resumable_pass import Parts
-from pocl.curriculum import Stage
+from pocl.curriculum.stages import Stage
 from pocl.losses.divergences import LOSSES
 from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 

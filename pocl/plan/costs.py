@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pocl.curriculum import Stage
+from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.losses.chunked import chunk_bytes
 from pocl.models import count_parameters, layer_stack, recompute_activations, trunk

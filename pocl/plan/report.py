@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from pocl.common import distributed
 from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
-from pocl.curriculum import Curriculum
+from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
 from pocl.difficulty import read_order

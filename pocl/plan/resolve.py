@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 from pocl.common import distributed
 from pocl.common.console import show_table
 from pocl.common.files import read_json
-from pocl.curriculum import CURRICULA, Curriculum, check_batches, plan_stages
+from pocl.curriculum.pools import Pools, unranked_pools
+from pocl.curriculum.stages import CURRICULA, Curriculum, check_batches, plan_stages
 from pocl.data.dataset import Split, read_manifest
 from pocl.losses.chunked import automatic_chunk_tokens
 from pocl.models import DTYPES, load_config, load_skeleton, recompute_activations
 from pocl.options import TrainConfig
 from pocl.plan.costs import cached_numbers, micro_batch_tokens, prompts_at_once
-from pocl.pools import Pools, unranked_pools
 from pocl.ranking import sources_of
 from pocl.teacher import cache_bytes, cache_format
 

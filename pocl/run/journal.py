@@ -9,7 +9,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from pocl.common import distributed
-from pocl.curriculum import Stage
+from pocl.curriculum.stages import Stage
 from pocl.rundir import RunDir
 
 STATUS = Path("/proc/self/status")  # Linux: the peak memory of a process

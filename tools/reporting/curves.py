@@ -6,7 +6,7 @@ from typing import Any
 
 from pocl.common.errors import UserError
 from pocl.common.files import read_json
-from pocl.curriculum import Stage
+from pocl.curriculum.stages import Stage
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".webp", ".eps")  # endings that matplotlib writes without other programs
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from pocl.curriculum import CURRICULA, Scheme, Stage, stage_order
+from pocl.curriculum.stages import CURRICULA, Scheme, Stage, stage_order
 
 Reliance = Literal["off", "hard", "linear"]
 
