@@ -32,7 +32,7 @@ from pocl.evaluation import (
 )
 from pocl.flags import parse
 from pocl.generation import Generator
-from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint
+from pocl.models.loading import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import EvaluateOptions, GenerationOptions
 from pocl.plan.resolve import prompts_together
 from pocl.run.answers import (

@@ -20,14 +20,11 @@ from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
 from pocl.difficulty import Ranker, adopt_ranking
 from pocl.engine import Engine
 from pocl.evaluation import DevSet, Example
-from pocl.fast.offload import place
-from pocl.fast.packing import why_not_packed
-from pocl.lora import add_adapters
 from pocl.losses.chunked import StudentObjective
 from pocl.losses.divergences import loss_type
 from pocl.losses.fused import why_not_fused
 from pocl.losses.token import Term
-from pocl.models import (
+from pocl.models.loading import (
     DTYPES,
     check_head,
     check_positions,
@@ -40,6 +37,10 @@ from pocl.models import (
     weights_bytes,
     weights_fingerprint,
 )
+from pocl.models.lora import add_adapters
+from pocl.models.offload import place
+from pocl.models.packing import why_not_packed
+from pocl.models.teacher import OnlineTeacher, TeacherSource, cached_teacher
 from pocl.on_policy import OnPolicy
 from pocl.options import TrainConfig
 from pocl.plan.resolve import cache_key, cache_place, data_fingerprint, needs_ranking, offloads_teacher, wants_packing
@@ -47,7 +48,6 @@ from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
 from pocl.sampling import Sampling
 from pocl.scoring import Limits
-from pocl.teacher import OnlineTeacher, TeacherSource, cached_teacher
 
 
 def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Split, DevSet | None]:

@@ -26,12 +26,12 @@ from pocl.data.micro_batches import blocks_to_read
 from pocl.diagnostics import diagnose, summary
 from pocl.losses.chunked import chunks_needed, distillation_objective
 from pocl.losses.token import Term
-from pocl.models import response_labels, weights_fingerprint
+from pocl.models.loading import response_labels, weights_fingerprint
+from pocl.models.teacher import TeacherSource
 from pocl.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
 from pocl.run.position import Position
 from pocl.rundir import RunDir
 from pocl.scoring import Limits, score_examples
-from pocl.teacher import TeacherSource
 
 FIRST = "difficulty"  # the ranking before any training
 

@@ -17,11 +17,11 @@ from pocl.common import distributed
 from pocl.common.errors import RunStopped, UserError
 from pocl.common.files import read_json
 from pocl.data.dataset import Batch
-from pocl.lora import merged_weights
 from pocl.losses.chunked import StudentObjective
 from pocl.losses.head import Head
 from pocl.losses.token import Term, Weights
-from pocl.models import fuse_activations
+from pocl.models.loading import fuse_activations
+from pocl.models.lora import merged_weights
 
 # fp16 loss scaling: starts at 2^16, as torch's own scaler does.
 _FP16 = {"enabled": True, "initial_scale_power": 16}

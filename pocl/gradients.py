@@ -11,8 +11,8 @@ from pocl.data.dataset import Batch, send
 from pocl.engine import Engine
 from pocl.losses.token import Term, Weights
 from pocl.micro_batches import GlobalBatch, MicroBatch, MicroBatchSource
+from pocl.models.teacher import TeacherSource
 from pocl.snapshot import Snapshot
-from pocl.teacher import TeacherSource
 
 
 @dataclass(frozen=True)

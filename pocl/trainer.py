@@ -27,6 +27,7 @@ from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.generation import BuiltIn
 from pocl.gradients import Gradients
 from pocl.micro_batches import MicroBatchSource
+from pocl.models.teacher import TeacherSource
 from pocl.on_policy import OnPolicy, OnPolicyState
 from pocl.recipe import Recipe
 from pocl.run.checkpoints import Checkpoints
@@ -34,7 +35,6 @@ from pocl.run.journal import Journal, peak_memory_gb
 from pocl.run.position import Position
 from pocl.rundir import RunDir
 from pocl.snapshot import Snapshot
-from pocl.teacher import TeacherSource
 
 
 class Trainer:

@@ -24,8 +24,8 @@ from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import RankStopped, UserError
 from pocl.generation import BuiltIn, Generator, even_blocks
-from pocl.lora import adapter_chain
-from pocl.models import end_ids
+from pocl.models.loading import end_ids
+from pocl.models.lora import adapter_chain
 from pocl.options import Backend
 from pocl.rundir import ROOT
 from pocl.sampling import Sampling

@@ -28,9 +28,8 @@ from transformers import PreTrainedModel
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import pocl.teacher  # noqa: E402
+import pocl.models.teacher  # noqa: E402
 from pocl.data.dataset import Split  # noqa: E402  The path stands before.
-from pocl.fast.packing import takes_whole_masks  # noqa: E402
 from pocl.generation import Decoder  # noqa: E402
 from pocl.gradients import Gradients  # noqa: E402
 from pocl.losses.chunked import BLOCK_NUMBERS, StudentObjective  # noqa: E402
@@ -38,10 +37,11 @@ from pocl.losses.divergences import LOSSES  # noqa: E402
 from pocl.losses.head import HEAD_ROWS, make_head  # noqa: E402
 from pocl.losses.token import Term  # noqa: E402
 from pocl.micro_batches import MicroBatch  # noqa: E402
-from pocl.models import attend_by_example  # noqa: E402
+from pocl.models.loading import attend_by_example  # noqa: E402
+from pocl.models.packing import takes_whole_masks  # noqa: E402
+from pocl.models.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
 from pocl.sampling import Sampling  # noqa: E402
 from pocl.snapshot import Snapshot  # noqa: E402
-from pocl.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
 from tests.tiny import FAMILIES, tiny_model  # noqa: E402
 
 NAME = "elsewhere"
@@ -197,7 +197,7 @@ def cases() -> dict[str, Callable[[], object]]:
 def main() -> None:
     """Try every case."""
     BLOCK_NUMBERS[NAME], HEAD_ROWS[NAME] = BLOCK_NUMBERS["cuda"], HEAD_ROWS["cuda"]
-    pocl.teacher.place_head = lambda model, device: None  # it is there
+    pocl.models.teacher.place_head = lambda model, device: None  # it is there
     raised = {}
     with OnTheDevice():
         for name, case in cases().items():

@@ -23,7 +23,7 @@ from pocl.losses.chunked import StudentObjective  # noqa: E402
 from pocl.losses.divergences import LOSSES  # noqa: E402
 from pocl.losses.head import make_head  # noqa: E402
 from pocl.losses.token import Term  # noqa: E402
-from pocl.models import response_states  # noqa: E402
+from pocl.models.loading import response_states  # noqa: E402
 from tests.tiny import tiny_model  # noqa: E402
 
 GLOBAL_BATCH, MICRO_BATCH, STEPS = 8, 2, 3

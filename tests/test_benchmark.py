@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pocl.common import distributed
-from pocl.fast.packing import never_packed
 from pocl.losses import fused
-from pocl.models import response_states
+from pocl.models.loading import response_states
+from pocl.models.packing import never_packed
 from tests.runs import Result, call
 from tools import benchmark
 from tools.benchmarking import divergences, stepping

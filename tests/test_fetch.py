@@ -18,7 +18,7 @@ import pytest
 
 from pocl.common.files import read_jsonl
 from pocl.evaluation import load_set
-from pocl.models import load_model, load_tokenizer
+from pocl.models.loading import load_model, load_tokenizer
 from tests.runs import Result, call
 from tests.tiny import ROOT
 from tools import fetch

@@ -21,7 +21,7 @@ from pocl.losses.divergences import LOSSES
 from pocl.losses.fused import fused_objective, never_fused, why_not_fused
 from pocl.losses.head import HEAD_ROWS, aligned, make_head
 from pocl.losses.token import Term, Weights, token_objective
-from pocl.models import response_states
+from pocl.models.loading import response_states
 from tests.runs import call, make_folders, train_arguments
 from tests.tiny import tiny_model
 

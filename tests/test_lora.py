@@ -17,9 +17,8 @@ import train
 from pocl.common.errors import UserError
 from pocl.data.dataset import collate
 from pocl.generation import Sampling, generate
-from pocl.lora import adapter_chain, add_adapters, merged_weights, save_adapter
 from pocl.losses.head import make_head
-from pocl.models import (
+from pocl.models.loading import (
     check_head,
     layer_stack,
     load_model,
@@ -29,6 +28,7 @@ from pocl.models import (
     trunk,
     weights_fingerprint,
 )
+from pocl.models.lora import adapter_chain, add_adapters, merged_weights, save_adapter
 from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 from tools import generate_seqkd
@@ -481,6 +481,6 @@ def test_a_damaged_or_unsafe_adapter_is_refused(trained: Path, gpt2: Folders, tm
 
 
 def test_an_adapter_on_the_hub_is_to_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pocl.models.find_adapter_config_file", lambda name: "adapter_config.json")
+    monkeypatch.setattr("pocl.models.loading.find_adapter_config_file", lambda name: "adapter_config.json")
     with pytest.raises(UserError, match="some/adapter is an adapter on the hub; download it"):
         load_model("some/adapter")

@@ -38,7 +38,7 @@ from transformers.activations import NewGELUActivation
 from pocl.common.errors import UserError
 from pocl.data.dataset import collate
 from pocl.losses.head import Head, make_head
-from pocl.models import (
+from pocl.models.loading import (
     check_head,
     check_positions,
     check_same_tokenizer,
@@ -240,7 +240,7 @@ def test_a_name_that_is_no_folder_is_told_to_be_none_before_the_hub_is_named(
     if raised:
         for kind in (AutoConfig, AutoTokenizer):
             monkeypatch.setattr(kind, "from_pretrained", Mock(side_effect=raised))
-        monkeypatch.setattr("pocl.models.find_adapter_config_file", lambda path: None)
+        monkeypatch.setattr("pocl.models.loading.find_adapter_config_file", lambda path: None)
     for load in (load_model, load_tokenizer):
         with pytest.raises(UserError) as caught:
             load(name)
@@ -250,7 +250,7 @@ def test_a_name_that_is_no_folder_is_told_to_be_none_before_the_hub_is_named(
 def test_what_the_hub_says_of_a_model_that_it_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     error = OSError("You are trying to access a gated repo.\nMake sure to have access to it")
     error.__cause__ = GatedRepoError("403", response=MagicMock())
-    monkeypatch.setattr("pocl.models.find_adapter_config_file", lambda path: None)
+    monkeypatch.setattr("pocl.models.loading.find_adapter_config_file", lambda path: None)
     monkeypatch.setattr(AutoConfig, "from_pretrained", Mock(side_effect=error))
     assert refusal("their/model").endswith("'their/model': You are trying to access a gated repo.")
 

@@ -18,7 +18,7 @@ from pocl.data.dataset import collate, load_split
 from pocl.engine import Engine, _groups
 from pocl.losses.chunked import StudentObjective
 from pocl.losses.token import Term
-from pocl.models import DTYPES
+from pocl.models.loading import DTYPES
 from pocl.rundir import ROOT
 from tests.golden import CASES, KEPT, curve
 from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments

@@ -29,7 +29,7 @@ from pocl.losses.chunked import (
 from pocl.losses.divergences import LOSSES, slope_by_autograd
 from pocl.losses.head import HEAD_ROWS, Head, aligned, make_head
 from pocl.losses.token import Term, Weights, token_objective
-from pocl.models import response_labels, response_states
+from pocl.models.loading import response_labels, response_states
 from tests import steps
 
 END = 0

@@ -12,7 +12,7 @@ from pocl.common import distributed
 from pocl.data.dataset import IGNORE, load_split
 from pocl.evaluation import mean_cross_entropy
 from pocl.micro_batches import GlobalBatch, MicroBatchSource
-from pocl.models import load_model
+from pocl.models.loading import load_model
 from pocl.on_policy import OnPolicy, OnPolicyState
 from tests.runs import (
     MAX_LENGTH,

@@ -19,14 +19,14 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 import train
 from pocl.data.dataset import collate
 from pocl.data.micro_batches import cut_rows
-from pocl.fast import attention
-from pocl.fast.attention import Segments, attention_by_example
-from pocl.fast.packing import never_packed, why_not_packed
 from pocl.losses.chunked import StudentObjective
 from pocl.losses.divergences import LOSSES
 from pocl.losses.head import make_head
 from pocl.losses.token import Term, Weights
-from pocl.models import attend_by_example, load_model, recompute_activations, response_states
+from pocl.models import attention
+from pocl.models.attention import Segments, attention_by_example
+from pocl.models.loading import attend_by_example, load_model, recompute_activations, response_states
+from pocl.models.packing import never_packed, why_not_packed
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 

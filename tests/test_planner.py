@@ -23,8 +23,8 @@ from pocl.common.errors import UserError
 from pocl.config import parse_train
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import load_split
-from pocl.lora import add_adapters, target_layers
-from pocl.models import load_model, load_skeleton, recompute_activations, train_only_last_layers, trunk
+from pocl.models.loading import load_model, load_skeleton, recompute_activations, train_only_last_layers, trunk
+from pocl.models.lora import add_adapters, target_layers
 from pocl.plan import report as plan_report
 from pocl.plan.costs import (
     Amount,

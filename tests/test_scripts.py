@@ -300,7 +300,7 @@ def test_gpt2_models_stand_where_fetch_puts_them(tmp_path: Path) -> None:
     checkpoints = ROOT / "checkpoints"
     pocl = trained("gpt2/pocl/train.sh", cwd=tmp_path).models
     assert pocl.model == str(checkpoints / MODELS["gpt2"].path)
-    assert pocl.teacher == str(checkpoints / MODELS["teacher-gpt2-1.5B"].path)
+    assert pocl.models.teacher == str(checkpoints / MODELS["teacher-gpt2-1.5B"].path)
     starts = {"gpt2/sft/teacher.sh": "gpt2-xl", "opt/sft/base.sh": "opt-350m", "opt/sft/teacher.sh": "opt-2.7b"}
     starts |= {"qwen2/sft/base.sh": "Qwen2-0.5B", "qwen2/sft/teacher.sh": "Qwen2-1.5B"}
     starts |= {"smollm2/sft/base.sh": "SmolLM2-135M", "smollm2/sft/teacher.sh": "SmolLM2-360M"}

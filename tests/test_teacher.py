@@ -15,14 +15,14 @@ import torch
 from transformers import PreTrainedModel
 
 import train
-from pocl import teacher as teachers
 from pocl.common.errors import UserError
 from pocl.common.resumable_pass import Parts
 from pocl.data.dataset import load_split
 from pocl.data.micro_batches import READING_TOKENS, blocks_to_read
-from pocl.fast.offload import place
-from pocl.models import count_parameters, load_model
-from pocl.teacher import CachedTeacher, OnlineTeacher, cached_teacher
+from pocl.models import teacher as teachers
+from pocl.models.loading import count_parameters, load_model
+from pocl.models.offload import place
+from pocl.models.teacher import CachedTeacher, OnlineTeacher, cached_teacher
 from tests.runs import (
     MAX_LENGTH,
     Folders,

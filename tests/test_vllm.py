@@ -28,7 +28,7 @@ from pocl.common import distributed
 from pocl.common.errors import RankStopped, UserError
 from pocl.data.dataset import load_split
 from pocl.generation import BuiltIn, Generator
-from pocl.models import load_model, load_tokenizer
+from pocl.models.loading import load_model, load_tokenizer
 from pocl.sampling import Sampling
 from pocl.scoring import Limits, score_examples
 from pocl.vllm_backend import has_vllm, open_generator, vllm_python, worker_environment

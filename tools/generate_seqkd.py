@@ -27,7 +27,7 @@ from pocl.common.resumable_pass import Parts
 from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
 from pocl.flags import flag, parse
 from pocl.generation import Generator, decode
-from pocl.models import check_positions, load_model, load_tokenizer, weights_fingerprint
+from pocl.models.loading import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import Backend
 from pocl.plan.resolve import prompts_together
 from pocl.sampling import Sampling

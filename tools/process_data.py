@@ -33,7 +33,7 @@ from pocl.data.dataset import (
 )
 from pocl.evaluation import SET_FOLDERS, load_set
 from pocl.flags import flag, parse
-from pocl.models import load_tokenizer
+from pocl.models.loading import load_tokenizer
 from pocl.rundir import ROOT
 from tools import fetch, fetch_summaries
 

@@ -23,7 +23,7 @@ from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import replace_folder
 from pocl.flags import flag, parse
-from pocl.models import count_parameters
+from pocl.models.loading import count_parameters
 
 
 @dataclass(frozen=True)

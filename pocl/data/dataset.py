@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocl.common.errors import UserError
 from pocl.common.files import check_object, json_kind, read_json, read_jsonl, value_sha256
-from pocl.fast.attention import Segments
+from pocl.models.attention import Segments
 
 IGNORE = -100  # the label of a position that is no response token
 FORMAT_VERSION = 1  # of the processed folder

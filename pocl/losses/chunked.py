@@ -21,7 +21,7 @@ from pocl.losses.fused import fused_objective
 from pocl.losses.head import Head, aligned, make_head
 from pocl.losses.tied import TiedGradient, lookups_of, tied_embedding
 from pocl.losses.token import Term, Weights, token_objective
-from pocl.models import response_labels, response_states
+from pocl.models.loading import response_labels, response_states
 
 # Logit elements processed per block. On the CPU, what its caches hold: at V = 50,257 ten rows at a time took two
 # thirds to three quarters of the time that 256 took. A GPU needs long kernels (not measured yet).

@@ -1,6 +1,6 @@
 """What a run takes, counted before any weights are loaded: tokens, matmuls, memory.
 
-Everything here is arithmetic on lengths and on models without weights (``load_skeleton`` in pocl/models.py), except
+Everything here is arithmetic on lengths and on models without weights (``load_skeleton`` in pocl/models/loading.py), except
 ``matmul_rate``, which measures this machine. Memory is in bytes, work in floating-point operations.
 """
 
@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.losses.chunked import chunk_bytes
-from pocl.models import count_parameters, layer_stack, recompute_activations, trunk
+from pocl.models.loading import count_parameters, layer_stack, recompute_activations, trunk
 
 _CUT_STEPS = 500  # steps of a stage's first epoch that are cut into micro-batches; the rest are like them
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default for reduce_bucket_size

@@ -21,9 +21,10 @@ from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
 from pocl.difficulty import read_order
-from pocl.fast.packing import never_packed
-from pocl.lora import target_layers
-from pocl.models import DTYPES, load_skeleton
+from pocl.models.loading import DTYPES, load_skeleton
+from pocl.models.lora import target_layers
+from pocl.models.packing import never_packed
+from pocl.models.teacher import cache_bytes
 from pocl.options import TrainConfig
 from pocl.plan.costs import (
     Amount,
@@ -52,7 +53,6 @@ from pocl.plan.resolve import (
 )
 from pocl.ranking import COLUMNS, columns_of, sources_of
 from pocl.rundir import RunDir
-from pocl.teacher import cache_bytes
 
 
 @dataclass(frozen=True)

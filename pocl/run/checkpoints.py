@@ -16,7 +16,7 @@ from pocl.common.console import say
 from pocl.common.errors import RankStopped, UserError, first_line
 from pocl.common.files import check_object, recover_folder, replace_folder, write_json
 from pocl.engine import Engine
-from pocl.lora import merged_weights, save_adapter
+from pocl.models.lora import merged_weights, save_adapter
 from pocl.run.position import Position
 from pocl.run.statefile import load_state, save_state
 from pocl.rundir import RunDir

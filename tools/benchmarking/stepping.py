@@ -30,7 +30,6 @@ from transformers.activations import NewGELUActivation
 from pocl.common.errors import UserError
 from pocl.data.dataset import IGNORE, Batch, Split, load_split, read_instructions
 from pocl.data.micro_batches import OVERHEAD_TOKENS, blocks_by_length, micro_batches
-from pocl.fast import attention
 from pocl.fast.products import onednn_is_better, use_onednn, use_torchs_own
 from pocl.losses import head as heads
 from pocl.losses.chunked import StudentObjective, chunks_needed, distillation_objective
@@ -38,9 +37,10 @@ from pocl.losses.divergences import LOSSES
 from pocl.losses.fused import never_fused
 from pocl.losses.head import Head, aligned, make_head
 from pocl.losses.token import Term
-from pocl.models import DTYPES, fuse_activations, response_labels, response_states, trunk
+from pocl.models import attention
+from pocl.models.loading import DTYPES, fuse_activations, response_labels, response_states, trunk
+from pocl.models.teacher import CachedTeacher
 from pocl.rundir import ROOT
-from pocl.teacher import CachedTeacher
 from tools.process_data import tokenised
 
 TEMPERATURE, KD_RATIO = 1.5, 0.8  # as in the middle of the curriculum

@@ -71,7 +71,7 @@ def missing_teacher(work: Reproduction) -> list[str]:
 
 
 def may_be_on_the_hub(path: str) -> bool:
-    """Whether it has the form of a name on the hub, as pocl/models.py sees it."""
+    """Whether it has the form of a name on the hub, as pocl/models/loading.py sees it."""
     return not (Path(path).is_absolute() or path.startswith((".", "~")) or len(Path(path).parts) > 2)
 
 

@@ -27,9 +27,9 @@ from pocl.common.files import read_json, write_json
 from pocl.common.resumable_pass import Parts
 from pocl.data.dataset import Batch, Split
 from pocl.data.micro_batches import blocks_to_read
-from pocl.fast.offload import place_head
 from pocl.losses.head import Head, aligned, make_head
-from pocl.models import response_states
+from pocl.models.loading import response_states
+from pocl.models.offload import place_head
 
 # The file's elements as numpy dtypes; numpy has no bfloat16.
 _STORAGE = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.float64: np.float64}
@@ -123,7 +123,7 @@ def cached_teacher(
 ) -> CachedTeacher:
     """The teacher with its cache in ``folder``, which is built, completed or verified first, over all ranks.
 
-    The model runs on ``device`` (``place`` in pocl/fast/offload.py); afterwards only its head is left there.
+    The model runs on ``device`` (``place`` in pocl/models/offload.py); afterwards only its head is left there.
     ``key`` says what the states depend on besides the model's dtype (weights under "teacher", texts, limits).  Raises
     UserError if the folder holds a cache of something else or fails verification, or the disk has no room.
     """

@@ -27,9 +27,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl.common.errors import UserError, first_line
 from pocl.data.dataset import Batch, tokenizer_fingerprint
-from pocl.fast import attention
-from pocl.lora import about_base, adapter_chain, merge_adapter
 from pocl.losses.head import make_head
+from pocl.models import attention
+from pocl.models.lora import about_base, adapter_chain, merge_adapter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOADING_ERRORS = (
@@ -235,7 +235,7 @@ def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The trunk's hidden states at the positions that have a label.  -> [N, H].
 
     No attention mask is passed: padding is to the right of every response, where a causal trunk never looks. The
-    examples of a packed batch are kept apart by ``pocl.fast.attention``, or by positions (``pocl.fast.packing``).
+    examples of a packed batch are kept apart by ``pocl.models.attention``, or by positions (``pocl.models.packing``).
     """
     others: dict[str, Any] = {}
     if batch.position_ids is not None:

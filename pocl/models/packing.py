@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from pocl.common.errors import first_line
 from pocl.data.dataset import Batch, collate
-from pocl.fast import attention
-from pocl.fast.attention import Segments, whole_mask
-from pocl.models import response_states, trunk
+from pocl.models import attention
+from pocl.models.attention import Segments, whole_mask
+from pocl.models.loading import response_states, trunk
 
 
 def never_packed(model: PreTrainedModel, device: torch.device) -> str | None:

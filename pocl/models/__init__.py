@@ -1,0 +1,1 @@
+"""Student and teacher: loading, hidden states and heads, identity, adapters, the teacher's cache."""
