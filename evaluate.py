@@ -31,7 +31,9 @@ from pocl.evaluation import (
     tokenise_prompts,
 )
 from pocl.flags import parse
-from pocl.generation import Generator
+from pocl.generation.decoding import Generator
+from pocl.generation.sampling import Sampling
+from pocl.generation.vllm_backend import open_generator
 from pocl.models.loading import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import EvaluateOptions, GenerationOptions
 from pocl.plan.resolve import prompts_together
@@ -45,8 +47,6 @@ from pocl.run.answers import (
     what_is_there,
     write_summary,
 )
-from pocl.sampling import Sampling
-from pocl.vllm_backend import open_generator
 
 # What summary.json keeps of the command beside the protocol, so that it can be given again.
 ASKED = ("model", "tokenizer", "num_examples", "max_length", "max_prompt_length", "dtype")

@@ -20,6 +20,7 @@ from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
 from pocl.difficulty import Ranker, adopt_ranking
 from pocl.engine import Engine
 from pocl.evaluation import DevSet, Example
+from pocl.generation.sampling import Sampling
 from pocl.losses.chunked import StudentObjective
 from pocl.losses.divergences import loss_type
 from pocl.losses.fused import why_not_fused
@@ -46,7 +47,6 @@ from pocl.options import TrainConfig
 from pocl.plan.resolve import cache_key, cache_place, data_fingerprint, needs_ranking, offloads_teacher, wants_packing
 from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
-from pocl.sampling import Sampling
 from pocl.scoring import Limits
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.common import distributed
 from pocl.data.dataset import Split
-from pocl.generation import BuiltIn
+from pocl.generation.decoding import BuiltIn
 from pocl.scoring import Limits, score_block
 
 NUM_BUCKETS = 4

@@ -12,13 +12,13 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, Pre
 from transformers.cache_utils import DynamicLayer
 
 from pocl.common import distributed
-from pocl.fast.kv_cache import RoomyLayer
-from pocl.generation import BuiltIn, _Watch, answer_prompts, decode, even_blocks, generate
+from pocl.generation.decoding import BuiltIn, _Watch, answer_prompts, decode, even_blocks, generate
+from pocl.generation.kv_cache import RoomyLayer
+from pocl.generation.sampling import NgramBan, Sampling, ban_repeated, choose_tokens
 from pocl.losses.head import HEAD_ROWS
 from pocl.models.attention import whole_mask
 from pocl.models.loading import attend_by_example
 from pocl.models.packing import takes_whole_masks
-from pocl.sampling import NgramBan, Sampling, ban_repeated, choose_tokens
 from tests.tiny import FAMILIES, tiny_model
 
 # Lengths 1 to 14; some repeat themselves, so that a ban of n-grams finds something in the prompt.

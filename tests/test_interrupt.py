@@ -19,7 +19,7 @@ import pytest
 import train
 from pocl.common.errors import Interrupted, UserError, run_main
 from pocl.common.interrupt import Interrupt
-from pocl.generation import BuiltIn
+from pocl.generation.decoding import BuiltIn
 from pocl.gradients import Gradients
 from pocl.micro_batches import MicroBatchSource
 from pocl.run import checkpoints

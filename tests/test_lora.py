@@ -16,7 +16,7 @@ import evaluate
 import train
 from pocl.common.errors import UserError
 from pocl.data.dataset import collate
-from pocl.generation import Sampling, generate
+from pocl.generation.decoding import Sampling, generate
 from pocl.losses.head import make_head
 from pocl.models.loading import (
     check_head,

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
-from pocl import generation
 from pocl.data.dataset import load_split
+from pocl.generation import decoding as generation
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tools import generate_seqkd, process_data
 

@@ -23,15 +23,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import evaluate
 import train
-from pocl import difficulty, vllm_backend
+from pocl import difficulty
 from pocl.common import distributed
 from pocl.common.errors import RankStopped, UserError
 from pocl.data.dataset import load_split
-from pocl.generation import BuiltIn, Generator
+from pocl.generation import vllm_backend
+from pocl.generation.decoding import BuiltIn, Generator
+from pocl.generation.sampling import Sampling
+from pocl.generation.vllm_backend import has_vllm, open_generator, vllm_python, worker_environment
 from pocl.models.loading import load_model, load_tokenizer
-from pocl.sampling import Sampling
 from pocl.scoring import Limits, score_examples
-from pocl.vllm_backend import has_vllm, open_generator, vllm_python, worker_environment
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT, save_model, tiny_model
 from tools import generate_seqkd
@@ -254,7 +255,7 @@ def test_auto_goes_on_without_vllm_and_vllm_does_not(
 
 def test_a_busy_worker_ends_when_nobody_asks_any_more_and_not_by_ctrl_c(fake_python: Path) -> None:
     process = subprocess.Popen(
-        [fake_python, "-m", "pocl.vllm_worker"],
+        [fake_python, "-m", "pocl.generation.vllm_worker"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=worker_environment(os.environ | {"FAKE_VLLM_FAULT": "hang"}, CPU),

@@ -26,12 +26,12 @@ from pocl.common.files import replace_folder, value_sha256, write_json
 from pocl.common.resumable_pass import Parts
 from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
 from pocl.flags import flag, parse
-from pocl.generation import Generator, decode
+from pocl.generation.decoding import Generator, decode
+from pocl.generation.sampling import Sampling
+from pocl.generation.vllm_backend import open_generator
 from pocl.models.loading import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import Backend
 from pocl.plan.resolve import prompts_together
-from pocl.sampling import Sampling
-from pocl.vllm_backend import open_generator
 
 
 @dataclass(frozen=True)

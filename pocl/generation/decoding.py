@@ -21,19 +21,19 @@ from pocl.common.console import Progressing
 from pocl.common.interrupt import requested, stop_if_requested
 from pocl.data.dataset import send
 from pocl.data.micro_batches import blocks_by_length
-from pocl.fast.kv_cache import roomy_cache
+from pocl.generation.kv_cache import roomy_cache
+from pocl.generation.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 from pocl.losses.head import aligned, make_head
 from pocl.models.attention import whole_mask
 from pocl.models.loading import end_ids, trunk
 from pocl.models.packing import takes_whole_masks
-from pocl.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 
 # Rows are dropped once this share of the batch is done: dropping copies the cache.
 _COMPACT_AT = 0.125
 
 
 class Generator(Protocol):
-    """What answers prompts, such as the built-in loop or vLLM. All of them choose tokens by ``pocl.sampling``."""
+    """What answers prompts, such as the built-in loop or vLLM. All of them choose tokens by ``pocl.generation.sampling``."""
 
     @property
     def name(self) -> str:

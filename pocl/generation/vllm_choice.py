@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
-from pocl.sampling import NgramBan, Sampling, example_uniforms, next_tokens
+from pocl.generation.sampling import NgramBan, Sampling, example_uniforms, next_tokens
 
 
 class _Answer:

@@ -23,12 +23,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import RankStopped, UserError
-from pocl.generation import BuiltIn, Generator, even_blocks
+from pocl.generation.decoding import BuiltIn, Generator, even_blocks
+from pocl.generation.sampling import Sampling
 from pocl.models.loading import end_ids
 from pocl.models.lora import adapter_chain
 from pocl.options import Backend
 from pocl.rundir import ROOT
-from pocl.sampling import Sampling
 
 PYTHON_VARIABLE = "POCL_VLLM_PYTHON"
 EXAMPLES_PER_CALL = 2048  # vLLM fills its batch from them as answers end; a crash loses one call's answers
@@ -148,13 +148,13 @@ def worker_environment(environment: Mapping[str, str], device: torch.device) -> 
 
 
 class VllmWorker:
-    """A Generator: one vLLM process that has loaded one model. ``pocl.vllm_worker`` is the other end."""
+    """A Generator: one vLLM process that has loaded one model. ``pocl.generation.vllm_worker`` is the other end."""
 
     def __init__(self, python: str, settings: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         self.python, self.name = python, "vllm"
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  close() ends it
         self._process = subprocess.Popen(
-            [python, "-m", "pocl.vllm_worker"],
+            [python, "-m", "pocl.generation.vllm_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -1,4 +1,4 @@
-"""vLLM in a process of its own, driven by lines of JSON: ``python -m pocl.vllm_worker``, started by vllm_backend.
+"""vLLM in a process of its own, driven by lines of JSON: ``python -m pocl.generation.vllm_worker``, started by vllm_backend.
 
 The first line from standard input is the settings; ``{"ready": version}`` answers it. Every further line holds
 prompts, example ids and sampling; ``{"answers": lists of token ids}`` answers it. ``{"error": text}`` answers either.
@@ -61,7 +61,7 @@ class _Worker:
     def _load(self, settings: Mapping[str, Any]) -> str:
         """Load the model and try it -> vLLM's version.
 
-        ``pocl.vllm_choice`` uses the interface of the V1 model runner, and must see every token before the next is
+        ``pocl.generation.vllm_choice`` uses the interface of the V1 model runner, and must see every token before the next is
         computed.
         """
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
@@ -76,7 +76,7 @@ class _Worker:
             skip_tokenizer_init=True,
             trust_remote_code=False,
             generation_config="vllm",  # not the model's own sampling defaults
-            logits_processors=["pocl.vllm_choice:ChooseToken"],
+            logits_processors=["pocl.generation.vllm_choice:ChooseToken"],
             async_scheduling=False,
             enforce_eager=not memory,  # on a CPU, compiling takes longer than it saves
             **memory,

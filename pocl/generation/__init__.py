@@ -1,0 +1,1 @@
+"""Prompts to answers: decoding, sampling, the key-value cache, vLLM."""
