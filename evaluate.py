@@ -21,7 +21,17 @@ from pocl.common.errors import UserError, run_main
 from pocl.common.files import read_jsonl, value_sha256, write_json, write_jsonl
 from pocl.config import check_evaluate
 from pocl.data.dataset import load_split, read_manifest, tokenizer_fingerprint
-from pocl.evaluation import (
+from pocl.evaluation.kept_answers import (
+    GIVEN,
+    ORIGIN,
+    changed_options,
+    read_summary,
+    remove_answers,
+    seed_files,
+    what_is_there,
+    write_summary,
+)
+from pocl.evaluation.sets import (
     Example,
     evaluate,
     load_set,
@@ -37,16 +47,6 @@ from pocl.generation.vllm_backend import open_generator
 from pocl.models.loading import check_positions, load_model, load_tokenizer, weights_fingerprint
 from pocl.options import EvaluateOptions, GenerationOptions
 from pocl.plan.resolve import prompts_together
-from pocl.run.answers import (
-    GIVEN,
-    ORIGIN,
-    changed_options,
-    read_summary,
-    remove_answers,
-    seed_files,
-    what_is_there,
-    write_summary,
-)
 
 # What summary.json keeps of the command beside the protocol, so that it can be given again.
 ASKED = ("model", "tokenizer", "num_examples", "max_length", "max_prompt_length", "dtype")

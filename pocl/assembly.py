@@ -19,7 +19,7 @@ from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
 from pocl.difficulty import Ranker, adopt_ranking
 from pocl.engine import Engine
-from pocl.evaluation import DevSet, Example
+from pocl.evaluation.sets import DevSet, Example
 from pocl.generation.sampling import Sampling
 from pocl.losses.chunked import StudentObjective
 from pocl.losses.divergences import loss_type

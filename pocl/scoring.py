@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl.common.resumable_pass import Parts
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import blocks_to_read
+from pocl.evaluation.metrics import rouge_l
 from pocl.generation.decoding import Generator, decode
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import open_generator
 from pocl.losses.chunked import example_cross_entropy
-from pocl.metrics import rouge_l
 from pocl.options import Backend
 
 

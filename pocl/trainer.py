@@ -23,7 +23,7 @@ from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.difficulty import Ranker
 from pocl.engine import Engine
-from pocl.evaluation import DevSet, evaluate, mean_cross_entropy, mean_scores
+from pocl.evaluation.sets import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.generation.decoding import BuiltIn
 from pocl.gradients import Gradients
 from pocl.micro_batches import MicroBatchSource

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 from pocl.common.files import write_jsonl
-from pocl.evaluation import load_set
+from pocl.evaluation.sets import load_set
 from pocl.generation.decoding import BuiltIn
 from tests.runs import Folders, Result, call, make_folders, read_jsonl
 

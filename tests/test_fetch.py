@@ -17,7 +17,7 @@ import huggingface_hub
 import pytest
 
 from pocl.common.files import read_jsonl
-from pocl.evaluation import load_set
+from pocl.evaluation.sets import load_set
 from pocl.models.loading import load_model, load_tokenizer
 from tests.runs import Result, call
 from tests.tiny import ROOT

@@ -23,7 +23,7 @@ from pocl.config import parse_train
 from pocl.curriculum.stages import baby_step_pools
 from pocl.data.dataset import check_tokenizer, read_instructions
 from pocl.engine import check_precision, zero_stage
-from pocl.evaluation import load_set
+from pocl.evaluation.sets import load_set
 from pocl.models.lora import adapter_chain
 from pocl.plan.resolve import data_fingerprint
 from pocl.run.checkpoints import Checkpoints

@@ -7,8 +7,8 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from pocl.common.files import read_jsonl
-from pocl.evaluation import Example, load_set, mean_scores, score_answers
-from pocl.metrics import exact_match, rouge_l, rouge_n
+from pocl.evaluation.metrics import exact_match, rouge_l, rouge_n
+from pocl.evaluation.sets import Example, load_set, mean_scores, score_answers
 
 WORD_LIST = (
     "the a run runs running runner studies study 3.14 42 U.S. don't e-mail naïve café 北京 Москва ünïcode flies fly "

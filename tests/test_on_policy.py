@@ -10,7 +10,7 @@ import torch
 import train
 from pocl.common import distributed
 from pocl.data.dataset import IGNORE, load_split
-from pocl.evaluation import mean_cross_entropy
+from pocl.evaluation.sets import mean_cross_entropy
 from pocl.micro_batches import GlobalBatch, MicroBatchSource
 from pocl.models.loading import load_model
 from pocl.on_policy import OnPolicy, OnPolicyState

@@ -8,7 +8,7 @@ import pytest
 
 import evaluate
 from pocl.data.dataset import read_instructions
-from pocl.evaluation import load_set
+from pocl.evaluation.sets import load_set
 from pocl.flags import parse
 from tests.runs import call, read_jsonl
 from tests.test_scripts import printed

@@ -31,7 +31,7 @@ from pocl.data.dataset import (
     tokenise,
     tokenizer_fingerprint,
 )
-from pocl.evaluation import SET_FOLDERS, load_set
+from pocl.evaluation.sets import SET_FOLDERS, load_set
 from pocl.flags import flag, parse
 from pocl.models.loading import load_tokenizer
 from pocl.rundir import ROOT

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocl.evaluation import Example
+from pocl.evaluation.sets import Example
 from tools.reporting.controls import PRINTED, Limits, checkbox, controls, search, select, text
 from tools.reporting.data import Entry, read_set
 from tools.reporting.html import Html, count, note, number, tag

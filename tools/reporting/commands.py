@@ -9,7 +9,7 @@ from typing import Any
 from pocl.common.errors import UserError
 from pocl.common.files import file_sha256
 from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig
-from pocl.evaluation import set_path
+from pocl.evaluation.sets import set_path
 from tools.reporting.data import Entry
 from tools.reporting.html import Html, definitions, join, note, table, tag
 

@@ -13,7 +13,7 @@ from pocl.buckets import NUM_BUCKETS
 from pocl.common.errors import UserError
 from pocl.common.files import read_json, read_jsonl
 from pocl.curriculum.stages import Stage
-from pocl.evaluation import Example, load_set
+from pocl.evaluation.sets import Example, load_set
 from pocl.ranking import ranked_columns
 from pocl.rundir import ROOT, RunDir
 from tools.reporting.charts import Band

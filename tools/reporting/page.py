@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pocl.metrics import METRICS, SHOWN
+from pocl.evaluation.metrics import METRICS, SHOWN
 from tools.reporting.answers import answers
 from tools.reporting.charts import Curve, Panel, line_chart
 from tools.reporting.commands import again

@@ -13,7 +13,7 @@ import numpy as np
 
 from pocl.common.errors import UserError
 from pocl.common.files import read_json, read_jsonl
-from pocl.metrics import METRICS
+from pocl.evaluation.metrics import METRICS
 from tools.reporting.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
 
 AVERAGE = "average"

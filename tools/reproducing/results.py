@@ -10,7 +10,7 @@ from pathlib import Path
 from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
 from pocl.common.files import write_text
-from pocl.metrics import METRICS, SHOWN
+from pocl.evaluation.metrics import METRICS, SHOWN
 from pocl.rundir import ROOT
 from tools.reporting.tables import (
     Table,

@@ -13,10 +13,10 @@ from pocl.common.errors import UserError, closest
 from pocl.common.files import read_jsonl
 from pocl.data.dataset import Split, make_prompt
 from pocl.data.micro_batches import blocks_to_read
+from pocl.evaluation.metrics import METRICS
 from pocl.generation.decoding import Generator, answer_prompts
 from pocl.generation.sampling import Sampling
 from pocl.losses.chunked import example_cross_entropy
-from pocl.metrics import METRICS
 
 # The paper names its sets by folder; S-NI and UnNI keep the references of 11 tokens and more.
 SET_FOLDERS = {"sinst": "sinst/11_", "uinst": "uinst/11_"}

@@ -1,0 +1,1 @@
+"""Answers to scores: metrics, evaluation sets, answers over seeds, likelihood."""
