@@ -33,7 +33,7 @@ from pocl.common.files import read_jsonl, value_sha256, write_json
 from pocl.config import parse_train
 from pocl.curriculum.stages import Curriculum
 from pocl.data.micro_batches import check_shares
-from pocl.difficulty import write_diagnostics
+from pocl.difficulty.ranker import write_diagnostics
 from pocl.engine import check_precision, read_deepspeed_config
 from pocl.models.loading import check_head, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from pocl.models.teacher import TeacherSource

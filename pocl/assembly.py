@@ -17,7 +17,8 @@ from pocl.common.errors import UserError
 from pocl.common.files import value_sha256
 from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
-from pocl.difficulty import Ranker, adopt_ranking
+from pocl.difficulty.ranker import Ranker, adopt_ranking
+from pocl.difficulty.student import Limits
 from pocl.engine import Engine
 from pocl.evaluation.sets import DevSet, Example
 from pocl.generation.sampling import Sampling
@@ -47,7 +48,6 @@ from pocl.options import TrainConfig
 from pocl.plan.resolve import cache_key, cache_place, data_fingerprint, needs_ranking, offloads_teacher, wants_packing
 from pocl.recipe import Recipe
 from pocl.rundir import ROOT, RunDir
-from pocl.scoring import Limits
 
 
 def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Split, DevSet | None]:

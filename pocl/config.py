@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from pocl.common.errors import UserError, closest
 from pocl.curriculum.stages import CURRICULA, ramp
+from pocl.difficulty.ranking import SIGNALS, sources_of
 from pocl.flags import parse
 from pocl.losses.divergences import loss_type
 from pocl.options import EvaluateOptions, GenerationOptions, LoraOptions, TrainConfig
-from pocl.ranking import SIGNALS, sources_of
 
 
 def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:

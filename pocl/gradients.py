@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from pocl.data.dataset import Batch, send
+from pocl.difficulty.training_losses import Snapshot
 from pocl.engine import Engine
 from pocl.losses.token import Term, Weights
 from pocl.micro_batches import GlobalBatch, MicroBatch, MicroBatchSource
 from pocl.models.teacher import TeacherSource
-from pocl.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pocl.curriculum.stages import CURRICULA
+from pocl.difficulty.ranking import SIGNALS
 from pocl.flags import flag
 from pocl.losses.divergences import LOSSES
-from pocl.ranking import SIGNALS
 
 Backend = Literal["auto", "builtin", "vllm"]
 

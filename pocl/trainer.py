@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.buckets import BucketProbe
 from pocl.common import distributed
 from pocl.common.console import Progressing, say
 from pocl.common.errors import Interrupted, RunStopped
@@ -21,7 +20,9 @@ from pocl.common.interrupt import Interrupt, StopRequested
 from pocl.curriculum.pools import Pools
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
-from pocl.difficulty import Ranker
+from pocl.difficulty.forgetting import BucketProbe
+from pocl.difficulty.ranker import Ranker
+from pocl.difficulty.training_losses import Snapshot
 from pocl.engine import Engine
 from pocl.evaluation.sets import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.generation.decoding import BuiltIn
@@ -34,7 +35,6 @@ from pocl.run.checkpoints import Checkpoints
 from pocl.run.journal import Journal, peak_memory_gb
 from pocl.run.position import Position
 from pocl.rundir import RunDir
-from pocl.snapshot import Snapshot
 
 
 class Trainer:

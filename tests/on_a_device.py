@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import pocl.models.teacher  # noqa: E402
 from pocl.data.dataset import Split  # noqa: E402  The path stands before.
+from pocl.difficulty.training_losses import Snapshot  # noqa: E402
 from pocl.generation.decoding import Decoder  # noqa: E402
 from pocl.generation.sampling import Sampling  # noqa: E402
 from pocl.gradients import Gradients  # noqa: E402
@@ -41,7 +42,6 @@ from pocl.micro_batches import MicroBatch  # noqa: E402
 from pocl.models.loading import attend_by_example  # noqa: E402
 from pocl.models.packing import takes_whole_masks  # noqa: E402
 from pocl.models.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
-from pocl.snapshot import Snapshot  # noqa: E402
 from tests.tiny import FAMILIES, tiny_model  # noqa: E402
 
 NAME = "elsewhere"

@@ -13,9 +13,9 @@ import pytest
 import train
 from pocl.curriculum.stages import CURRICULA
 from pocl.data.dataset import IGNORE
+from pocl.difficulty.ranking import SIGNALS
 from pocl.losses.divergences import LOSSES
 from pocl.micro_batches import GlobalBatch, MicroBatch, MicroBatchSource
-from pocl.ranking import SIGNALS
 from tests.runs import Folders, call, examples_of, make_folders, read_jsonl, train_arguments
 
 FACTORS: dict[str, list[Any]] = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import train
-from pocl.buckets import probe_positions
-from pocl.diagnostics import buckets, categories, diagnose, summary, tau, ties
+from pocl.difficulty.diagnostics import buckets, categories, diagnose, summary, tau, ties
+from pocl.difficulty.forgetting import probe_positions
 from tests.runs import call, make_folders, train_arguments
 from tools import plot_difficulty
 

@@ -16,13 +16,13 @@ import train
 from pocl.curriculum.pools import unranked_pools
 from pocl.curriculum.stages import CURRICULA, plan_stages
 from pocl.data.dataset import Split, collate
-from pocl.difficulty import Ranker
+from pocl.difficulty.ranker import Ranker
+from pocl.difficulty.ranking import COLUMNS, SIGNALS, Column, columns_of, rank_examples
+from pocl.difficulty.training_losses import Snapshot
 from pocl.micro_batches import MicroBatchSource
-from pocl.ranking import COLUMNS, SIGNALS, Column, columns_of, rank_examples
 from pocl.run.checkpoints import Checkpoints
 from pocl.run.position import Position
 from pocl.rundir import RunDir
-from pocl.snapshot import Snapshot
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments, train_until_stage
 from tools import plot_difficulty, report
 

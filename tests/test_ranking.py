@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pocl.ranking import easy_to_hard, ordinal_ranks, reciprocal_rank_fusion
+from pocl.difficulty.ranking import easy_to_hard, ordinal_ranks, reciprocal_rank_fusion
 
 
 def order_of_ids(rouge: np.ndarray, cross_entropy: np.ndarray, ids: np.ndarray) -> list[int]:

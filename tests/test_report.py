@@ -432,7 +432,7 @@ def test_a_run_of_an_older_version_is_shown(run: Path, folders: Folders, tmp_pat
     ],
 )
 def test_other_signals_have_their_columns(signals: list[str], keep: dict[str, Any], tmp_path: Path) -> None:
-    from pocl.ranking import columns_of, rank_examples
+    from pocl.difficulty.ranking import columns_of, rank_examples
 
     plain = [{"id": i, "prompt_tokens": 5, "response_tokens": 3 + i, "category": ""} for i in range(6)]
     records = rank_examples(

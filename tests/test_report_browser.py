@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pocl.common.files import read_jsonl, write_json, write_jsonl
-from pocl.ranking import rank_examples
+from pocl.difficulty.ranking import rank_examples
 from tests.browser import CHROMIUM, Browser, browser
 from tests.runs import call
 from tools import report

@@ -23,16 +23,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import evaluate
 import train
-from pocl import difficulty
 from pocl.common import distributed
 from pocl.common.errors import RankStopped, UserError
 from pocl.data.dataset import load_split
+from pocl.difficulty import ranker as difficulty
+from pocl.difficulty.student import Limits, score_examples
 from pocl.generation import vllm_backend
 from pocl.generation.decoding import BuiltIn, Generator
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import has_vllm, open_generator, vllm_python, worker_environment
 from pocl.models.loading import load_model, load_tokenizer
-from pocl.scoring import Limits, score_examples
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT, save_model, tiny_model
 from tools import generate_seqkd

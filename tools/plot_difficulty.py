@@ -23,9 +23,9 @@ from matplotlib.ticker import MaxNLocator
 from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import read_jsonl
-from pocl.diagnostics import diagnose, summary
+from pocl.difficulty.diagnostics import diagnose, summary
+from pocl.difficulty.ranking import COLUMNS, ranked_columns
 from pocl.flags import flag, parse
-from pocl.ranking import COLUMNS, ranked_columns
 from pocl.rundir import RunDir
 from tools.reporting.curves import PICTURES, picture_path, read_stages, run_title
 

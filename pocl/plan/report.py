@@ -20,7 +20,8 @@ from pocl.common.errors import UserError
 from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
-from pocl.difficulty import read_order
+from pocl.difficulty.ranker import read_order
+from pocl.difficulty.ranking import COLUMNS, columns_of, sources_of
 from pocl.models.loading import DTYPES, load_skeleton
 from pocl.models.lora import target_layers
 from pocl.models.packing import never_packed
@@ -51,7 +52,6 @@ from pocl.plan.resolve import (
     offloads_teacher,
     wants_packing,
 )
-from pocl.ranking import COLUMNS, columns_of, sources_of
 from pocl.rundir import RunDir
 
 

@@ -20,12 +20,12 @@ from pocl.common.files import read_json
 from pocl.curriculum.pools import Pools, unranked_pools
 from pocl.curriculum.stages import CURRICULA, Curriculum, check_batches, plan_stages
 from pocl.data.dataset import Split, read_manifest
+from pocl.difficulty.ranking import sources_of
 from pocl.losses.chunked import automatic_chunk_tokens
 from pocl.models.loading import DTYPES, load_config, load_skeleton, recompute_activations
 from pocl.models.teacher import cache_bytes, cache_format
 from pocl.options import TrainConfig
 from pocl.plan.costs import cached_numbers, micro_batch_tokens, prompts_at_once
-from pocl.ranking import sources_of
 
 # Of a GPU's memory, for the weights of student and teacher; the rest is for what the teacher computes.
 _TEACHERS_SHARE = 0.8

@@ -9,12 +9,12 @@ from typing import Any
 import datasets
 import numpy as np
 
-from pocl.buckets import NUM_BUCKETS
 from pocl.common.errors import UserError
 from pocl.common.files import read_json, read_jsonl
 from pocl.curriculum.stages import Stage
+from pocl.difficulty.forgetting import NUM_BUCKETS
+from pocl.difficulty.ranking import ranked_columns
 from pocl.evaluation.sets import Example, load_set
-from pocl.ranking import ranked_columns
 from pocl.rundir import ROOT, RunDir
 from tools.reporting.charts import Band
 from tools.reporting.curves import read_stages, run_title, stage_slices

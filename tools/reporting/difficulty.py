@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pocl.diagnostics import buckets, categories, diagnose, summary, tau
-from pocl.ranking import COLUMNS
+from pocl.difficulty.diagnostics import buckets, categories, diagnose, summary, tau
+from pocl.difficulty.ranking import COLUMNS
 from tools.reporting.charts import Curve, Panel, histogram, line_chart, scatter
 from tools.reporting.data import Entry, Ranking
 from tools.reporting.html import Html, Node, count, join, note, table, tag

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pocl.ranking import COLUMNS
+from pocl.difficulty.ranking import COLUMNS
 from tools.reporting.controls import PRINTED, Limits, checkbox, controls, search, select, text
 from tools.reporting.data import Ranking, Texts
 from tools.reporting.difficulty import QUARTERS

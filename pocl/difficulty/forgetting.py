@@ -7,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.common import distributed
 from pocl.data.dataset import Split
+from pocl.difficulty.student import Limits, score_block
 from pocl.generation.decoding import BuiltIn
-from pocl.scoring import Limits, score_block
 
 NUM_BUCKETS = 4
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pocl.ranking import COLUMNS, ranked_columns
+from pocl.difficulty.ranking import COLUMNS, ranked_columns
 
 Record = Mapping[str, Any]
 

@@ -1,6 +1,6 @@
 """How hard each training example is: the signals that are measured, and the order that they give when fused.
 
-``pocl.ranking`` names the signals and fuses their ranks; here each is measured. The student ranks by default, as in
+``pocl.difficulty.ranking`` names the signals and fuses their ranks; here each is measured. The student ranks by default, as in
 POCL (arXiv 2506.05695, section 3); it may rank again between stages, and so may the training losses, which need no
 pass of their own.
 """
@@ -23,15 +23,15 @@ from pocl.common.resumable_pass import Parts
 from pocl.curriculum.stages import Curriculum, Stage
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import blocks_to_read
-from pocl.diagnostics import diagnose, summary
+from pocl.difficulty.diagnostics import diagnose, summary
+from pocl.difficulty.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
+from pocl.difficulty.student import Limits, score_examples
 from pocl.losses.chunked import chunks_needed, distillation_objective
 from pocl.losses.token import Term
 from pocl.models.loading import response_labels, weights_fingerprint
 from pocl.models.teacher import TeacherSource
-from pocl.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
 from pocl.run.position import Position
 from pocl.rundir import RunDir
-from pocl.scoring import Limits, score_examples
 
 FIRST = "difficulty"  # the ranking before any training
 

@@ -1,0 +1,1 @@
+"""PAPER  How hard an example is: one file a signal, and the ranking that fuses them."""
