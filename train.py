@@ -34,15 +34,15 @@ from pocl.config import parse_train
 from pocl.curriculum.stages import Curriculum
 from pocl.data.micro_batches import check_shares
 from pocl.difficulty.ranker import write_diagnostics
-from pocl.engine import check_precision, read_deepspeed_config
 from pocl.models.loading import check_head, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from pocl.models.teacher import TeacherSource
 from pocl.options import LoraOptions, TrainConfig
 from pocl.plan.report import show_plan
 from pocl.plan.resolve import data_fingerprint, make_pools, make_stages, with_sizes
-from pocl.run.position import Position
-from pocl.rundir import RunDir
-from pocl.trainer import Trainer
+from pocl.training.engine import check_precision, read_deepspeed_config
+from pocl.training.position import Position
+from pocl.training.run_folder import RunDir
+from pocl.training.trainer import Trainer
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
 from pocl.difficulty.ranker import Ranker, adopt_ranking
 from pocl.difficulty.student import Limits
-from pocl.engine import Engine
 from pocl.evaluation.sets import DevSet, Example
 from pocl.generation.sampling import Sampling
 from pocl.losses.chunked import StudentObjective
@@ -43,11 +42,12 @@ from pocl.models.lora import add_adapters
 from pocl.models.offload import place
 from pocl.models.packing import why_not_packed
 from pocl.models.teacher import OnlineTeacher, TeacherSource, cached_teacher
-from pocl.on_policy import OnPolicy
 from pocl.options import TrainConfig
 from pocl.plan.resolve import cache_key, cache_place, data_fingerprint, needs_ranking, offloads_teacher, wants_packing
-from pocl.recipe import Recipe
-from pocl.rundir import ROOT, RunDir
+from pocl.training.engine import Engine
+from pocl.training.on_policy import OnPolicy
+from pocl.training.run_folder import ROOT, RunDir
+from pocl.training.settings import Recipe
 
 
 def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Split, DevSet | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import train
 from pocl.losses.divergences import LOSSES
-from pocl.rundir import RunDir
+from pocl.training.run_folder import RunDir
 from tests.runs import Folders, call, make_folders, train_arguments
 from tests.tiny import ROOT
 

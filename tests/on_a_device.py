@@ -33,15 +33,15 @@ from pocl.data.dataset import Split  # noqa: E402  The path stands before.
 from pocl.difficulty.training_losses import Snapshot  # noqa: E402
 from pocl.generation.decoding import Decoder  # noqa: E402
 from pocl.generation.sampling import Sampling  # noqa: E402
-from pocl.gradients import Gradients  # noqa: E402
 from pocl.losses.chunked import BLOCK_NUMBERS, StudentObjective  # noqa: E402
 from pocl.losses.divergences import LOSSES  # noqa: E402
 from pocl.losses.head import HEAD_ROWS, make_head  # noqa: E402
 from pocl.losses.token import Term  # noqa: E402
-from pocl.micro_batches import MicroBatch  # noqa: E402
 from pocl.models.loading import attend_by_example  # noqa: E402
 from pocl.models.packing import takes_whole_masks  # noqa: E402
 from pocl.models.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
+from pocl.training.batches import MicroBatch  # noqa: E402
+from pocl.training.step import Gradients  # noqa: E402
 from tests.tiny import FAMILIES, tiny_model  # noqa: E402
 
 NAME = "elsewhere"

@@ -84,8 +84,8 @@ def call(module: Any, arguments: Sequence[object]) -> Result:
 def train_until_stage(arguments: Sequence[object], stage: int) -> None:
     """train.py, stopped as by Ctrl-C behind the checkpoint that ends the first ``stage`` stages."""
     import train
-    from pocl.run.checkpoints import Checkpoints
-    from pocl.run.position import Position
+    from pocl.training.checkpoints import Checkpoints
+    from pocl.training.position import Position
 
     save_last = Checkpoints.save_last
 

@@ -18,12 +18,12 @@ sys.path.insert(0, str(ROOT))
 
 from pocl.common import distributed  # noqa: E402  The path stands before.
 from pocl.data.dataset import collate  # noqa: E402
-from pocl.engine import Engine  # noqa: E402
 from pocl.losses.chunked import StudentObjective  # noqa: E402
 from pocl.losses.divergences import LOSSES  # noqa: E402
 from pocl.losses.head import make_head  # noqa: E402
 from pocl.losses.token import Term  # noqa: E402
 from pocl.models.loading import response_states  # noqa: E402
+from pocl.training.engine import Engine  # noqa: E402
 from tests.tiny import tiny_model  # noqa: E402
 
 GLOBAL_BATCH, MICRO_BATCH, STEPS = 8, 2, 3

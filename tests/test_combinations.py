@@ -15,7 +15,7 @@ from pocl.curriculum.stages import CURRICULA
 from pocl.data.dataset import IGNORE
 from pocl.difficulty.ranking import SIGNALS
 from pocl.losses.divergences import LOSSES
-from pocl.micro_batches import GlobalBatch, MicroBatch, MicroBatchSource
+from pocl.training.batches import GlobalBatch, MicroBatch, MicroBatchSource
 from tests.runs import Folders, call, examples_of, make_folders, read_jsonl, train_arguments
 
 FACTORS: dict[str, list[Any]] = {

@@ -19,10 +19,10 @@ from pocl.data.dataset import Split, collate
 from pocl.difficulty.ranker import Ranker
 from pocl.difficulty.ranking import COLUMNS, SIGNALS, Column, columns_of, rank_examples
 from pocl.difficulty.training_losses import Snapshot
-from pocl.micro_batches import MicroBatchSource
-from pocl.run.checkpoints import Checkpoints
-from pocl.run.position import Position
-from pocl.rundir import RunDir
+from pocl.training.batches import MicroBatchSource
+from pocl.training.checkpoints import Checkpoints
+from pocl.training.position import Position
+from pocl.training.run_folder import RunDir
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments, train_until_stage
 from tools import plot_difficulty, report
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import train
 from pocl.common.errors import UserError
-from pocl.run.statefile import load_state, save_state
-from pocl.rundir import RunDir
+from pocl.training.run_folder import RunDir
+from pocl.training.statefile import load_state, save_state
 from tests.runs import Folders, Result, call, make_folders, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import ROOT
 

@@ -22,14 +22,14 @@ from pocl.common.resumable_pass import Parts
 from pocl.config import parse_train
 from pocl.curriculum.stages import baby_step_pools
 from pocl.data.dataset import check_tokenizer, read_instructions
-from pocl.engine import check_precision, zero_stage
 from pocl.evaluation.sets import load_set
 from pocl.models.lora import adapter_chain
 from pocl.plan.resolve import data_fingerprint
-from pocl.run.checkpoints import Checkpoints
-from pocl.run.position import Position
-from pocl.run.statefile import load_state, save_state
-from pocl.rundir import RunDir
+from pocl.training.checkpoints import Checkpoints
+from pocl.training.engine import check_precision, zero_stage
+from pocl.training.position import Position
+from pocl.training.run_folder import RunDir
+from pocl.training.statefile import load_state, save_state
 from tests.runs import Folders, call, make_folders, train_arguments
 from tests.tiny import ROOT, tiny_tokenizer
 from tools import plot_difficulty, process_data

@@ -20,10 +20,10 @@ import train
 from pocl.common.errors import Interrupted, UserError, run_main
 from pocl.common.interrupt import Interrupt
 from pocl.generation.decoding import BuiltIn
-from pocl.gradients import Gradients
-from pocl.micro_batches import MicroBatchSource
-from pocl.run import checkpoints
-from pocl.rundir import RunDir
+from pocl.training import checkpoints
+from pocl.training.batches import MicroBatchSource
+from pocl.training.run_folder import RunDir
+from pocl.training.step import Gradients
 from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT
 
@@ -224,7 +224,7 @@ BREAK_RANK_1 = """
 import os
 
 if os.environ.get("RANK") == "1":
-    from pocl.trainer import Trainer
+    from pocl.training.trainer import Trainer
 
     whole = Trainer.step
 

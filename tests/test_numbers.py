@@ -15,11 +15,11 @@ import train
 from pocl.common import distributed
 from pocl.common.errors import RunStopped
 from pocl.data.dataset import collate, load_split
-from pocl.engine import Engine, _groups
 from pocl.losses.chunked import StudentObjective
 from pocl.losses.token import Term
 from pocl.models.loading import DTYPES
-from pocl.rundir import ROOT
+from pocl.training.engine import Engine, _groups
+from pocl.training.run_folder import ROOT
 from tests.golden import CASES, KEPT, curve
 from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import tiny_model

@@ -11,9 +11,9 @@ import train
 from pocl.common import distributed
 from pocl.data.dataset import IGNORE, load_split
 from pocl.evaluation.sets import mean_cross_entropy
-from pocl.micro_batches import GlobalBatch, MicroBatchSource
 from pocl.models.loading import load_model
-from pocl.on_policy import OnPolicy, OnPolicyState
+from pocl.training.batches import GlobalBatch, MicroBatchSource
+from pocl.training.on_policy import OnPolicy, OnPolicyState
 from tests.runs import (
     MAX_LENGTH,
     Folders,
@@ -199,7 +199,7 @@ def source_of(folders: Folders, settings: OnPolicy, monkeypatch: pytest.MonkeyPa
         token = next(calls)
         return [[token] * (1 + 7 * i % LONGEST) for i in ids]
 
-    monkeypatch.setattr("pocl.micro_batches.generate", answers)
+    monkeypatch.setattr("pocl.training.batches.generate", answers)
     return MicroBatchSource(
         load_split(folders.data, "train", max_length=MAX_LENGTH),
         tiny_tokenizer(),

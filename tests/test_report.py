@@ -18,7 +18,7 @@ from pocl import config as options
 from pocl.common.files import read_json, read_jsonl, write_json, write_jsonl
 from pocl.config import EvaluateOptions, GenerationOptions
 from pocl.flags import parse
-from pocl.rundir import RunDir
+from pocl.training.run_folder import RunDir
 from tests.runs import Folders, Result, call, make_folders, train_arguments
 from tools import report
 from tools.reporting.charts import Curve, Panel, corners, histogram, line_chart, scatter, thin, ticks

@@ -34,7 +34,7 @@ from pocl.flags import flag, parse
 from pocl.losses.chunked import automatic_chunk_tokens
 from pocl.models.teacher import CachedTeacher, cached_teacher
 from pocl.plan.costs import micro_batch_tokens
-from pocl.run.journal import STATUS, peak_memory_gb
+from pocl.training.log import STATUS, peak_memory_gb
 from tools.benchmarking import divergences, printing, stepping
 from tools.benchmarking.meters import Stopwatch, keep_freed_memory, measured_rates
 from tools.benchmarking.stepping import PAIRS, Bench, Variant, build_model, forward_backward, least_work, variants_of

@@ -26,7 +26,7 @@ from pocl.common.files import read_jsonl
 from pocl.difficulty.diagnostics import diagnose, summary
 from pocl.difficulty.ranking import COLUMNS, ranked_columns
 from pocl.flags import flag, parse
-from pocl.rundir import RunDir
+from pocl.training.run_folder import RunDir
 from tools.reporting.curves import PICTURES, picture_path, read_stages, run_title
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"

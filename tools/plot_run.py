@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import UserError, run_main
 from pocl.flags import flag, parse
-from pocl.rundir import RunDir
+from pocl.training.run_folder import RunDir
 from tools.reporting.curves import PICTURES, picture_path, run_title, running_mean, stage_slices
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.

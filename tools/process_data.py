@@ -34,7 +34,7 @@ from pocl.data.dataset import (
 from pocl.evaluation.sets import SET_FOLDERS, load_set
 from pocl.flags import flag, parse
 from pocl.models.loading import load_tokenizer
-from pocl.rundir import ROOT
+from pocl.training.run_folder import ROOT
 from tools import fetch, fetch_summaries
 
 

@@ -14,7 +14,7 @@ from pocl.common.console import Progressing
 from pocl.common.errors import RunStopped
 from pocl.common.files import read_json, write_json
 from pocl.common.interrupt import requested, stop_if_requested
-from pocl.rundir import read_lines
+from pocl.training.run_folder import read_lines
 
 
 class Parts:

@@ -30,8 +30,8 @@ from pocl.losses.chunked import chunks_needed, distillation_objective
 from pocl.losses.token import Term
 from pocl.models.loading import response_labels, weights_fingerprint
 from pocl.models.teacher import TeacherSource
-from pocl.run.position import Position
-from pocl.rundir import RunDir
+from pocl.training.position import Position
+from pocl.training.run_folder import RunDir
 
 FIRST = "difficulty"  # the ranking before any training
 

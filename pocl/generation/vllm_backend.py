@@ -28,7 +28,7 @@ from pocl.generation.sampling import Sampling
 from pocl.models.loading import end_ids
 from pocl.models.lora import adapter_chain
 from pocl.options import Backend
-from pocl.rundir import ROOT
+from pocl.training.run_folder import ROOT
 
 PYTHON_VARIABLE = "POCL_VLLM_PYTHON"
 EXAMPLES_PER_CALL = 2048  # vLLM fills its batch from them as answers end; a crash loses one call's answers

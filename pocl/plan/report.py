@@ -52,7 +52,7 @@ from pocl.plan.resolve import (
     offloads_teacher,
     wants_packing,
 )
-from pocl.rundir import RunDir
+from pocl.training.run_folder import RunDir
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from pocl.losses.token import Term
 from pocl.models import attention
 from pocl.models.loading import DTYPES, fuse_activations, response_labels, response_states, trunk
 from pocl.models.teacher import CachedTeacher
-from pocl.rundir import ROOT
+from pocl.training.run_folder import ROOT
 from tools.process_data import tokenised
 
 TEMPERATURE, KD_RATIO = 1.5, 0.8  # as in the middle of the curriculum

@@ -15,7 +15,7 @@ from pocl.curriculum.stages import Stage
 from pocl.difficulty.forgetting import NUM_BUCKETS
 from pocl.difficulty.ranking import ranked_columns
 from pocl.evaluation.sets import Example, load_set
-from pocl.rundir import ROOT, RunDir
+from pocl.training.run_folder import ROOT, RunDir
 from tools.reporting.charts import Band
 from tools.reporting.curves import read_stages, run_title, stage_slices
 from tools.show_answers import question

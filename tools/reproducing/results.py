@@ -11,7 +11,7 @@ from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
 from pocl.common.files import write_text
 from pocl.evaluation.metrics import METRICS, SHOWN
-from pocl.rundir import ROOT
+from pocl.training.run_folder import ROOT
 from tools.reporting.tables import (
     Table,
     comma_separated,

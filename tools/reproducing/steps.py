@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pocl.common.files import read_json, write_json
 from pocl.flags import flag
-from pocl.rundir import ROOT
+from pocl.training.run_folder import ROOT
 from tools.rows import SCALES, TABLES, TEACHER, Row
 
 PAIR = ("teacher", "warmup")  # the quickstart's runs whose students are the tiny pair

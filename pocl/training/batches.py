@@ -12,7 +12,7 @@ from pocl.data.dataset import Batch, Split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
 from pocl.generation.decoding import generate
 from pocl.generation.sampling import Sampling
-from pocl.on_policy import OnPolicy, OnPolicyState, Response
+from pocl.training.on_policy import OnPolicy, OnPolicyState, Response
 
 _SEEDS_OF_A_STEP = 1_000_003  # a prime: the sampling seeds of two steps differ for any run seed below it
 

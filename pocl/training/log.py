@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pocl.common import distributed
 from pocl.curriculum.stages import Stage
-from pocl.rundir import RunDir
+from pocl.training.run_folder import RunDir
 
 STATUS = Path("/proc/self/status")  # Linux: the peak memory of a process
 

@@ -18,7 +18,7 @@ from pocl.common.errors import UserError, first_line
 from pocl.common.files import check_object, read_object, write_json, write_text
 from pocl.fast import products
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "peft", "accelerate", "rouge-score", "numpy")
 
 

@@ -23,18 +23,18 @@ from pocl.data.dataset import Split
 from pocl.difficulty.forgetting import BucketProbe
 from pocl.difficulty.ranker import Ranker
 from pocl.difficulty.training_losses import Snapshot
-from pocl.engine import Engine
 from pocl.evaluation.sets import DevSet, evaluate, mean_cross_entropy, mean_scores
 from pocl.generation.decoding import BuiltIn
-from pocl.gradients import Gradients
-from pocl.micro_batches import MicroBatchSource
 from pocl.models.teacher import TeacherSource
-from pocl.on_policy import OnPolicy, OnPolicyState
-from pocl.recipe import Recipe
-from pocl.run.checkpoints import Checkpoints
-from pocl.run.journal import Journal, peak_memory_gb
-from pocl.run.position import Position
-from pocl.rundir import RunDir
+from pocl.training.batches import MicroBatchSource
+from pocl.training.checkpoints import Checkpoints
+from pocl.training.engine import Engine
+from pocl.training.log import Journal, peak_memory_gb
+from pocl.training.on_policy import OnPolicy, OnPolicyState
+from pocl.training.position import Position
+from pocl.training.run_folder import RunDir
+from pocl.training.settings import Recipe
+from pocl.training.step import Gradients
 
 
 class Trainer:

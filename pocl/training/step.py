@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pocl.data.dataset import Batch, send
 from pocl.difficulty.training_losses import Snapshot
-from pocl.engine import Engine
 from pocl.losses.token import Term, Weights
-from pocl.micro_batches import GlobalBatch, MicroBatch, MicroBatchSource
 from pocl.models.teacher import TeacherSource
+from pocl.training.batches import GlobalBatch, MicroBatch, MicroBatchSource
+from pocl.training.engine import Engine
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import RankStopped, UserError, first_line
 from pocl.common.files import check_object, recover_folder, replace_folder, write_json
-from pocl.engine import Engine
 from pocl.models.lora import merged_weights, save_adapter
-from pocl.run.position import Position
-from pocl.run.statefile import load_state, save_state
-from pocl.rundir import RunDir
+from pocl.training.engine import Engine
+from pocl.training.position import Position
+from pocl.training.run_folder import RunDir
+from pocl.training.statefile import load_state, save_state
 
 
 class Checkpoints:
