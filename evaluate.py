@@ -15,11 +15,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from pocl.cli.checks import check_evaluate
+from pocl.cli.flags import parse
+from pocl.cli.options import EvaluateOptions, GenerationOptions
+from pocl.cli.resolve import prompts_together
 from pocl.common import distributed
 from pocl.common.console import quiet_libraries, say, show_table
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import read_jsonl, value_sha256, write_json, write_jsonl
-from pocl.config import check_evaluate
 from pocl.data.dataset import load_split, read_manifest, tokenizer_fingerprint
 from pocl.evaluation.kept_answers import (
     GIVEN,
@@ -40,13 +43,10 @@ from pocl.evaluation.sets import (
     summarise,
     tokenise_prompts,
 )
-from pocl.flags import parse
 from pocl.generation.decoding import Generator
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import open_generator
 from pocl.models.loading import check_positions, load_model, load_tokenizer, weights_fingerprint
-from pocl.options import EvaluateOptions, GenerationOptions
-from pocl.plan.resolve import prompts_together
 
 # What summary.json keeps of the command beside the protocol, so that it can be given again.
 ASKED = ("model", "tokenizer", "num_examples", "max_length", "max_prompt_length", "dtype")

@@ -15,7 +15,7 @@ import torch
 from numerize.numerize import numerize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.assembly import (
+from pocl.cli.build import (
     deepspeed_config_path,
     load_data,
     load_teacher,
@@ -26,19 +26,19 @@ from pocl.assembly import (
     prepare_student,
     use_packing,
 )
+from pocl.cli.checks import parse_train
+from pocl.cli.options import LoraOptions, TrainConfig
+from pocl.cli.plan import show_plan
+from pocl.cli.resolve import data_fingerprint, make_pools, make_stages, with_sizes
 from pocl.common import distributed
 from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import run_main
 from pocl.common.files import read_jsonl, value_sha256, write_json
-from pocl.config import parse_train
 from pocl.curriculum.stages import Curriculum
 from pocl.data.micro_batches import check_shares
 from pocl.difficulty.ranker import write_diagnostics
 from pocl.models.loading import check_head, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from pocl.models.teacher import TeacherSource
-from pocl.options import LoraOptions, TrainConfig
-from pocl.plan.report import show_plan
-from pocl.plan.resolve import data_fingerprint, make_pools, make_stages, with_sizes
 from pocl.training.engine import check_precision, read_deepspeed_config
 from pocl.training.position import Position
 from pocl.training.run_folder import RunDir

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pocl.cli.checks import check_evaluate, parse_train
+from pocl.cli.flags import parse
+from pocl.cli.options import EvaluateOptions, GenerationOptions, TrainConfig
 from pocl.common.errors import UserError, run_main
-from pocl.config import check_evaluate, parse_train
-from pocl.flags import parse
-from pocl.options import EvaluateOptions, GenerationOptions, TrainConfig
 from tools.generate_seqkd import SeqKDOptions
 from tools.process_data import ProcessOptions
 

@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 import torch
 
-from pocl.assembly import answer_length
+from pocl.cli.build import answer_length
+from pocl.cli.checks import parse_train
+from pocl.cli.resolve import data_fingerprint
 from pocl.common.errors import UserError
 from pocl.common.files import read_jsonl, write_json, write_jsonl
 from pocl.common.resumable_pass import Parts
-from pocl.config import parse_train
 from pocl.curriculum.stages import baby_step_pools
 from pocl.data.dataset import check_tokenizer, read_instructions
 from pocl.evaluation.sets import load_set
 from pocl.models.lora import adapter_chain
-from pocl.plan.resolve import data_fingerprint
 from pocl.training.checkpoints import Checkpoints
 from pocl.training.engine import check_precision, zero_stage
 from pocl.training.position import Position

@@ -139,12 +139,12 @@ def test_a_resumed_run_reads_its_teacher_as_it_did_before(
     full, empty = (type("Usage", (), {"free": free}) for free in (0, 10**9))
     arguments = train_arguments(folders, tmp_path / "out", "--difficulty", "length")
     with monkeypatch.context() as patch:
-        patch.setattr("pocl.plan.resolve.shutil.disk_usage", lambda path: empty if has_room_at_first else full)
+        patch.setattr("pocl.cli.resolve.shutil.disk_usage", lambda path: empty if has_room_at_first else full)
         train_until_stage(arguments, 2)
     config = tmp_path / "out" / "tfkl" / "seed10" / "config.json"
     assert json.loads(config.read_text())["teacher_cache"] == has_room_at_first
     with monkeypatch.context() as patch:
-        patch.setattr("pocl.plan.resolve.shutil.disk_usage", lambda path: full if has_room_at_first else empty)
+        patch.setattr("pocl.cli.resolve.shutil.disk_usage", lambda path: full if has_room_at_first else empty)
         assert call(train, arguments).status == 0
     assert json.loads(config.read_text())["teacher_cache"] == has_room_at_first
     assert (folders.data / "teacher-cache").exists() == has_room_at_first

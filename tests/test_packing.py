@@ -280,7 +280,7 @@ def test_a_model_that_cannot_be_packed_is_padded_or_refused(tmp_path: Path) -> N
         assert said in result.output
         assert result.status == (2 if packing == "on" else 0), result.output
         assert (tmp_path / "out" / "sft" / "seed10").exists() == (packing == "auto")
-    with mock.patch("pocl.assembly.why_not_packed", lambda model, device, **_: "it mixes them"):
+    with mock.patch("pocl.cli.build.why_not_packed", lambda model, device, **_: "it mixes them"):
         result = call(train, train_arguments(folders, tmp_path / "other", *shared, teacher=False))
     assert result.status == 0
     assert "micro-batches are padded, as they cannot be packed for the student: it mixes them" in result.output

@@ -18,15 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import train
-from pocl.common import distributed
-from pocl.common.errors import UserError
-from pocl.config import parse_train
-from pocl.curriculum.stages import Stage
-from pocl.data.dataset import load_split
-from pocl.models.loading import load_model, load_skeleton, recompute_activations, train_only_last_layers, trunk
-from pocl.models.lora import add_adapters, target_layers
-from pocl.plan import report as plan_report
-from pocl.plan.costs import (
+from pocl.cli import plan as plan_report
+from pocl.cli.checks import parse_train
+from pocl.cli.costs import (
     Amount,
     Sketch,
     activation_bytes,
@@ -44,8 +38,14 @@ from pocl.plan.costs import (
     training_work,
     with_adapters,
 )
-from pocl.plan.report import Costs
-from pocl.plan.resolve import offloads_teacher, prompts_together, with_sizes
+from pocl.cli.plan import Costs
+from pocl.cli.resolve import offloads_teacher, prompts_together, with_sizes
+from pocl.common import distributed
+from pocl.common.errors import UserError
+from pocl.curriculum.stages import Stage
+from pocl.data.dataset import load_split
+from pocl.models.loading import load_model, load_skeleton, recompute_activations, train_only_last_layers, trunk
+from pocl.models.lora import add_adapters, target_layers
 from tests.runs import MAX_LENGTH, Folders, Result, call, make_folders, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, ROOT, save_model, tiny_model, tiny_tokenizer
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pocl.fast import products
+from pocl.cli import cpu as products
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN here")
 
@@ -123,7 +123,7 @@ def test_a_transposed_factor_is_copied_some_rows_at_a_time(
 
 MANY_SHAPES = """
 import torch
-from pocl.fast import products
+from pocl.cli import cpu as products
 products.use_onednn()
 def used():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 // 1_000_000

@@ -14,10 +14,10 @@ import pytest
 
 import evaluate
 import train
-from pocl import config as options
+from pocl.cli import checks as options
+from pocl.cli.checks import EvaluateOptions, GenerationOptions
+from pocl.cli.flags import parse
 from pocl.common.files import read_json, read_jsonl, write_json, write_jsonl
-from pocl.config import EvaluateOptions, GenerationOptions
-from pocl.flags import parse
 from pocl.training.run_folder import RunDir
 from tests.runs import Folders, Result, call, make_folders, train_arguments
 from tools import report

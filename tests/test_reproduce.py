@@ -13,11 +13,11 @@ from unittest import mock
 
 import pytest
 
-from pocl import config as configuration
+from pocl.cli import checks as configuration
+from pocl.cli.flags import parse
 from pocl.common.errors import UserError
 from pocl.common.files import write_json, write_text
 from pocl.curriculum.stages import plan_stages
-from pocl.flags import parse
 from tests.runs import Result, call
 from tests.test_scripts import FAMILIES, Command, printed, run
 from tests.tiny import ROOT

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pocl import config as configuration
-from pocl.flags import parse
+from pocl.cli import checks as configuration
+from pocl.cli.flags import parse
+from pocl.cli.options import EvaluateOptions, GenerationOptions, TrainConfig
 from pocl.losses.divergences import LOSSES
-from pocl.options import EvaluateOptions, GenerationOptions, TrainConfig
 from tests.tiny import ROOT
 from tools.generate_seqkd import SeqKDOptions
 from tools.generate_seqkd import check as check_seqkd

@@ -7,9 +7,9 @@ import datasets
 import pytest
 
 import evaluate
+from pocl.cli.flags import parse
 from pocl.data.dataset import read_instructions
 from pocl.evaluation.sets import load_set
-from pocl.flags import parse
 from tests.runs import call, read_jsonl
 from tests.test_scripts import printed
 from tests.tiny import save_model, tiny_model, tiny_tokenizer

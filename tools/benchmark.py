@@ -25,15 +25,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pocl.cli import cpu as products
+from pocl.cli.costs import micro_batch_tokens
+from pocl.cli.flags import flag, parse
 from pocl.common import distributed
 from pocl.common.console import Progressing, quiet_libraries, say
 from pocl.common.errors import RunStopped, UserError, closest, run_main
 from pocl.data.dataset import Split
-from pocl.fast import products
-from pocl.flags import flag, parse
 from pocl.losses.chunked import automatic_chunk_tokens
 from pocl.models.teacher import CachedTeacher, cached_teacher
-from pocl.plan.costs import micro_batch_tokens
 from pocl.training.log import STATUS, peak_memory_gb
 from tools.benchmarking import divergences, printing, stepping
 from tools.benchmarking.meters import Stopwatch, keep_freed_memory, measured_rates

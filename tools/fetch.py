@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import huggingface_hub
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, XetDownloadError
 
+from pocl.cli.flags import flag, parse
 from pocl.common.console import say
 from pocl.common.errors import UserError, closest, run_main
 from pocl.common.files import read_jsonl, replace_folder, write_text
-from pocl.flags import flag, parse
 
 
 @dataclass(frozen=True)

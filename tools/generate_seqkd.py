@@ -19,19 +19,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets
 import numpy as np
 
+from pocl.cli.flags import flag, parse
+from pocl.cli.options import Backend
+from pocl.cli.resolve import prompts_together
 from pocl.common import distributed
 from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import replace_folder, value_sha256, write_json
 from pocl.common.resumable_pass import Parts
 from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
-from pocl.flags import flag, parse
 from pocl.generation.decoding import Generator, decode
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import open_generator
 from pocl.models.loading import check_positions, load_model, load_tokenizer, weights_fingerprint
-from pocl.options import Backend
-from pocl.plan.resolve import prompts_together
 
 
 @dataclass(frozen=True)

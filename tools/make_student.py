@@ -16,10 +16,10 @@ from numerize.numerize import numerize
 from torch import nn
 from transformers import PreTrainedModel
 
+from pocl.cli.flags import flag, parse
 from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import replace_folder
-from pocl.flags import flag, parse
 from pocl.models.loading import count_parameters, layer_stack, load_model, load_tokenizer
 
 

@@ -12,11 +12,11 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pocl.cli.flags import flag, parse
 from pocl.common.console import quiet_libraries, say, show_table
 from pocl.common.errors import UserError, closest, run_main
 from pocl.common.files import write_text
 from pocl.evaluation.metrics import METRICS, SHOWN
-from pocl.flags import flag, parse
 from tools.reporting.tables import comma_separated, latex, make_tables, markdown, notes, text_rows
 from tools.rows import TABLES, TEACHER, table_baselines, table_rows
 

@@ -20,12 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
+from pocl.cli.flags import flag, parse
 from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import read_jsonl
 from pocl.difficulty.diagnostics import diagnose, summary
 from pocl.difficulty.ranking import COLUMNS, ranked_columns
-from pocl.flags import flag, parse
 from pocl.training.run_folder import RunDir
 from tools.reporting.curves import PICTURES, picture_path, read_stages, run_title
 

@@ -18,9 +18,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from pocl.cli.flags import flag, parse
 from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import UserError, run_main
-from pocl.flags import flag, parse
 from pocl.training.run_folder import RunDir
 from tools.reporting.curves import PICTURES, picture_path, run_title, running_mean, stage_slices
 

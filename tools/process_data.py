@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
 
+from pocl.cli.flags import flag, parse
 from pocl.common.console import quiet_libraries, say, show_table
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import file_sha256, replace_folder, value_sha256, write_json
@@ -32,7 +33,6 @@ from pocl.data.dataset import (
     tokenizer_fingerprint,
 )
 from pocl.evaluation.sets import SET_FOLDERS, load_set
-from pocl.flags import flag, parse
 from pocl.models.loading import load_tokenizer
 from pocl.training.run_folder import ROOT
 from tools import fetch, fetch_summaries

@@ -16,10 +16,10 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pocl.cli.flags import flag, parse
 from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import write_text
-from pocl.flags import flag, parse
 from tools.make_tables import evaluated_rows, named_folders
 from tools.reporting.controls import Limits
 from tools.reporting.curves import run_title

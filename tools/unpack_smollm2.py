@@ -19,10 +19,10 @@ import torch
 from numerize.numerize import numerize
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from pocl.cli.flags import flag, parse
 from pocl.common.console import quiet_libraries, say
 from pocl.common.errors import UserError, run_main
 from pocl.common.files import replace_folder
-from pocl.flags import flag, parse
 from pocl.models.loading import count_parameters
 
 

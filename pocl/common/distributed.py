@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pocl.fast import products
+from pocl.cli import cpu as products
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 def start() -> torch.device:
     """Join the process group that the launcher describes (a group of one without a launcher) -> this rank's device.
 
-    On a CPU, matmuls use the fastest library from then on (pocl/fast/products.py).
+    On a CPU, matmuls use the fastest library from then on (pocl/cli/cpu.py).
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pocl.cli.options import Backend
 from pocl.common.resumable_pass import Parts
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import blocks_to_read
@@ -21,7 +22,6 @@ from pocl.generation.decoding import Generator, decode
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import open_generator
 from pocl.losses.chunked import example_cross_entropy
-from pocl.options import Backend
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pocl.cli.options import Backend
 from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import RankStopped, UserError
@@ -27,7 +28,6 @@ from pocl.generation.decoding import BuiltIn, Generator, even_blocks
 from pocl.generation.sampling import Sampling
 from pocl.models.loading import end_ids
 from pocl.models.lora import adapter_chain
-from pocl.options import Backend
 from pocl.training.run_folder import ROOT
 
 PYTHON_VARIABLE = "POCL_VLLM_PYTHON"

@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pocl.cli import cpu as products
 from pocl.common import distributed
 from pocl.common.errors import UserError, first_line
 from pocl.common.files import check_object, read_object, write_json, write_text
-from pocl.fast import products
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "peft", "accelerate", "rouge-score", "numpy")

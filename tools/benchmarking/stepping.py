@@ -27,10 +27,10 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 
+from pocl.cli.cpu import onednn_is_better, use_onednn, use_torchs_own
 from pocl.common.errors import UserError
 from pocl.data.dataset import IGNORE, Batch, Split, load_split, read_instructions
 from pocl.data.micro_batches import OVERHEAD_TOKENS, blocks_by_length, micro_batches
-from pocl.fast.products import onednn_is_better, use_onednn, use_torchs_own
 from pocl.losses import head as heads
 from pocl.losses.chunked import StudentObjective, chunks_needed, distillation_objective
 from pocl.losses.divergences import LOSSES

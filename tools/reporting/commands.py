@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pocl.cli.checks import EvaluateOptions, GenerationOptions, TrainConfig
 from pocl.common.errors import UserError
 from pocl.common.files import file_sha256
-from pocl.config import EvaluateOptions, GenerationOptions, TrainConfig
 from pocl.evaluation.sets import set_path
 from tools.reporting.data import Entry
 from tools.reporting.html import Html, definitions, join, note, table, tag

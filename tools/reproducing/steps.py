@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from pocl.cli.flags import flag
 from pocl.common.files import read_json, write_json
-from pocl.flags import flag
 from pocl.training.run_folder import ROOT
 from tools.rows import SCALES, TABLES, TEACHER, Row
 

@@ -14,6 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
+from pocl.cli.costs import cached_numbers, micro_batch_tokens, prompts_at_once
+from pocl.cli.options import TrainConfig
 from pocl.common import distributed
 from pocl.common.console import show_table
 from pocl.common.files import read_json
@@ -24,8 +26,6 @@ from pocl.difficulty.ranking import sources_of
 from pocl.losses.chunked import automatic_chunk_tokens
 from pocl.models.loading import DTYPES, load_config, load_skeleton, recompute_activations
 from pocl.models.teacher import cache_bytes, cache_format
-from pocl.options import TrainConfig
-from pocl.plan.costs import cached_numbers, micro_batch_tokens, prompts_at_once
 
 # Of a GPU's memory, for the weights of student and teacher; the rest is for what the teacher computes.
 _TEACHERS_SHARE = 0.8

@@ -1,6 +1,6 @@
 """``train.py --plan``: print what a run would take, and refuse one that does not fit this machine.
 
-An entry point of its own, so it reads the options; the arithmetic is in pocl/plan/costs.py.
+An entry point of its own, so it reads the options; the arithmetic is in pocl/cli/costs.py.
 """
 
 import shutil
@@ -14,20 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from pocl.common import distributed
-from pocl.common.console import say, show_table
-from pocl.common.errors import UserError
-from pocl.curriculum.stages import Curriculum
-from pocl.data.dataset import Split
-from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
-from pocl.difficulty.ranker import read_order
-from pocl.difficulty.ranking import COLUMNS, columns_of, sources_of
-from pocl.models.loading import DTYPES, load_skeleton
-from pocl.models.lora import target_layers
-from pocl.models.packing import never_packed
-from pocl.models.teacher import cache_bytes
-from pocl.options import TrainConfig
-from pocl.plan.costs import (
+from pocl.cli.costs import (
     Amount,
     Sketch,
     activation_bytes,
@@ -43,7 +30,8 @@ from pocl.plan.costs import (
     training_work,
     with_adapters,
 )
-from pocl.plan.resolve import (
+from pocl.cli.options import TrainConfig
+from pocl.cli.resolve import (
     cache_place,
     finished_cache,
     make_pools,
@@ -52,6 +40,18 @@ from pocl.plan.resolve import (
     offloads_teacher,
     wants_packing,
 )
+from pocl.common import distributed
+from pocl.common.console import say, show_table
+from pocl.common.errors import UserError
+from pocl.curriculum.stages import Curriculum
+from pocl.data.dataset import Split
+from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
+from pocl.difficulty.ranker import read_order
+from pocl.difficulty.ranking import COLUMNS, columns_of, sources_of
+from pocl.models.loading import DTYPES, load_skeleton
+from pocl.models.lora import target_layers
+from pocl.models.packing import never_packed
+from pocl.models.teacher import cache_bytes
 from pocl.training.run_folder import RunDir
 
 

@@ -6,9 +6,9 @@ Nobody writes to these objects after parsing; below the entry points functions t
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from pocl.cli.flags import flag
 from pocl.curriculum.stages import CURRICULA
 from pocl.difficulty.ranking import SIGNALS
-from pocl.flags import flag
 from pocl.losses.divergences import LOSSES
 
 Backend = Literal["auto", "builtin", "vllm"]

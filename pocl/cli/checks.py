@@ -4,12 +4,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from pocl.cli.flags import parse
+from pocl.cli.options import EvaluateOptions, GenerationOptions, LoraOptions, TrainConfig
 from pocl.common.errors import UserError, closest
 from pocl.curriculum.stages import CURRICULA, ramp
 from pocl.difficulty.ranking import SIGNALS, sources_of
-from pocl.flags import parse
 from pocl.losses.divergences import loss_type
-from pocl.options import EvaluateOptions, GenerationOptions, LoraOptions, TrainConfig
 
 
 def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:

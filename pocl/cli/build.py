@@ -11,6 +11,8 @@ import torch
 from numerize.numerize import numerize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pocl.cli.options import TrainConfig
+from pocl.cli.resolve import cache_key, cache_place, data_fingerprint, needs_ranking, offloads_teacher, wants_packing
 from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import UserError
@@ -42,8 +44,6 @@ from pocl.models.lora import add_adapters
 from pocl.models.offload import place
 from pocl.models.packing import why_not_packed
 from pocl.models.teacher import OnlineTeacher, TeacherSource, cached_teacher
-from pocl.options import TrainConfig
-from pocl.plan.resolve import cache_key, cache_place, data_fingerprint, needs_ranking, offloads_teacher, wants_packing
 from pocl.training.engine import Engine
 from pocl.training.on_policy import OnPolicy
 from pocl.training.run_folder import ROOT, RunDir
