@@ -15,15 +15,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from pocl.cli import process
 from pocl.cli.checks import check_evaluate
 from pocl.cli.flags import parse
 from pocl.cli.options import EvaluateOptions, GenerationOptions
+from pocl.cli.process import quiet_libraries, run_main
 from pocl.cli.resolve import prompts_together
 from pocl.common import distributed
-from pocl.common.console import quiet_libraries, say, show_table
-from pocl.common.errors import UserError, run_main
+from pocl.common.console import say, show_table
+from pocl.common.errors import UserError
 from pocl.common.files import read_jsonl, value_sha256, write_json, write_jsonl
-from pocl.data.dataset import load_split, read_manifest, tokenizer_fingerprint
+from pocl.data.dataset import load_split, read_manifest
+from pocl.evaluation.answers import evaluate, mean_scores, score_answers, summarise
 from pocl.evaluation.kept_answers import (
     GIVEN,
     ORIGIN,
@@ -34,19 +37,12 @@ from pocl.evaluation.kept_answers import (
     what_is_there,
     write_summary,
 )
-from pocl.evaluation.sets import (
-    Example,
-    evaluate,
-    load_set,
-    mean_scores,
-    score_answers,
-    summarise,
-    tokenise_prompts,
-)
+from pocl.evaluation.sets import Example, load_set, tokenise_prompts
 from pocl.generation.decoding import Generator
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import open_generator
-from pocl.models.loading import check_positions, load_model, load_tokenizer, weights_fingerprint
+from pocl.models.identity import check_positions, tokenizer_fingerprint, weights_fingerprint
+from pocl.models.loading import load_model, load_tokenizer
 
 # What summary.json keeps of the command beside the protocol, so that it can be given again.
 ASKED = ("model", "tokenizer", "num_examples", "max_length", "max_prompt_length", "dtype")
@@ -154,7 +150,7 @@ def sample_and_score(
 ) -> dict[str, Any]:
     """Answer and score every set under every seed, writing each result as soon as it is there."""
     trained_on = trained_prompts(options.train_data)
-    device = distributed.start()
+    device = process.start()
     tokenizer = load_tokenizer(options.tokenizer or options.model)
     check_positions(options.model, options.max_length)
     model = load_model(options.model, options.dtype)
@@ -355,4 +351,4 @@ def spread(scores: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":
     run_main(main)
-    distributed.stop()
+    process.stop()

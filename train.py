@@ -15,6 +15,7 @@ import torch
 from numerize.numerize import numerize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pocl.cli import cpu, process
 from pocl.cli.build import (
     deepspeed_config_path,
     load_data,
@@ -22,26 +23,28 @@ from pocl.cli.build import (
     make_engine,
     make_on_policy,
     make_ranker,
-    make_recipe,
+    make_settings,
     prepare_student,
     use_packing,
 )
 from pocl.cli.checks import parse_train
 from pocl.cli.options import LoraOptions, TrainConfig
 from pocl.cli.plan import show_plan
+from pocl.cli.process import quiet_libraries, run_main
 from pocl.cli.resolve import data_fingerprint, make_pools, make_stages, with_sizes
 from pocl.common import distributed
-from pocl.common.console import quiet_libraries, say
-from pocl.common.errors import run_main
+from pocl.common.console import say
 from pocl.common.files import read_jsonl, value_sha256, write_json
 from pocl.curriculum.stages import Curriculum
 from pocl.data.micro_batches import check_shares
 from pocl.difficulty.ranker import write_diagnostics
-from pocl.models.loading import check_head, count_parameters, load_model, load_tokenizer, weights_fingerprint
+from pocl.models.identity import count_parameters, weights_fingerprint
+from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.states import check_head
 from pocl.models.teacher import TeacherSource
 from pocl.training.engine import check_precision, read_deepspeed_config
 from pocl.training.position import Position
-from pocl.training.run_folder import RunDir
+from pocl.training.run_folder import RunFolder
 from pocl.training.trainer import Trainer
 
 
@@ -49,8 +52,8 @@ def main() -> None:
     """Parse, open the run's folder, train."""
     quiet_libraries()
     config = parse_train()
-    device = distributed.start()
-    distributed.seed_everything(config.optimiser.seed)
+    device = process.start()
+    process.seed_everything(config.optimiser.seed)
     tokenizer = load_tokenizer(config.models.model)
     run = run_folder(config, device)
     config = with_sizes(config, len(tokenizer), device, begun=run.begun_with())
@@ -63,7 +66,7 @@ def main() -> None:
         distil(config, run, tokenizer, device)
 
 
-def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+def distil(config: TrainConfig, run: RunFolder, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
     """The whole algorithm."""
     train, dev = load_data(config, tokenizer)
     stages = make_stages(config, len(train))
@@ -79,7 +82,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
     easy_to_hard = ranker.easy_to_hard(student) if ranker else None
     engine = make_engine(config, student, vocab_size, device)
     trainer = Trainer(
-        make_recipe(config, stages, packed=packed),
+        make_settings(config, stages, packed=packed),
         run=run,
         engine=engine,
         student=student,
@@ -95,7 +98,7 @@ def distil(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase,
     report(run, trainer.fit())
 
 
-def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+def plan(config: TrainConfig, run: RunFolder, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
     """Print what the run would take; write nothing."""
     train, _ = load_data(config, tokenizer)
     show_plan(
@@ -108,12 +111,12 @@ def plan(config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, d
     )
 
 
-def run_folder(config: TrainConfig, device: torch.device) -> RunDir:
+def run_folder(config: TrainConfig, device: torch.device) -> RunFolder:
     """The run's folder, after checking that this machine can do what the options ask for."""
     check_shares(config.optimiser.global_batch_size, distributed.world_size())
     check_precision(deepspeed_config_path(config), config.models.dtype, device)
     name = config.run.run_name or f"seed{config.optimiser.seed}"
-    return RunDir(Path(config.run.output_dir) / config.loss.type / name)
+    return RunFolder(Path(config.run.output_dir) / config.loss.type / name)
 
 
 def run_options(config: TrainConfig) -> dict[str, dict[str, object]]:
@@ -125,7 +128,7 @@ def run_options(config: TrainConfig) -> dict[str, dict[str, object]]:
 
 
 def start_run(
-    run: RunDir, config: TrainConfig, stages: Curriculum, student: PreTrainedModel, teacher: TeacherSource | None
+    run: RunFolder, config: TrainConfig, stages: Curriculum, student: PreTrainedModel, teacher: TeacherSource | None
 ) -> None:
     """Write what is decided before step 0: the options and the stages."""
     fingerprints = {"student": weights_fingerprint(student), "data": data_fingerprint(config)}
@@ -137,14 +140,16 @@ def start_run(
     distributed.barrier()  # all ranks have checked before rank 0 writes
     if distributed.is_main():
         has_cache = None if teacher is None else not teacher.online
-        run.write_config(run_options(config), fingerprints, distributed.world_size(), has_cache=has_cache)
+        run.write_config(
+            run_options(config), fingerprints, distributed.world_size(), has_cache=has_cache, cpu_matmul=cpu.in_use()
+        )
         records = [asdict(stage) | {"pool": [stage.pool.start, stage.pool.stop]} for stage in stages]
         write_json(run.path / "stages.json", records)
     distributed.barrier()
     say(f"run folder {run.path}")
 
 
-def report(run: RunDir, position: Position) -> None:
+def report(run: RunFolder, position: Position) -> None:
     """Say how the run ended."""
     best = "" if position.best_rouge_l is None else f" (dev ROUGE-L {position.best_rouge_l:.2f})"
     for line in write_diagnostics(run) if distributed.is_main() else ():
@@ -154,4 +159,4 @@ def report(run: RunDir, position: Position) -> None:
 
 if __name__ == "__main__":
     run_main(main)
-    distributed.stop()
+    process.stop()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import train
 from pocl.losses.divergences import LOSSES
-from pocl.training.run_folder import RunDir
+from pocl.training.run_folder import RunFolder
 from tests.runs import Folders, call, make_folders, train_arguments
 from tests.tiny import ROOT
 
@@ -30,7 +30,7 @@ def curve(folders: Folders, output_dir: Path, name: str) -> list[list[float]]:
     result = call(train, train_arguments(folders, output_dir, *CASES[name], teacher=name != "sft"))
     assert result.status == 0, result.output
     (path,) = output_dir.glob("*/seed10")
-    records = RunDir(path).read_metrics()
+    records = RunFolder(path).read_metrics()
     return [[record["loss"], record["gradient_norm"]] for record in records if "loss" in record]
 
 

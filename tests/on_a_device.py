@@ -8,7 +8,6 @@ operation on tensors of two devices. What stays on the CPU is computed as ever. 
 """
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,24 +24,23 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from transformers import PreTrainedModel
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import pocl.models.teacher  # noqa: E402
-from pocl.data.dataset import Split  # noqa: E402  The path stands before.
-from pocl.difficulty.training_losses import Snapshot  # noqa: E402
-from pocl.generation.decoding import Decoder  # noqa: E402
-from pocl.generation.sampling import Sampling  # noqa: E402
-from pocl.losses.chunked import BLOCK_NUMBERS, StudentObjective  # noqa: E402
-from pocl.losses.divergences import LOSSES  # noqa: E402
-from pocl.losses.head import HEAD_ROWS, make_head  # noqa: E402
-from pocl.losses.token import Term  # noqa: E402
-from pocl.models.loading import attend_by_example  # noqa: E402
-from pocl.models.packing import takes_whole_masks  # noqa: E402
-from pocl.models.teacher import CachedTeacher, OnlineTeacher, TeacherSource  # noqa: E402
-from pocl.training.batches import MicroBatch  # noqa: E402
-from pocl.training.step import Gradients  # noqa: E402
-from tests.tiny import FAMILIES, tiny_model  # noqa: E402
+import pocl.models.teacher
+from pocl.data.dataset import Split
+from pocl.difficulty.training_losses import TrainingLosses
+from pocl.generation.decoding import Decoder
+from pocl.generation.sampling import Sampling
+from pocl.losses.chunked import BLOCK_NUMBERS
+from pocl.losses.divergences import LOSSES
+from pocl.losses.head import HEAD_ROWS
+from pocl.losses.token import StageObjective
+from pocl.models.loading import attend_by_example
+from pocl.models.packing import takes_whole_masks
+from pocl.models.states import make_head
+from pocl.models.teacher import CachedTeacher, OnlineTeacher, TeacherSource
+from pocl.training.batches import MicroBatch
+from pocl.training.step import Gradients
+from pocl.training.student import StudentObjective
+from tests.tiny import FAMILIES, tiny_model
 
 NAME = "elsewhere"
 _setup_privateuseone_for_python_backend(NAME)
@@ -119,7 +117,7 @@ def moved(model: PreTrainedModel) -> PreTrainedModel:
 
 def micro_batch(
     family: str,
-    term: Term,
+    term: StageObjective,
     *,
     teacher: str = "online",
     reliance: bool = False,
@@ -143,7 +141,7 @@ def micro_batch(
         source = CachedTeacher(folder, split, other, DEVICE, fingerprint="")
     engine: Any = PlainEngine(StudentObjective(student, chunk_tokens=8))
     batches: Any = SimpleNamespace(student_cross_entropy=False)
-    gradients = Gradients(batches, engine, source, Snapshot(len(split)), DEVICE)
+    gradients = Gradients(batches, engine, source, TrainingLosses(len(split)), DEVICE)
     factor = np.linspace(0, 1, 6) if reliance else None
     positions = np.array([4, 1, 2])
     batch = split.batch(positions).packed() if packed else split.batch(positions)
@@ -171,7 +169,7 @@ def answering(family: str, sampling: Sampling) -> None:
 def cases() -> dict[str, Callable[[], object]]:
     """Every case by its name."""
     split, folder = make_split(), Path(tempfile.mkdtemp())
-    kd = Term(LOSSES["tfkl"].bind(), 1.5, 2.25, 0.7)
+    kd = StageObjective(LOSSES["tfkl"].bind(), 1.5, 2.25, 0.7)
     shared = {"split": split, "folder": folder}
     found: dict[str, Callable[[], object]] = {}
     for family in FAMILIES:
@@ -180,11 +178,11 @@ def cases() -> dict[str, Callable[[], object]]:
         found[f"{family}, cached"] = lambda family=family: micro_batch(family, kd, teacher="cached", **shared)
         for kind, sampling in (("greedy", Sampling(8, temperature=0.0)), ("sampled", Sampling(8, top_p=0.9, top_k=9))):
             found[f"{family}, {kind}"] = lambda family=family, sampling=sampling: answering(family, sampling)
-    found["sft"] = lambda: micro_batch("gpt2", Term(), teacher="none", **shared)
+    found["sft"] = lambda: micro_batch("gpt2", StageObjective(), teacher="none", **shared)
     found["selective reliance"] = lambda: micro_batch("gpt2", kd, teacher="cached", reliance=True, **shared)
     found["on-policy"] = lambda: micro_batch("gpt2", kd, on_policy=True, packed=True, **shared)
     for name, loss in LOSSES.items():
-        term = Term(loss.bind(), 1.5 if loss.tempered else 1.0, 1.0, 0.7)
+        term = StageObjective(loss.bind(), 1.5 if loss.tempered else 1.0, 1.0, 0.7)
         found[name] = lambda term=term: micro_batch("gpt2", term, **shared)
     # What has to be noticed.
     found["a number is asked for"] = lambda: bool(torch.ones(2, device=DEVICE).isfinite().all())

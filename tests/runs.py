@@ -65,7 +65,7 @@ class Result:
 
 def call(module: Any, arguments: Sequence[object]) -> Result:
     """Run a tool's or entry point's main in this process, as ``python FILE ARGUMENTS`` would."""
-    from pocl.common.errors import run_main
+    from pocl.cli.process import run_main
 
     captured, status = io.StringIO(), 0
     argv = [str(module.__file__), *map(str, arguments)]

@@ -13,18 +13,15 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from pocl.common import distributed  # noqa: E402  The path stands before.
-from pocl.data.dataset import collate  # noqa: E402
-from pocl.losses.chunked import StudentObjective  # noqa: E402
-from pocl.losses.divergences import LOSSES  # noqa: E402
-from pocl.losses.head import make_head  # noqa: E402
-from pocl.losses.token import Term  # noqa: E402
-from pocl.models.loading import response_states  # noqa: E402
-from pocl.training.engine import Engine  # noqa: E402
-from tests.tiny import tiny_model  # noqa: E402
+from pocl.cli import process
+from pocl.common import distributed
+from pocl.data.batch import collate
+from pocl.losses.divergences import LOSSES
+from pocl.losses.token import StageObjective
+from pocl.models.states import make_head, response_states
+from pocl.training.engine import Engine
+from pocl.training.student import StudentObjective
+from tests.tiny import tiny_model
 
 GLOBAL_BATCH, MICRO_BATCH, STEPS = 8, 2, 3
 
@@ -44,7 +41,7 @@ def curve(family: str, config_path: Path, device: torch.device) -> list[tuple[fl
         world_size=distributed.world_size(),
         device=device,
     )
-    term = Term(LOSSES["tjsd"].bind(), 1.5, 2.25, 0.7)
+    term = StageObjective(LOSSES["tjsd"].bind(), 1.5, 2.25, 0.7)
     draw, found = random.Random(0), []
     for _ in range(STEPS):
         texts = [
@@ -68,7 +65,7 @@ def curve(family: str, config_path: Path, device: torch.device) -> list[tuple[fl
 
 def curves(config_path: Path) -> dict[str, list[tuple[float, float]]]:
     """The curve of a model whose head is tied to its embeddings, and of one whose is not."""
-    device = distributed.start()
+    device = process.start()
     return {family: curve(family, config_path, device) for family in ("gpt2", "llama")}
 
 
@@ -77,7 +74,7 @@ def main(config_path: Path, output: Path) -> None:
     found = curves(config_path)
     if distributed.is_main():
         output.write_text(json.dumps(found))
-    distributed.stop()
+    process.stop()
 
 
 if __name__ == "__main__":

@@ -20,15 +20,16 @@ from pocl.cli.checks import parse_train
 from pocl.cli.resolve import data_fingerprint
 from pocl.common.errors import UserError
 from pocl.common.files import read_jsonl, write_json, write_jsonl
-from pocl.common.resumable_pass import Parts
+from pocl.common.resumable_pass import ResumablePass
 from pocl.curriculum.stages import baby_step_pools
-from pocl.data.dataset import check_tokenizer, read_instructions
+from pocl.data.sources import read_instructions
 from pocl.evaluation.sets import load_set
+from pocl.models.identity import check_tokenizer
 from pocl.models.lora import adapter_chain
 from pocl.training.checkpoints import Checkpoints
 from pocl.training.engine import check_precision, zero_stage
 from pocl.training.position import Position
-from pocl.training.run_folder import RunDir
+from pocl.training.run_folder import RunFolder
 from pocl.training.statefile import load_state, save_state
 from tests.runs import Folders, call, make_folders, train_arguments
 from tests.tiny import ROOT, tiny_tokenizer
@@ -253,7 +254,7 @@ def test_adapter_configurations_are_read_or_refused(tmp_path: Path) -> None:
 def run(folders: Folders, tmp_path: Path) -> SimpleNamespace:
     """A run that stopped at step 4: its folder ``dir``, and the ``options`` and ``fingerprints`` it was begun with."""
     config = parse_train(train_arguments(folders, tmp_path / "out"))
-    run = RunDir(tmp_path / "out" / "tfkl" / "seed10")
+    run = RunFolder(tmp_path / "out" / "tfkl" / "seed10")
     fingerprints = {"student": "a" * 64, "data": "b" * 64, "teacher": "c" * 64}
     run.write_config(run_options(config), fingerprints, 1)
     pools = baby_step_pools(48, 4)
@@ -339,9 +340,9 @@ def test_a_runs_metrics_are_read_or_refused(run: SimpleNamespace) -> None:
 )
 def test_answers_of_any_text_are_read_again(tmp_path: Path, odd: str) -> None:
     records = [{"id": number, "answer": f"a{odd}b{odd}"} for number in range(3)]
-    with Parts(tmp_path, {"model": odd}) as parts:
+    with ResumablePass(tmp_path, {"model": odd}) as parts:
         parts.append(records)
-    assert list(Parts(tmp_path, {"model": odd}).records.values()) == records
+    assert list(ResumablePass(tmp_path, {"model": odd}).records.values()) == records
 
 
 def test_a_runs_stages_are_read_or_refused(run: SimpleNamespace) -> None:

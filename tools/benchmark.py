@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pocl.cli import cpu as products
+from pocl.cli import cpu
 from pocl.cli.costs import micro_batch_tokens
 from pocl.cli.flags import flag, parse
+from pocl.cli.process import quiet_libraries, run_main
 from pocl.common import distributed
-from pocl.common.console import Progressing, quiet_libraries, say
-from pocl.common.errors import RunStopped, UserError, closest, run_main
+from pocl.common.console import Progressing, say
+from pocl.common.errors import RunStopped, UserError, closest
 from pocl.data.dataset import Split
 from pocl.losses.chunked import automatic_chunk_tokens
 from pocl.models.teacher import CachedTeacher, cached_teacher
@@ -91,7 +92,7 @@ def main() -> None:
         # Before this process grows: on a small machine there is room for one of them.
         peaks = measure_memory(what, names, Path(folder)) if what.memory else {}
         steps = measure_steps(what, bench)
-        products.use_fastest()  # for the floor, and for every side of the second table
+        cpu.use_fastest()  # for the floor, and for every side of the second table
         floor = hardware_floor(what, bench)
         losses = measure_losses(what, device) if what.loss_tokens else []
     for record in [*steps, *losses]:
@@ -321,7 +322,7 @@ def print_memory(what: BenchmarkOptions, device: torch.device) -> None:
         optimizer.step()
     else:
         loss = losses[what.memory_of]
-        products.use_fastest()
+        cpu.use_fastest()
         # Another library's import would count as its memory: a small run first.
         divergences.gradients(make_rows(replace(what, pair="micro", loss_tokens=8), device, compiled=False), loss)
         before = peak_memory_gb(device)

@@ -22,8 +22,9 @@ import huggingface_hub
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, XetDownloadError
 
 from pocl.cli.flags import flag, parse
+from pocl.cli.process import run_main
 from pocl.common.console import say
-from pocl.common.errors import UserError, closest, run_main
+from pocl.common.errors import UserError, closest
 from pocl.common.files import read_jsonl, replace_folder, write_text
 
 

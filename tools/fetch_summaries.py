@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets
 
 from pocl.cli.flags import flag, parse
-from pocl.common.console import quiet_libraries, say
-from pocl.common.errors import UserError, closest, first_line, run_main
+from pocl.cli.process import quiet_libraries, run_main
+from pocl.common.console import say
+from pocl.common.errors import UserError, closest, first_line
 from pocl.common.files import write_jsonl, write_text
 
 

@@ -19,19 +19,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets
 import numpy as np
 
+from pocl.cli import process
 from pocl.cli.flags import flag, parse
-from pocl.cli.options import Backend
+from pocl.cli.process import quiet_libraries, run_main
 from pocl.cli.resolve import prompts_together
 from pocl.common import distributed
-from pocl.common.console import quiet_libraries, say
-from pocl.common.errors import UserError, run_main
+from pocl.common.console import say
+from pocl.common.errors import UserError
 from pocl.common.files import replace_folder, value_sha256, write_json
-from pocl.common.resumable_pass import Parts
-from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
+from pocl.common.resumable_pass import ResumablePass
+from pocl.data.dataset import Split, load_split, read_manifest
 from pocl.generation.decoding import Generator, decode
 from pocl.generation.sampling import Sampling
-from pocl.generation.vllm_backend import open_generator
-from pocl.models.loading import check_positions, load_model, load_tokenizer, weights_fingerprint
+from pocl.generation.vllm_backend import Backend, open_generator
+from pocl.models.identity import check_positions, check_tokenizer, weights_fingerprint
+from pocl.models.loading import load_model, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def main() -> None:
     manifest = read_manifest(data_dir)
     if manifest["max_prompt_length"] >= what.max_length:
         raise UserError(f"--max-length {what.max_length} leaves no room behind {manifest['max_prompt_length']} tokens")
-    device = distributed.start()
+    device = process.start()
     tokenizer = load_tokenizer(what.model)
     check_tokenizer(data_dir, tokenizer, what.model)
     train = load_split(data_dir, "train", max_length=what.max_length, num_examples=what.num_train)
@@ -190,7 +192,7 @@ def answer_all(
         texts = decode(tokenizer, tokens)
         return [{"id": i, "ids": ids, "text": text} for i, ids, text in zip(rows["id"], tokens, texts, strict=True)]
 
-    with Parts(parts_dir, key) as parts:
+    with ResumablePass(parts_dir, key) as parts:
         return parts.fill(blocks, train.ids, answer, title="answering")
 
 
@@ -239,4 +241,4 @@ def write(
 
 if __name__ == "__main__":
     run_main(main)
-    distributed.stop()
+    process.stop()

@@ -17,10 +17,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pocl.cli.flags import flag, parse
-from pocl.common.console import quiet_libraries, say
-from pocl.common.errors import UserError, run_main
+from pocl.cli.process import quiet_libraries, run_main
+from pocl.common.console import say
+from pocl.common.errors import UserError
 from pocl.common.files import replace_folder
-from pocl.models.loading import count_parameters, layer_stack, load_model, load_tokenizer
+from pocl.models.identity import count_parameters
+from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.tuning import layer_stack
 
 
 @dataclass(frozen=True)

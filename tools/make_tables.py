@@ -13,8 +13,9 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pocl.cli.flags import flag, parse
-from pocl.common.console import quiet_libraries, say, show_table
-from pocl.common.errors import UserError, closest, run_main
+from pocl.cli.process import quiet_libraries, run_main
+from pocl.common.console import say, show_table
+from pocl.common.errors import UserError, closest
 from pocl.common.files import write_text
 from pocl.evaluation.metrics import METRICS, SHOWN
 from tools.reporting.tables import comma_separated, latex, make_tables, markdown, notes, text_rows

@@ -21,12 +21,13 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
 from pocl.cli.flags import flag, parse
-from pocl.common.console import quiet_libraries, say
-from pocl.common.errors import UserError, run_main
+from pocl.cli.process import quiet_libraries, run_main
+from pocl.common.console import say
+from pocl.common.errors import UserError
 from pocl.common.files import read_jsonl
 from pocl.difficulty.diagnostics import diagnose, summary
 from pocl.difficulty.ranking import COLUMNS, ranked_columns
-from pocl.training.run_folder import RunDir
+from pocl.training.run_folder import RunFolder
 from tools.reporting.curves import PICTURES, picture_path, read_stages, run_title
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
@@ -51,7 +52,7 @@ def main() -> None:
     """Read, say the numbers, draw, save."""
     quiet_libraries()
     (what,) = parse([PlotOptions], "Draw what a run's curriculum was made of and what it did.")
-    run = RunDir(Path(what.run))
+    run = RunFolder(Path(what.run))
     output = picture_path(what.output, run.path / "difficulty.png")
     path = run.first_ranking()
     if path is None:
@@ -66,7 +67,7 @@ def main() -> None:
     say(f"picture written to {output}")
 
 
-def stage_starts(run: RunDir) -> list[int]:
+def stage_starts(run: RunFolder) -> list[int]:
     """Where the pools of the stages end, as numbers of examples."""
     path = run.path / "stages.json"
     return sorted({stage.pool.stop for stage in read_stages(path)}) if path.is_file() else []

@@ -19,9 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from pocl.cli.flags import flag, parse
-from pocl.common.console import quiet_libraries, say
-from pocl.common.errors import UserError, run_main
-from pocl.training.run_folder import RunDir
+from pocl.cli.process import quiet_libraries, run_main
+from pocl.common.console import say
+from pocl.common.errors import UserError
+from pocl.training.run_folder import RunFolder
 from tools.reporting.curves import PICTURES, picture_path, run_title, running_mean, stage_slices
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -41,7 +42,7 @@ def main() -> None:
     """Read metrics.jsonl, draw, save."""
     quiet_libraries()
     (what,) = parse([PlotOptions], "Draw one run as a picture.")
-    run = RunDir(Path(what.run))
+    run = RunFolder(Path(what.run))
     output = picture_path(what.output, run.path / "curves.png")
     records = run.read_metrics()
     steps = [record for record in records if "loss" in record]

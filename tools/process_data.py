@@ -19,22 +19,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets
 
 from pocl.cli.flags import flag, parse
-from pocl.common.console import quiet_libraries, say, show_table
-from pocl.common.errors import UserError, run_main
-from pocl.common.files import file_sha256, replace_folder, value_sha256, write_json
-from pocl.data.dataset import (
-    FORMAT_VERSION,
-    PROMPT_WITH_INPUT,
-    PROMPT_WITHOUT_INPUT,
-    make_prompt,
-    read_instructions,
-    read_manifest,
-    tokenise,
-    tokenizer_fingerprint,
-)
+from pocl.cli.process import quiet_libraries, run_main
+from pocl.common.console import say, show_table
+from pocl.common.errors import UserError
+from pocl.common.files import ROOT, file_sha256, replace_folder, value_sha256, write_json
+from pocl.data.dataset import FORMAT_VERSION, read_manifest
+from pocl.data.prompts import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT, make_prompt, tokenise
+from pocl.data.sources import read_instructions
 from pocl.evaluation.sets import SET_FOLDERS, load_set
+from pocl.models.identity import tokenizer_fingerprint
 from pocl.models.loading import load_tokenizer
-from pocl.training.run_folder import ROOT
 from tools import fetch, fetch_summaries
 
 

@@ -17,11 +17,12 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pocl.cli.flags import flag, parse
-from pocl.common.console import quiet_libraries, say
-from pocl.common.errors import UserError, run_main
+from pocl.cli.process import quiet_libraries, run_main
+from pocl.common.console import say
+from pocl.common.errors import UserError
 from pocl.common.files import write_text
 from tools.make_tables import evaluated_rows, named_folders
-from tools.reporting.controls import Limits
+from tools.reporting.controls import ScoringSettings
 from tools.reporting.curves import run_title
 from tools.reporting.data import Entry, open_entry
 from tools.reporting.page import run_report, table_report
@@ -54,7 +55,7 @@ def main() -> None:
     quiet_libraries()
     (what,) = parse([ReportOptions], "Write one HTML page about a run, or about a whole table.")
     check(what)
-    limits = Limits(what.num_samples, what.num_answers, what.num_characters)
+    limits = ScoringSettings(what.num_samples, what.num_answers, what.num_characters)
     entries, title, data_root = chosen_entries(what), what.title or default_title(what), Path(what.data_root)
     if what.run:
         page = run_report(entries[0], title, limits, data_root, published=what.published)

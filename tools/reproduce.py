@@ -20,8 +20,9 @@ from threading import Lock
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pocl.cli.flags import parse
-from pocl.common.console import quiet_libraries, say, show_table
-from pocl.common.errors import RunStopped, UserError, closest, run_main
+from pocl.cli.process import quiet_libraries, run_main
+from pocl.common.console import say, show_table
+from pocl.common.errors import RunStopped, UserError, closest
 from pocl.common.files import read_json, write_json
 from tools.reproducing.needs import what_is_missing
 from tools.reproducing.results import write_table

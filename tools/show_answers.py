@@ -11,8 +11,9 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pocl.cli.flags import flag, parse
-from pocl.common.console import quiet_libraries, show_table
-from pocl.common.errors import UserError, closest, run_main
+from pocl.cli.process import quiet_libraries, run_main
+from pocl.common.console import show_table
+from pocl.common.errors import UserError, closest
 from pocl.common.files import read_json, read_jsonl
 from pocl.evaluation.sets import load_set
 from tools.make_tables import named_folders

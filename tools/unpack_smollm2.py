@@ -20,10 +20,11 @@ from numerize.numerize import numerize
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pocl.cli.flags import flag, parse
-from pocl.common.console import quiet_libraries, say
-from pocl.common.errors import UserError, run_main
+from pocl.cli.process import quiet_libraries, run_main
+from pocl.common.console import say
+from pocl.common.errors import UserError
 from pocl.common.files import replace_folder
-from pocl.models.loading import count_parameters
+from pocl.models.identity import count_parameters
 
 
 @dataclass(frozen=True)

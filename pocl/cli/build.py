@@ -16,38 +16,37 @@ from pocl.cli.resolve import cache_key, cache_place, data_fingerprint, needs_ran
 from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import UserError
-from pocl.common.files import value_sha256
+from pocl.common.files import ROOT, value_sha256
 from pocl.curriculum.stages import Curriculum
-from pocl.data.dataset import Split, check_tokenizer, load_split, read_manifest
+from pocl.data.dataset import Split, load_split, read_manifest
 from pocl.difficulty.ranker import Ranker, adopt_ranking
-from pocl.difficulty.student import Limits
+from pocl.difficulty.student import ScoringSettings
 from pocl.evaluation.sets import DevSet, Example
 from pocl.generation.sampling import Sampling
-from pocl.losses.chunked import StudentObjective
 from pocl.losses.divergences import loss_type
 from pocl.losses.fused import why_not_fused
-from pocl.losses.token import Term
-from pocl.models.loading import (
-    DTYPES,
-    check_head,
+from pocl.losses.token import StageObjective
+from pocl.models.identity import (
     check_positions,
     check_same_tokenizer,
+    check_tokenizer,
     count_parameters,
-    load_model,
-    recompute_activations,
     shared_vocabulary,
-    train_only_last_layers,
     weights_bytes,
     weights_fingerprint,
 )
+from pocl.models.loading import DTYPES, load_model
 from pocl.models.lora import add_adapters
 from pocl.models.offload import place
 from pocl.models.packing import why_not_packed
+from pocl.models.states import check_head
 from pocl.models.teacher import OnlineTeacher, TeacherSource, cached_teacher
+from pocl.models.tuning import recompute_activations, train_only_last_layers
 from pocl.training.engine import Engine
 from pocl.training.on_policy import OnPolicy
-from pocl.training.run_folder import ROOT, RunDir
-from pocl.training.settings import Recipe
+from pocl.training.run_folder import RunFolder
+from pocl.training.settings import TrainSettings
+from pocl.training.student import StudentObjective
 
 
 def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Split, DevSet | None]:
@@ -93,7 +92,7 @@ def answer_length(config: TrainConfig) -> int:
 
 def load_teacher(
     config: TrainConfig,
-    run: RunDir,
+    run: RunFolder,
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Split,
@@ -139,7 +138,11 @@ def teacher_cache(
 
 
 def make_ranker(
-    config: TrainConfig, run: RunDir, tokenizer: PreTrainedTokenizerBase, teacher: TeacherSource | None, train: Split
+    config: TrainConfig,
+    run: RunFolder,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: TeacherSource | None,
+    train: Split,
 ) -> Ranker | None:
     """What orders the examples from easy to hard; None if nothing needs it."""
     given = config.curriculum
@@ -147,7 +150,7 @@ def make_ranker(
         return None
     if given.difficulty_file:
         adopt_ranking(Path(given.difficulty_file), run, train)
-    limits = Limits(
+    limits = ScoringSettings(
         max_new_tokens=answer_length(config),
         no_repeat_ngram=config.generation.no_repeat_ngram,
         batch_size=config.generation.eval_batch_size,
@@ -238,16 +241,16 @@ def use_fused_objective(config: TrainConfig, vocab_size: int, device: torch.devi
     return False
 
 
-def make_recipe(config: TrainConfig, stages: Curriculum, *, packed: bool) -> Recipe:
+def make_settings(config: TrainConfig, stages: Curriculum, *, packed: bool) -> TrainSettings:
     """How the stages are trained: one objective per stage, and the optimiser's settings."""
     loss = loss_type(config.loss.type)
     if loss is None:
-        terms = (Term(),) * len(stages)
+        terms = (StageObjective(),) * len(stages)
     else:
         divergence = loss.bind(**vars(config.loss))
         power = loss.power(config.loss.loss_scaling)
-        terms = tuple(Term(divergence, s.temperature, s.temperature**power, s.kd_ratio) for s in stages)
-    return Recipe(
+        terms = tuple(StageObjective(divergence, s.temperature, s.temperature**power, s.kd_ratio) for s in stages)
+    return TrainSettings(
         stages=stages,
         terms=terms,
         global_batch_size=config.optimiser.global_batch_size,

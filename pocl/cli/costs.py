@@ -1,6 +1,6 @@
 """What a run takes, counted before any weights are loaded: tokens, matmuls, memory.
 
-Everything here is arithmetic on lengths and on models without weights (``load_skeleton`` in pocl/models/loading.py), except
+Everything here is arithmetic on lengths and on models without weights (``load_skeleton``), except
 ``matmul_rate``, which measures this machine. Memory is in bytes, work in floating-point operations.
 """
 
@@ -21,7 +21,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.losses.chunked import chunk_bytes
-from pocl.models.loading import count_parameters, layer_stack, recompute_activations, trunk
+from pocl.models.identity import count_parameters
+from pocl.models.states import trunk
+from pocl.models.tuning import layer_stack, recompute_activations
 
 _CUT_STEPS = 500  # steps of a stage's first epoch that are cut into micro-batches; the rest are like them
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default for reduce_bucket_size
@@ -32,7 +34,7 @@ _MOST_TOKENS, _LEAST_TOKENS, _SAMPLE_TOKENS = 16_384, 1024, 512
 
 
 @dataclass(frozen=True)
-class Amount:
+class Workload:
     """What a stage feeds through the student, over all ranks."""
 
     steps: int
@@ -53,7 +55,7 @@ def count_stage(
     cut: Callable[[np.ndarray], Iterable[np.ndarray]],
     num_ranks: int,
     packed: bool = False,
-) -> Amount:
+) -> Workload:
     """The amount of one stage.
 
     ``examples(epoch)`` gives the shuffled positions of the pool, ``cut`` the first rank's micro-batches of a global
@@ -78,7 +80,7 @@ def count_stage(
     else:  # attention is computed for padding as well
         tokens_read, pairs = (sum(rows * length**power for rows, length in shapes) for power in (1, 2))
     scale = num_ranks * stage.epochs * steps / len(chosen)
-    return Amount(
+    return Workload(
         steps=stage.steps(global_batch_size),
         samples=stage.steps(global_batch_size) * global_batch_size,
         tokens=tokens,
@@ -95,25 +97,25 @@ def _largest(shapes: Collection[tuple[int, int]]) -> tuple[tuple[int, int], ...]
     return tuple(dict.fromkeys((tokens, pairs)))
 
 
-def total(amounts: Iterable[Amount]) -> Amount:
+def total(amounts: Iterable[Workload]) -> Workload:
     """All stages together."""
     amounts = list(amounts)
     sums = {
         name: sum(getattr(amount, name) for amount in amounts)
         for name in ("steps", "samples", "tokens", "response_tokens", "padded_tokens", "pairs")
     }
-    return Amount(**sums, largest=_largest([shape for amount in amounts for shape in amount.largest]))
+    return Workload(**sums, largest=_largest([shape for amount in amounts for shape in amount.largest]))
 
 
-def one_pass(split: Split) -> Amount:
+def one_pass(split: Split) -> Workload:
     """Every example read once, without padding."""
     tokens, longest = int(split.lengths.sum()), int(split.lengths.max())
     pairs = float((split.lengths.astype(np.float64) ** 2).sum())
-    return Amount(0, len(split), tokens, int(split.num_labels.sum()), tokens, pairs, ((1, longest),))
+    return Workload(0, len(split), tokens, int(split.num_labels.sum()), tokens, pairs, ((1, longest),))
 
 
 @dataclass(frozen=True)
-class Sketch:
+class ModelSize:
     """The sizes of a model that its cost depends on."""
 
     parameters: int  # tied ones counted once
@@ -129,7 +131,7 @@ class Sketch:
     cached_numbers: int  # KV cache elements of one token
 
 
-def sketch(model: PreTrainedModel) -> Sketch:
+def sketch(model: PreTrainedModel) -> ModelSize:
     """The sizes of a model, with or without its weights."""
     config, head = model.config, model.get_output_embeddings().weight
     heads, head_size = config.num_attention_heads, _head_size(config)
@@ -140,7 +142,7 @@ def sketch(model: PreTrainedModel) -> Sketch:
         layers = list(layer_stack(model))
         first = next((i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), None)
         passed = [] if first is None else [weight for layer in layers[first:] for weight in _products(layer)]
-    return Sketch(
+    return ModelSize(
         parameters=count_parameters(model),
         trained=trained,
         itemsize=model.dtype.itemsize,
@@ -165,7 +167,7 @@ def _head_size(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def with_adapters(model: Sketch, layers: Iterable[nn.Module], rank: int) -> Sketch:
+def with_adapters(model: ModelSize, layers: Iterable[nn.Module], rank: int) -> ModelSize:
     """The sizes of a model whose ``layers`` get LoRA adapters and in which nothing else is trained.
 
     An adapter of a layer [in, out] has ``rank`` times (in + out) weights. The backward pass goes through everything.
@@ -193,13 +195,13 @@ def _numel(weights: Iterable[Tensor]) -> int:
     return sum(weight.numel() for weight in weights)
 
 
-def forward_work(model: Sketch, amount: Amount, *, trunk: bool = True, head: bool = True) -> float:
+def forward_work(model: ModelSize, amount: Workload, *, trunk: bool = True, head: bool = True) -> float:
     """FLOPs of a forward pass: two per weight and token, four per pair of tokens times attention's size."""
     body = 2.0 * model.products * amount.padded_tokens + 4.0 * model.attention * amount.pairs
     return body * trunk + 2.0 * model.head * amount.response_tokens * head
 
 
-def training_work(model: Sketch, amount: Amount, *, recomputes: bool) -> float:
+def training_work(model: ModelSize, amount: Workload, *, recomputes: bool) -> float:
     """FLOPs of training: forward, and backward down to the lowest trainable layer.
 
     ``recomputes``: the trunk is run a second time in the backward pass (gradient checkpointing).
@@ -211,7 +213,7 @@ def training_work(model: Sketch, amount: Amount, *, recomputes: bool) -> float:
     return forward_work(model, amount) + back + again
 
 
-def state_bytes(model: Sketch, zero: Mapping[str, Any], *, num_ranks: int, on_gpu: bool) -> dict[str, int]:
+def state_bytes(model: ModelSize, zero: Mapping[str, Any], *, num_ranks: int, on_gpu: bool) -> dict[str, int]:
     """Bytes that a rank holds of the student between steps, by component, under a DeepSpeed ``zero_optimization``.
 
     Matches the live tensors of DeepSpeed 0.19: stage 0 updates the fp32 weights themselves, the other stages keep
@@ -299,7 +301,7 @@ def _saved_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
     return sum(storage.nbytes() for storage in saved.values())
 
 
-def objective_bytes(model: Sketch, chunk_tokens: int, device_type: str) -> int:
+def objective_bytes(model: ModelSize, chunk_tokens: int, device_type: str) -> int:
     """Bytes of one chunk of logits at its peak, of the head's gradient in fp32, and of the latter once more.
 
     This last part is the gradient of one more chunk in a lower precision, or that of embeddings tied to the head.
@@ -307,7 +309,7 @@ def objective_bytes(model: Sketch, chunk_tokens: int, device_type: str) -> int:
     return chunk_bytes(chunk_tokens, model.vocab_size, device_type) + 8 * model.head * model.trained_head
 
 
-def answering_bytes(model: Sketch, num_prompts: int, max_length: int) -> int:
+def answering_bytes(model: ModelSize, num_prompts: int, max_length: int) -> int:
     """Bytes of the KV cache of prompts that are answered together."""
     return num_prompts * max_length * model.cached_numbers * model.itemsize
 

@@ -9,9 +9,8 @@ from typing import ClassVar, Literal
 from pocl.cli.flags import flag
 from pocl.curriculum.stages import CURRICULA
 from pocl.difficulty.ranking import SIGNALS
+from pocl.generation.vllm_backend import Backend
 from pocl.losses.divergences import LOSSES
-
-Backend = Literal["auto", "builtin", "vllm"]
 
 
 def _names(*, tempered: bool) -> str:

@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from pocl.cli.costs import (
-    Amount,
-    Sketch,
+    ModelSize,
+    Workload,
     activation_bytes,
     answering_bytes,
     count_stage,
@@ -52,7 +52,7 @@ from pocl.models.loading import DTYPES, load_skeleton
 from pocl.models.lora import target_layers
 from pocl.models.packing import never_packed
 from pocl.models.teacher import cache_bytes
-from pocl.training.run_folder import RunDir
+from pocl.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Costs:
 
 def show_plan(
     config: TrainConfig,
-    run: RunDir,
+    run: RunFolder,
     train: Split,
     *,
     zero: Mapping[str, Any],
@@ -122,8 +122,8 @@ def show_plan(
 
 
 def _amount(
-    config: TrainConfig, run: RunDir, train: Split, stages: Curriculum, device: torch.device, *, packed: bool
-) -> tuple[Amount, bool]:
+    config: TrainConfig, run: RunFolder, train: Split, stages: Curriculum, device: torch.device, *, packed: bool
+) -> tuple[Workload, bool]:
     """(what all stages feed through the student, whether that is exact: it is once the ranking is known)."""
     given = config.curriculum
     ranking = Path(given.difficulty_file) if given.difficulty_file else run.ranking("difficulty")
@@ -163,7 +163,7 @@ def _rankings(config: TrainConfig, stages: Curriculum) -> int:
 
 
 def _teacher_passes(
-    config: TrainConfig, stages: Curriculum, teacher: Sketch | None, amount: Amount, train: Split, *, cached: bool
+    config: TrainConfig, stages: Curriculum, teacher: ModelSize | None, amount: Workload, train: Split, *, cached: bool
 ) -> str:
     """How many examples the teacher's trunk reads, as ledger.json counts them."""
     if teacher is None:
@@ -176,8 +176,8 @@ def _teacher_passes(
 
 def _phases(
     config: TrainConfig,
-    student: Sketch,
-    teacher: Sketch | None,
+    student: ModelSize,
+    teacher: ModelSize | None,
     states: Mapping[str, int],
     activations: int,
     *,
@@ -209,12 +209,12 @@ def _phases(
 
 def _work(
     config: TrainConfig,
-    run: RunDir,
+    run: RunFolder,
     train: Split,
     stages: Curriculum,
-    student: Sketch,
-    teacher: Sketch | None,
-    amount: Amount,
+    student: ModelSize,
+    teacher: ModelSize | None,
+    amount: Workload,
     *,
     cached: bool,
     to_cache: bool,
@@ -237,7 +237,7 @@ def _work(
     return {part: operations for part, operations in work.items() if operations}
 
 
-def _show_amount(config: TrainConfig, amount: Amount, exact: bool, *, teacher_passes: str) -> None:
+def _show_amount(config: TrainConfig, amount: Workload, exact: bool, *, teacher_passes: str) -> None:
     about = "" if exact else "about "
     show_table(
         "what the run sees",

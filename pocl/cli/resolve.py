@@ -24,8 +24,9 @@ from pocl.curriculum.stages import CURRICULA, Curriculum, check_batches, plan_st
 from pocl.data.dataset import Split, read_manifest
 from pocl.difficulty.ranking import sources_of
 from pocl.losses.chunked import automatic_chunk_tokens
-from pocl.models.loading import DTYPES, load_config, load_skeleton, recompute_activations
+from pocl.models.loading import DTYPES, load_config, load_skeleton
 from pocl.models.teacher import cache_bytes, cache_format
+from pocl.models.tuning import recompute_activations
 
 # Of a GPU's memory, for the weights of student and teacher; the rest is for what the teacher computes.
 _TEACHERS_SHARE = 0.8

@@ -2,12 +2,9 @@
 
 import re
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-import datasets
-import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -18,15 +15,6 @@ _CONSOLE = Console(highlight=False, soft_wrap=True)
 _LINE_EVERY_SECONDS = 20.0
 _NUMBER = re.compile(r"(about |[<>~] ?)?[+\-]?\d")  # how a cell with a number begins
 _LONGEST_NUMBER = 40  # characters of such a cell, whatever stands behind the number
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' chatter off the screen: their progress bars and warnings stand between ours."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def say(text: str) -> None:

@@ -1,54 +1,15 @@
 """Ranks, seeds, and gathering by example id. Works with one process and no launcher as well as with many."""
 
 import os
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from pocl.cli import cpu as products
-
 T = TypeVar("T")
-
-
-def start() -> torch.device:
-    """Join the process group that the launcher describes (a group of one without a launcher) -> this rank's device.
-
-    On a CPU, matmuls use the fastest library from then on (pocl/cli/cpu.py).
-    """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    if use_cuda:
-        # Packed micro-batches differ in size at every step: segments that grow keep the cache from fragmenting.
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-        torch.cuda.set_device(local_rank)
-        # On an H100 or H200 torch prefers cuDNN's attention, which builds a plan for every new shape: tens of
-        # milliseconds for each generated token. Flash attention has no such plans.
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    if not dist.is_initialized():
-        backend = "nccl" if use_cuda else "gloo"
-        if "MASTER_ADDR" in os.environ:
-            # Two hours: rank 0 may score or evaluate alone for a while, and the others wait.
-            dist.init_process_group(backend, timeout=timedelta(hours=2))
-        else:
-            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    if use_cuda:
-        return torch.device("cuda", local_rank)
-    products.use_fastest()
-    return torch.device("cpu")
-
-
-def stop() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -135,13 +96,6 @@ def device_memory(device: torch.device) -> int:
     # DeepSpeed's launcher and torchrun name the number of ranks on a machine differently.
     local_ranks = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1
     return broadcast(min(limits) // int(local_ranks))
-
-
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch; torch differs by rank, so that dropout does."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed + rank())
 
 
 def random_state() -> dict[str, Any]:

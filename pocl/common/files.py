@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pocl.common.errors import UserError
+from pocl.common.errors import UserError, first_line
 
 
 def write_text(path: Path, text: str) -> None:
@@ -160,3 +160,26 @@ def recover_folder(path: Path) -> None:
 def _aside(path: Path) -> Path:
     """Where a folder waits while it is replaced: no name that a person gives a copy, since it is deleted."""
     return path.with_name(f".{path.name}.replaced")
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file that is appended to; a last line that a crash cut is left out, a missing file empty.
+
+    Raises UserError for a line before it that is not a JSON object.
+    """
+    if not path.is_file():
+        return []
+    # Bytes, split at \n only: a text may hold other line separators, such as U+2028.
+    lines = path.read_bytes().split(b"\n")[:-1]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number} is damaged: {first_line(error)}") from error
+        check_object(record, {}, f"{path}:{number}: the line")
+        records.append(record)
+    return records

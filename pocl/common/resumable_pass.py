@@ -12,12 +12,11 @@ import numpy as np
 from pocl.common import distributed
 from pocl.common.console import Progressing
 from pocl.common.errors import RunStopped
-from pocl.common.files import read_json, write_json
+from pocl.common.files import read_json, read_lines, write_json
 from pocl.common.interrupt import requested, stop_if_requested
-from pocl.training.run_folder import read_lines
 
 
-class Parts:
+class ResumablePass:
     """A folder of records with an ``id``: one file per rank, appended to block by block.
 
     ``records`` holds the results of earlier, interrupted passes under the same ``key``, by id; parts made under
@@ -41,7 +40,7 @@ class Parts:
         self._path = folder / f"{distributed.rank()}.jsonl"
         _drop_cut_line(self._path)
 
-    def __enter__(self) -> "Parts":
+    def __enter__(self) -> "ResumablePass":
         self._file = open(self._path, "a", encoding="utf-8")
         return self
 

@@ -1,6 +1,6 @@
 """The curriculum as pure data: which examples are in the pool, for how long, at which temperature and KD ratio.
 
-A curriculum is a tuple of stages over positions 0..N-1 of an easy-to-hard order (``pocl.difficulty.ranking`` makes the order).
+A curriculum is a tuple of stages over positions 0..N-1 of an easy-to-hard order, which a ranking gives.
 To add one, write a function from (N, n) to ranges and name it in ``CURRICULA``; ``--curriculum NAME`` then exists.
 """
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.common import distributed
 from pocl.data.dataset import Split
-from pocl.difficulty.student import Limits, score_block
+from pocl.difficulty.student import ScoringSettings, score_block
 from pocl.generation.decoding import BuiltIn
 
 NUM_BUCKETS = 4
@@ -26,7 +26,7 @@ class BucketProbe:
         ranked: np.ndarray,
         *,
         examples_per_bucket: int,
-        limits: Limits,
+        limits: ScoringSettings,
     ) -> None:
         self.train, self.tokenizer, self.limits = train, tokenizer, limits
         self.buckets = probe_positions(ranked, examples_per_bucket)

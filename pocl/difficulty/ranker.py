@@ -1,6 +1,6 @@
 """How hard each training example is: the signals that are measured, and the order that they give when fused.
 
-``pocl.difficulty.ranking`` names the signals and fuses their ranks; here each is measured. The student ranks by default, as in
+``ranking`` names the signals and fuses their ranks; here each is measured. The student ranks by default, as in
 POCL (arXiv 2506.05695, section 3); it may rank again between stages, and so may the training losses, which need no
 pass of their own.
 """
@@ -19,19 +19,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl.common import distributed
 from pocl.common.errors import RunStopped, UserError
 from pocl.common.files import read_jsonl, write_json, write_jsonl
-from pocl.common.resumable_pass import Parts
+from pocl.common.resumable_pass import ResumablePass
 from pocl.curriculum.stages import Curriculum, Stage
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import blocks_to_read
 from pocl.difficulty.diagnostics import diagnose, summary
 from pocl.difficulty.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
-from pocl.difficulty.student import Limits, score_examples
+from pocl.difficulty.student import ScoringSettings, score_examples
 from pocl.losses.chunked import chunks_needed, distillation_objective
-from pocl.losses.token import Term
-from pocl.models.loading import response_labels, weights_fingerprint
+from pocl.losses.token import StageObjective
+from pocl.models.identity import weights_fingerprint
+from pocl.models.states import response_labels
 from pocl.models.teacher import TeacherSource
 from pocl.training.position import Position
-from pocl.training.run_folder import RunDir
+from pocl.training.run_folder import RunFolder
 
 FIRST = "difficulty"  # the ranking before any training
 
@@ -45,11 +46,11 @@ class Ranker:
 
     signals: Sequence[str]
     rerank: str  # off, stage or epoch
-    run: RunDir
+    run: RunFolder
     train: Split
     tokenizer: PreTrainedTokenizerBase
     teacher: TeacherSource | None
-    limits: Limits
+    limits: ScoringSettings
     key: Mapping[str, Any]  # what every measure depends on: the data, the precision
     adopted: bool = False  # whether the first ranking is another run's
 
@@ -162,7 +163,7 @@ class Ranker:
                 None,
                 None,
                 labels,
-                term=Term(),
+                term=StageObjective(),
                 num_chunks=chunks_needed(len(labels), self.limits.chunk_tokens),
             )
             losses = batch.sum_by_example(result.cross_entropy).cpu() / batch.num_labels
@@ -171,7 +172,7 @@ class Ranker:
                 for i, loss in zip(self.train.ids[block], losses.tolist(), strict=True)
             ]
 
-        with Parts(parts_dir, dict(self.key) | {"teacher": teacher.fingerprint}) as parts:
+        with ResumablePass(parts_dir, dict(self.key) | {"teacher": teacher.fingerprint}) as parts:
             blocks = blocks_to_read(self.train.lengths, teacher.device)
             return parts.fill(blocks, self.train.ids, read, title="the teacher's confidence")
 
@@ -187,7 +188,7 @@ def _check_finite(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
             )
 
 
-def write_diagnostics(run: RunDir) -> list[str]:
+def write_diagnostics(run: RunFolder) -> list[str]:
     """Write diagnostics.json of a run that has ranked -> its summary, line by line."""
     path = run.first_ranking()
     if path is None:
@@ -210,7 +211,7 @@ def plain_records(train: Split) -> dict[int, dict[str, Any]]:
     return {row[0]: dict(zip(names, row, strict=True)) for row in sorted(rows)}
 
 
-def adopt_ranking(path: Path, run: RunDir, train: Split) -> None:
+def adopt_ranking(path: Path, run: RunFolder, train: Split) -> None:
     """Make another run's difficulty.jsonl this run's first ranking; a record needs only its ``id``.
 
     Raises UserError if it ranks other examples.

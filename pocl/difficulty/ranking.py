@@ -13,8 +13,7 @@ import numpy as np
 
 RRF_K = 60  # Source: Cormack, Clarke and Buettcher, SIGIR 2009; POCL keeps it.
 
-# Where a column is measured: pocl/difficulty/student.py, pocl/difficulty/ranker.py's Ranker._teacher_losses and plain_records, and
-# pocl/difficulty/training_losses.py.
+# Where a column is measured: student.py, Ranker._teacher_losses and plain_records in ranker.py, training_losses.py.
 Source = Literal["student", "teacher", "data", "training"]
 
 

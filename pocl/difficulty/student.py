@@ -13,19 +13,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.cli.options import Backend
-from pocl.common.resumable_pass import Parts
+from pocl.common.resumable_pass import ResumablePass
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import blocks_to_read
+from pocl.evaluation.likelihood import example_cross_entropy
 from pocl.evaluation.metrics import rouge_l
 from pocl.generation.decoding import Generator, decode
 from pocl.generation.sampling import Sampling
-from pocl.generation.vllm_backend import open_generator
-from pocl.losses.chunked import example_cross_entropy
+from pocl.generation.vllm_backend import Backend, open_generator
 
 
 @dataclass(frozen=True)
-class Limits:
+class ScoringSettings:
     """How a pass over the training examples is made: what its result depends on, and how much is done at once."""
 
     max_new_tokens: int  # of an answer
@@ -45,7 +44,7 @@ def score_examples(
     tokenizer: PreTrainedTokenizerBase,
     split: Split,
     *,
-    limits: Limits,
+    limits: ScoringSettings,
     answers: bool = True,
     parts_dir: Path,
     key: Mapping[str, Any],
@@ -68,7 +67,7 @@ def score_examples(
         device=model.device,
     ) as generator:
         asked = generator if answers else None
-        with Parts(parts_dir, dict(key) | limits.key() | {"answers": asked and asked.name}) as parts:
+        with ResumablePass(parts_dir, dict(key) | limits.key() | {"answers": asked and asked.name}) as parts:
             gathered = parts.fill(
                 generator.blocks(split.prompt_lengths),
                 split.ids,
@@ -85,7 +84,7 @@ def score_block(
     tokenizer: PreTrainedTokenizerBase,
     split: Split,
     block: np.ndarray,
-    limits: Limits,
+    limits: ScoringSettings,
     generator: Generator | None,
 ) -> list[dict[str, Any]]:
     """The records of one block of positions in the split; see ``score_examples``. No ``generator``: no answers."""

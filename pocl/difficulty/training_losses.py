@@ -7,10 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from pocl.common import distributed
-from pocl.data.dataset import Batch
+from pocl.data.batch import Batch
 
 
-class Snapshot:
+class TrainingLosses:
     """The cross-entropy of each training example in the step that last trained on it.
 
     ``values`` [N] are nats per response token, NaN for an example that has not been trained on yet; they are complete

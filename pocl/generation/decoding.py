@@ -19,21 +19,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl.common import distributed
 from pocl.common.console import Progressing
 from pocl.common.interrupt import requested, stop_if_requested
-from pocl.data.dataset import send
+from pocl.data.batch import send
 from pocl.data.micro_batches import blocks_by_length
 from pocl.generation.kv_cache import roomy_cache
 from pocl.generation.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
-from pocl.losses.head import aligned, make_head
+from pocl.losses.head import aligned
 from pocl.models.attention import whole_mask
-from pocl.models.loading import end_ids, trunk
+from pocl.models.identity import end_ids
 from pocl.models.packing import takes_whole_masks
+from pocl.models.states import make_head, trunk
 
 # Rows are dropped once this share of the batch is done: dropping copies the cache.
 _COMPACT_AT = 0.125
 
 
 class Generator(Protocol):
-    """What answers prompts, such as the built-in loop or vLLM. All of them choose tokens by ``pocl.generation.sampling``."""
+    """What answers prompts, such as the built-in loop or vLLM. All choose tokens by ``sampling``."""
 
     @property
     def name(self) -> str:

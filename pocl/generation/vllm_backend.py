@@ -14,22 +14,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.cli.options import Backend
 from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import RankStopped, UserError
+from pocl.common.files import ROOT
 from pocl.generation.decoding import BuiltIn, Generator, even_blocks
 from pocl.generation.sampling import Sampling
-from pocl.models.loading import end_ids
+from pocl.models.identity import end_ids
 from pocl.models.lora import adapter_chain
-from pocl.training.run_folder import ROOT
 
+Backend = Literal["auto", "builtin", "vllm"]
 PYTHON_VARIABLE = "POCL_VLLM_PYTHON"
 EXAMPLES_PER_CALL = 2048  # vLLM fills its batch from them as answers end; a crash loses one call's answers
 # What a launcher sets for its ranks; vLLM would join them.

@@ -1,4 +1,4 @@
-"""vLLM in a process of its own, driven by lines of JSON: ``python -m pocl.generation.vllm_worker``, started by vllm_backend.
+"""vLLM in a process of its own, driven by lines of JSON: ``python -m pocl.generation.vllm_worker``.
 
 The first line from standard input is the settings; ``{"ready": version}`` answers it. Every further line holds
 prompts, example ids and sampling; ``{"answers": lists of token ids}`` answers it. ``{"error": text}`` answers either.
@@ -61,7 +61,7 @@ class _Worker:
     def _load(self, settings: Mapping[str, Any]) -> str:
         """Load the model and try it -> vLLM's version.
 
-        ``pocl.generation.vllm_choice`` uses the interface of the V1 model runner, and must see every token before the next is
+        ``vllm_choice`` uses the interface of the V1 model runner, and must see every token before the next is
         computed.
         """
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}

@@ -13,15 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import PreTrainedModel
 
-from pocl.common import distributed
-from pocl.data.dataset import Batch, send
 from pocl.losses.fused import fused_objective
-from pocl.losses.head import Head, aligned, make_head
-from pocl.losses.tied import TiedGradient, lookups_of, tied_embedding
-from pocl.losses.token import Term, Weights, token_objective
-from pocl.models.loading import response_labels, response_states
+from pocl.losses.head import Head, aligned
+from pocl.losses.token import StageObjective, Weights, token_objective
 
 # Logit elements processed per block. On the CPU, what its caches hold: at V = 50,257 ten rows at a time took two
 # thirds to three quarters of the time that 256 took. A GPU needs long kernels (not measured yet).
@@ -48,16 +43,14 @@ def distillation_objective(
     teacher_head: Head | None,
     labels: Tensor,
     *,
-    term: Term,
+    term: StageObjective,
     weights: Weights | None = None,
     num_chunks: int = 1,
-    tied: TiedGradient | None = None,
     fused: bool = False,
 ) -> Objective:
     """The objective of N response tokens, summed.  [N, H_s], [N, H_t], [N] -> Objective.
 
-    ``weights`` [N] are per token and replace the term's. ``tied`` receives the gradient w.r.t. the head's weight, to
-    be returned with the embedding's. ``fused``: if gradients are enabled, use the GPU kernel (``pocl.losses.fused``).
+    ``weights`` [N] are per token and replace the objective's. ``fused``: if gradients are enabled, use the GPU kernel.
 
     The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other. If gradients are
     enabled, ``loss`` carries those w.r.t. the states and the head's parameters, and can be differentiated once.
@@ -100,11 +93,7 @@ def distillation_objective(
     if learns:
         num_rows = student_head.module.out_features
         known = [torch.cat(state_gradients), *(gradient[:num_rows] for gradient in parameter_gradients)]
-        if tied is not None:
-            place = next(i for i, parameter in enumerate(parameters) if parameter is tied.weight)
-            tied.of_head = known.pop(1 + place)
-            parameters = [parameter for parameter in parameters if parameter is not tied.weight]
-        loss = _WithGradient.apply(loss, known, tied, student_states, *parameters)
+        loss = _WithGradient.apply(loss, known, student_states, *parameters)
     return Objective(loss, cross_entropies, divergences)
 
 
@@ -173,10 +162,8 @@ class _WithGradient(torch.autograd.Function):
     """A sum whose gradients w.r.t. its inputs are already known: the backward pass scales and returns them, once."""
 
     @staticmethod
-    def forward(
-        ctx: Any, loss: Tensor, gradients: Sequence[Tensor], tied: TiedGradient | None, *inputs: Tensor
-    ) -> Tensor:
-        ctx.gradients, ctx.tied = gradients, tied
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
         ctx.dtypes = [tensor.dtype for tensor in inputs]
         return loss.clone()
 
@@ -185,16 +172,14 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         # In place, and released: the head's gradient is as large as the head.
         gradients, ctx.gradients = ctx.gradients, ()
-        if ctx.tied is not None:
-            ctx.tied.of_head.mul_(factor)
-        return None, None, None, *(g.mul_(factor).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
+        return None, None, *(g.mul_(factor).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
 
 
 def _in_blocks(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
     labels: Tensor,
-    term: Term,
+    term: StageObjective,
     weights: Weights | None,
     *,
     learns: bool,
@@ -241,70 +226,3 @@ def automatic_chunk_tokens(vocab_size: int, memory: int, device_type: str) -> in
 def chunks_needed(num_tokens: int, chunk_tokens: int) -> int:
     """The number of chunks of at most ``chunk_tokens`` tokens, at least one."""
     return max(1, -(-num_tokens // chunk_tokens))
-
-
-class StudentObjective(nn.Module):
-    """Student and objective as one module, so that one forward call of the training engine does both.
-
-    ``sharded``, set by the engine, means that the head's weight is gathered from all ranks at every call (ZeRO-3): all
-    ranks then agree on the number of chunks, since a call that one rank makes alone would hang.
-    """
-
-    sharded = False
-
-    def __init__(
-        self, student: PreTrainedModel, *, chunk_tokens: int, vocab_size: int | None = None, fused: bool = False
-    ) -> None:
-        super().__init__()
-        self.student, self.chunk_tokens, self.fused = student, chunk_tokens, fused
-        self.head = make_head(student, vocab_size)
-        self.tied = tied_embedding(student.get_input_embeddings(), self.head.module)
-
-    def forward(
-        self,
-        batch: Batch,
-        term: Term,
-        teacher_states: Tensor | None = None,
-        teacher_head: Head | None = None,
-        weights: Weights | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(summed loss [], cross-entropy [N], divergence [N]) of a micro-batch; see ``Objective``.
-
-        ``weights`` [B] are per example and replace the term's.
-        """
-        labels = response_labels(batch)
-        num_chunks = chunks_needed(len(labels), self.chunk_tokens)
-        if self.sharded:
-            num_chunks = distributed.max_over_ranks(num_chunks, labels.device)
-        if weights is not None:
-            counts = send(batch.num_labels, labels.device)
-            parts = (weights.divergence, weights.cross_entropy)
-            weights = Weights(*(part.repeat_interleave(counts, output_size=len(labels)) for part in parts))
-        with lookups_of(self.tied) as tied:
-            states = response_states(self.student, batch)
-        result = distillation_objective(
-            states,
-            self.head,
-            teacher_states,
-            teacher_head,
-            labels,
-            term=term,
-            weights=weights,
-            num_chunks=num_chunks,
-            tied=tied,
-            fused=self.fused,
-        )
-        return result.loss, result.cross_entropy, result.divergence
-
-
-@torch.no_grad()
-def example_cross_entropy(
-    model: PreTrainedModel, batch: Batch, *, chunk_tokens: int, vocab_size: int
-) -> list[tuple[float, int]]:
-    """(summed cross-entropy in nats, response tokens) of each example of a batch, over ``vocab_size`` entries."""
-    head, labels = make_head(model, vocab_size), response_labels(batch)
-    num_chunks = chunks_needed(len(labels), chunk_tokens)
-    states = response_states(model, batch)
-    result = distillation_objective(states, head, None, None, labels, term=Term(), num_chunks=num_chunks)
-    sums = batch.sum_by_example(result.cross_entropy)
-    return list(zip(sums.tolist(), batch.num_labels.tolist(), strict=True))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pocl.common.errors import first_line
 from pocl.losses import divergences as losses
-from pocl.losses.token import Term, Weights, token_objective
+from pocl.losses.token import StageObjective, Weights, token_objective
 
 # In the order of the kernel's KIND, from 1; 0 is cross-entropy alone.
 _KINDS: tuple[Callable[..., Any], ...] = (
@@ -61,7 +61,7 @@ def why_not_fused(
     student, teacher = ((3.0 * torch.randn(4, vocab_size, generator=generator)).to(device, dtype) for _ in range(2))
     labels = torch.arange(4, device=device) % vocab_size
     for temperature in (1.0, 1.5):
-        term = Term(divergence, temperature, temperature**2, 0.6)
+        term = StageObjective(divergence, temperature, temperature**2, 0.6)
         try:
             found = student.clone()
             values = fused_objective(found, teacher, labels, term)
@@ -87,7 +87,7 @@ def fused_objective(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
     labels: Tensor,
-    term: Term,
+    term: StageObjective,
     weights: Weights | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``token_objective`` by one kernel: (objective, cross-entropy, divergence) of each token, float32.

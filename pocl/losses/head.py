@@ -4,9 +4,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from pocl.common.errors import UserError
 
 # A head's rows are padded to a multiple of this, for a GPU's tensor cores: with 50,257 cuBLAS has to use a kernel for
 # unaligned sizes, which others found to take three times as long (DeepSpeed warns of it). Not measured here yet.
@@ -42,20 +39,6 @@ class Head:
     def trained_parameters(self) -> list[nn.Parameter]:
         """The head's trainable parameters."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-
-
-def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
-    """The head of a model; ``vocab_size`` cuts off padded vocabulary entries.
-
-    Raises UserError if the head is not a linear layer.
-    """
-    config, module = model.config, model.get_output_embeddings()
-    if not isinstance(module, nn.Linear):
-        raise UserError(f"the head of {config.model_type} is {type(module).__name__}; expected a linear layer")
-    # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma 2 caps with a tanh.
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return Head(module, scale, cap, vocab_size)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The Triton kernel of one response token: cross-entropy, divergence, and the gradient, which overwrites the logits.
 
-``pocl/losses/token.py`` computes the same in torch, with each divergence in ``pocl/losses/divergences.py``; a test compares
+``token.py`` computes the same in torch, with each divergence in ``divergences.py``; a test compares
 them. torch's operations pass over a chunk's logits some thirty times in float32. Here one program handles the row of
 one token and passes over it three times, in the precision of the logits: for the sums of both softmaxes, for the
 divergence and the sum of its slope, and for the gradient. Only pocl/losses/fused.py imports this file, since Triton is

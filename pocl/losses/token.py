@@ -24,7 +24,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Term:
+class StageObjective:
     """The objective of a stage: the divergence, its temperature T, the factor T^k, and the KD ratio r."""
 
     divergence: Divergence | None = None  # None: cross-entropy alone
@@ -47,7 +47,7 @@ def token_objective(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
     labels: Tensor,
-    term: Term,
+    term: StageObjective,
     weights: Weights | None = None,
     *,
     learns: bool = True,

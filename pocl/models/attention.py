@@ -5,7 +5,6 @@ padding did. Here the CPU runs that same ``sdpa`` on one example after the other
 call of torch's own flash attention. What is not packed (generation, padded batches) goes to ``sdpa`` unchanged.
 """
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,26 +13,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pocl.data.batch import Segments
+
 NAME = "by_example"  # what --attention auto chooses wherever transformers would use sdpa
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Where the examples of a packed row are."""
-
-    lengths: tuple[int, ...]  # of B examples
-    offsets: Tensor  # [B + 1], int32, on the device of the row: where each begins, and where the last ends
-
-    @staticmethod
-    def of(lengths: Tensor) -> "Segments":
-        """From the examples' lengths [B], on the CPU."""
-        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        offsets[1:] = lengths.cumsum(0)
-        return Segments(tuple(lengths.tolist()), offsets)
-
-    def at(self, offsets: Tensor) -> "Segments":
-        """The same with the offsets on another device."""
-        return replace(self, offsets=offsets)
 
 
 def attention_by_example(

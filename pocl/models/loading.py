@@ -1,8 +1,6 @@
 """Student, teacher and tokenizer: loading with checks, trunk and head apart, the vocabulary that both models share."""
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub.errors import (
@@ -13,7 +11,7 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,8 +24,6 @@ from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl.common.errors import UserError, first_line
-from pocl.data.dataset import Batch, tokenizer_fingerprint
-from pocl.losses.head import make_head
 from pocl.models import attention
 from pocl.models.lora import about_base, adapter_chain, merge_adapter
 
@@ -108,13 +104,6 @@ def load_config(path: str) -> PretrainedConfig:
         return _load_config(base)
 
 
-def check_positions(path: str, max_length: int) -> None:
-    """Raise UserError if the model has too few positions for ``max_length`` tokens; the last is only predicted."""
-    places = getattr(load_config(path), "max_position_embeddings", None)
-    if places is not None and max_length - 1 > places:
-        raise UserError(f"--max-length {max_length}, but {path!r} reads at most {places} tokens; lower it")
-
-
 def _load_config(path: str) -> PretrainedConfig:
     _check_place(path)
     if Path(path).is_dir():
@@ -185,17 +174,6 @@ def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:
     return model
 
 
-def recompute_activations(model: PreTrainedModel, *, enable: bool = True) -> None:
-    """Gradient checkpointing on or off: keep one tensor per layer for the backward pass, recompute the rest."""
-    # transformers below 5.20 has only the older names.
-    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    if enable:
-        arguments = {f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
-        getattr(model, f"{name}_checkpointing_enable")(**arguments)
-    else:
-        getattr(model, f"{name}_checkpointing_disable")()
-
-
 def attend_by_example(model: PreTrainedModel) -> None:
     """Make each packed example attend only to itself, if the model's attention is sdpa."""
     if model.config._attn_implementation == "sdpa":
@@ -224,130 +202,3 @@ def _check_folder(folder: Path) -> None:
                 f"save the model again with save_pretrained, which writes safetensors"
             )
         raise UserError(f"{folder} holds no weights (model.safetensors)")
-
-
-def trunk(model: PreTrainedModel) -> nn.Module:
-    """The model without its head: token ids in, hidden states after the final norm out."""
-    return model.base_model
-
-
-def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The trunk's hidden states at the positions that have a label.  -> [N, H].
-
-    No attention mask is passed: padding is to the right of every response, where a causal trunk never looks. The
-    examples of a packed batch are kept apart by ``pocl.models.attention``, or by positions (``pocl.models.packing``).
-    """
-    others: dict[str, Any] = {}
-    if batch.position_ids is not None:
-        others["position_ids"] = batch.position_ids
-        if model.config._attn_implementation == attention.NAME:
-            # A four-dimensional mask is passed through as it is: no other one is made.
-            others |= {"segments": batch.segments, "attention_mask": batch.attention_mask[None, None]}
-    states = trunk(model)(input_ids=batch.input_ids, use_cache=False, **others).last_hidden_state  # [B, T, H]
-    return states.flatten(0, 1).index_select(0, batch.places)
-
-
-def response_labels(batch: Batch) -> Tensor:
-    """The labels of the same positions in the same order.  -> [N]."""
-    return batch.labels.flatten().index_select(0, batch.places)
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
-    """Raise UserError if trunk and head apart do not give the model's own logits (on one short sequence).
-
-    ``device`` is where the model runs.
-    """
-    ids = torch.arange(1, 7, device=device)[None] % model.config.vocab_size
-    whole = model(input_ids=ids, use_cache=False).logits.float()
-    apart = make_head(model)(trunk(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 1e-2
-    close = whole.shape == apart.shape and torch.allclose(whole, apart, atol=tolerance, rtol=tolerance, equal_nan=True)
-    if not close:
-        raise UserError(
-            f"{name!r} ({model.config.model_type}) changes its logits after the head in a way that is not known "
-            f"here; add it to make_head in pocl/losses/head.py"
-        )
-
-
-def shared_vocabulary(num_tokens: int, **models: PreTrainedModel) -> int | None:
-    """How many logits the models keep: None for all, the tokenizer's size if one of them pads its vocabulary.
-
-    Raises UserError if a model has fewer entries than the tokenizer; its keyword says which.
-    """
-    sizes = {name: _vocab_size(model) for name, model in models.items()}
-    for name, size in sizes.items():
-        if size < num_tokens:
-            raise UserError(f"the {name} has {size} vocabulary entries, the tokenizer {num_tokens} tokens")
-    return None if set(sizes.values()) == {num_tokens} else num_tokens
-
-
-def _vocab_size(model: PreTrainedModel) -> int:
-    return model.get_output_embeddings().weight.shape[0]
-
-
-def check_same_tokenizer(student: str, teacher: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError if the teacher's tokenizer is not the student's."""
-    others = load_tokenizer(teacher)
-    if tokenizer_fingerprint(others) != tokenizer_fingerprint(tokenizer):
-        raise UserError(
-            f"student {student!r} ({len(tokenizer)} tokens) and teacher {teacher!r} ({len(others)} tokens) have "
-            f"different tokenizers; white-box distillation compares them token by token"
-        )
-
-
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the tokenizer's end-of-text, and those that the model's own settings name."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    own = [] if own is None else [own] if isinstance(own, int) else list(own)
-    return sorted({tokenizer.eos_token_id, *own})
-
-
-def weights_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over names, shapes and a strided sample of every weight: cheap, and changes with any training step."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu().numpy()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(sample.tobytes())
-    return digest.hexdigest()
-
-
-def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of transformer layers: the one ModuleList with as many modules as the configuration has layers.
-
-    Raises UserError if it is not the only one.
-    """
-    wanted = model.config.num_hidden_layers
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
-    if len(stacks) != 1:
-        raise UserError(f"{model.config.model_type} has {len(stacks)} stacks of {wanted} layers; expected one")
-    return stacks[0]
-
-
-def train_only_last_layers(model: PreTrainedModel, num_layers: int) -> None:
-    """Freeze all but the last ``num_layers`` layers and the final norm, so also a head tied to the embeddings.
-
-    The backward pass then ends at the first of these layers.  Raises UserError if there are fewer layers.
-    """
-    stack = layer_stack(model)
-    if num_layers > len(stack):
-        raise UserError(f"--train-last-layers {num_layers}: the student has {len(stack)} layers")
-    model.requires_grad_(False)
-    stack[-num_layers:].requires_grad_(True)
-    # A sibling of the layers, which OPT keeps one module deeper than other models; projections stay frozen.
-    parent = next(module for module in model.modules() if any(child is stack for child in module.children()))
-    for child in parent.children():
-        if not any(True for _ in child.children()) and not isinstance(child, (nn.Embedding, nn.Linear, nn.ModuleList)):
-            child.requires_grad_(True)  # the final norm
-
-
-def count_parameters(model: nn.Module) -> int:
-    """How many parameters the model has, counting tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def weights_bytes(model: PreTrainedModel) -> int:
-    """The bytes that the model's weights take, counting tied ones once."""
-    return count_parameters(model) * model.dtype.itemsize

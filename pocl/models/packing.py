@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pocl.common.errors import first_line
-from pocl.data.dataset import Batch, collate
+from pocl.data.batch import Batch, Segments, collate
 from pocl.models import attention
-from pocl.models.attention import Segments, whole_mask
-from pocl.models.loading import response_states, trunk
+from pocl.models.attention import whole_mask
+from pocl.models.states import response_states, trunk
 
 
 def never_packed(model: PreTrainedModel, device: torch.device) -> str | None:

@@ -24,12 +24,13 @@ from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import read_json, write_json
-from pocl.common.resumable_pass import Parts
-from pocl.data.dataset import Batch, Split
+from pocl.common.resumable_pass import ResumablePass
+from pocl.data.batch import Batch
+from pocl.data.dataset import Split
 from pocl.data.micro_batches import blocks_to_read
-from pocl.losses.head import Head, aligned, make_head
-from pocl.models.loading import response_states
+from pocl.losses.head import Head, aligned
 from pocl.models.offload import place_head
+from pocl.models.states import make_head, response_states
 
 # The file's elements as numpy dtypes; numpy has no bfloat16.
 _STORAGE = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.float64: np.float64}
@@ -95,7 +96,7 @@ class CachedTeacher:
         """See TeacherSource.  Raises KeyError for an example that is not in the split."""
         device = batch.input_ids.device
         rows = torch.empty(
-            len(batch.places), self._states.shape[1], dtype=self.dtype, pin_memory=device.type == "cuda"
+            len(batch.response_positions), self._states.shape[1], dtype=self.dtype, pin_memory=device.type == "cuda"
         )
         spans = [self._rows[i] for i in batch.example_ids.tolist()]
         np.concatenate([self._states[start:stop] for start, stop in spans], out=_to_numpy(rows))
@@ -191,7 +192,7 @@ def _build(folder: Path, split: Split, model: PreTrainedModel, device: torch.dev
         os.fsync(file)  # before the block is recorded as done: a resumed pass trusts the record
         return [{"id": int(i)} for i in split.ids[block]]
 
-    with _for_writing(folder, split, model) as file, Parts(folder / "done", key) as done, torch.no_grad():
+    with _for_writing(folder, split, model) as file, ResumablePass(folder / "done", key) as done, torch.no_grad():
         done.fill(blocks_to_read(split.lengths, device), split.ids, read, title="caching")
     distributed.barrier()
     _verify(folder, split, model, device)  # including what other ranks wrote, before anyone trusts the cache

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.common import distributed
-from pocl.data.dataset import Batch, Split
+from pocl.data.batch import Batch
+from pocl.data.dataset import Split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
 from pocl.generation.decoding import generate
 from pocl.generation.sampling import Sampling

@@ -18,14 +18,14 @@ from pocl.common.files import check_object, recover_folder, replace_folder, writ
 from pocl.models.lora import merged_weights, save_adapter
 from pocl.training.engine import Engine
 from pocl.training.position import Position
-from pocl.training.run_folder import RunDir
+from pocl.training.run_folder import RunFolder
 from pocl.training.statefile import load_state, save_state
 
 
 class Checkpoints:
     """The folders best/ and checkpoints/ of a run, and stages/ if they are kept."""
 
-    def __init__(self, run: RunDir, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, run: RunFolder, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
         self.run, self.engine, self.tokenizer = run, engine, tokenizer
 
     def save_best(self, student: PreTrainedModel) -> None:
@@ -97,8 +97,8 @@ class Checkpoints:
     def resume(self) -> tuple[Position, dict[str, Any] | None]:
         """Load the last checkpoint, if there is one -> its position, and this rank's own state.
 
-        A checkpoint from another number of ranks (which RunDir.check_options allows with --resume-weights) gives its
-        weights and its position, and rank 0's own state.  Raises UserError for a damaged checkpoint.
+        A checkpoint from another number of ranks (allowed with --resume-weights) gives its weights and its
+        position, and rank 0's own state.  Raises UserError for a damaged checkpoint.
         """
         if distributed.is_main():
             recover_folder(self.run.best)

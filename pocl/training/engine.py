@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pocl.common import distributed
 from pocl.common.errors import RunStopped, UserError
 from pocl.common.files import read_json
-from pocl.data.dataset import Batch
-from pocl.losses.chunked import StudentObjective
+from pocl.data.batch import Batch
 from pocl.losses.head import Head
-from pocl.losses.token import Term, Weights
+from pocl.losses.token import StageObjective, Weights
 from pocl.models.loading import fuse_activations
 from pocl.models.lora import merged_weights
+from pocl.training.student import StudentObjective
 
 # fp16 loss scaling: starts at 2^16, as torch's own scaler does.
 _FP16 = {"enabled": True, "initial_scale_power": 16}
@@ -91,7 +91,7 @@ class Engine:
     def forward(
         self,
         batch: Batch,
-        term: Term,
+        term: StageObjective,
         teacher_states: Tensor | None = None,
         teacher_head: Head | None = None,
         weights: Weights | None = None,
@@ -163,7 +163,7 @@ class Engine:
         weights.update({name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in kept})
         return weights
 
-    def whole(self, model: PreTrainedModel) -> PreTrainedModel:
+    def gathered(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with all of its weights here: itself, or a copy if ZeRO-3 has sharded them."""
         if self.zero_stage < 3:
             return model

@@ -10,15 +10,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pocl.common import distributed
 from pocl.curriculum.stages import Stage
-from pocl.training.run_folder import RunDir
+from pocl.training.run_folder import RunFolder
 
 STATUS = Path("/proc/self/status")  # Linux: the peak memory of a process
 
 
-class Journal:
+class MetricsLog:
     """Records of a run; only rank 0 writes."""
 
-    def __init__(self, run: RunDir, num_stages: int) -> None:
+    def __init__(self, run: RunFolder, num_stages: int) -> None:
         self.run, self.num_stages = run, num_stages
         self._dev_note = ""
         self._tensorboard: SummaryWriter | None = None

@@ -13,16 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pocl.cli import cpu as products
 from pocl.common import distributed
-from pocl.common.errors import UserError, first_line
-from pocl.common.files import check_object, read_object, write_json, write_text
+from pocl.common.errors import UserError
+from pocl.common.files import ROOT, check_object, read_lines, read_object, write_json, write_text
 
-ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "peft", "accelerate", "rouge-score", "numpy")
 
 
-class RunDir:
+class RunFolder:
     """The folder of one run. Only rank 0 calls the methods that write."""
 
     def __init__(self, path: Path) -> None:
@@ -145,10 +143,12 @@ class RunDir:
         world_size: int,
         *,
         has_cache: bool | None = None,
+        cpu_matmul: str = "torch",
     ) -> None:
         """Write config.json: the resolved options, versions, git commit and fingerprints.
 
-        ``has_cache``: whether the teacher's states come from a cache; None without a teacher.
+        ``has_cache``: whether the teacher's states come from a cache; None without a teacher. ``cpu_matmul``: the
+        library of this process's matmuls on the CPU.
         """
         write_json(
             self.config,
@@ -158,7 +158,7 @@ class RunDir:
                 "fingerprints": fingerprints,
                 "teacher_cache": has_cache,
                 "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-                "cpu_products": products.in_use(),
+                "cpu_matmul": cpu_matmul,
                 "git_commit": git_commit(),
             },
         )
@@ -212,26 +212,6 @@ def _remove_if_unused(folders: Sequence[Path]) -> None:
         with contextlib.suppress(OSError):  # somebody else has put something there
             for folder in folders:
                 folder.rmdir()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file that is appended to; a last line that a crash cut is left out, a missing file empty.
-
-    Raises UserError for a line before it that is not a JSON object.
-    """
-    if not path.is_file():
-        return []
-    # Bytes, split at \n only: a text may hold other line separators, such as U+2028.
-    lines = path.read_bytes().split(b"\n")[:-1]
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number} is damaged: {first_line(error)}") from error
-        check_object(record, {}, f"{path}:{number}: the line")
-        records.append(record)
-    return records
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Sequence[str]:

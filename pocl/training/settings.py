@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass
 
 from pocl.curriculum.stages import Curriculum, Stage
-from pocl.losses.token import Term
+from pocl.losses.token import StageObjective
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainSettings:
     """How the stages are trained, as plain values."""
 
     stages: Curriculum
-    terms: tuple[Term, ...]  # the objective of each stage
+    terms: tuple[StageObjective, ...]  # the objective of each stage
     global_batch_size: int
     max_tokens: int
     batch_size: int | None

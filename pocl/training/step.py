@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocl.data.dataset import Batch, send
-from pocl.difficulty.training_losses import Snapshot
-from pocl.losses.token import Term, Weights
+from pocl.data.batch import Batch, send
+from pocl.difficulty.training_losses import TrainingLosses
+from pocl.losses.token import StageObjective, Weights
 from pocl.models.teacher import TeacherSource
 from pocl.training.batches import GlobalBatch, MicroBatch, MicroBatchSource
 from pocl.training.engine import Engine
@@ -32,7 +32,7 @@ class Gradients:
         batches: MicroBatchSource,
         engine: Engine,
         teacher: TeacherSource | None,
-        snapshot: Snapshot,
+        snapshot: TrainingLosses,
         device: torch.device,
     ) -> None:
         self.batches, self.engine, self.teacher = batches, engine, teacher
@@ -40,7 +40,7 @@ class Gradients:
         self._ready: tuple[int, _Ready] | None = None  # with its step
 
     def add(
-        self, examples: np.ndarray, step: int, term: Term, factor: np.ndarray | None
+        self, examples: np.ndarray, step: int, term: StageObjective, factor: np.ndarray | None
     ) -> tuple[GlobalBatch, list[Tensor]]:
         """Add the gradient of the global batch ``examples`` [G] at optimiser step ``step``.
 
@@ -76,7 +76,7 @@ class Gradients:
         micro: MicroBatch,
         batch: Batch,
         teacher_states: Tensor | None,
-        term: Term,
+        term: StageObjective,
         factor: np.ndarray | None,
         num_tokens: int,
     ) -> Tensor:
@@ -99,7 +99,7 @@ class Gradients:
         self.snapshot.note(micro.positions, micro.of_student, batch, cross_entropy)
         return sums
 
-    def _weights(self, micro: MicroBatch, term: Term, factor: np.ndarray | None) -> Weights | None:
+    def _weights(self, micro: MicroBatch, term: StageObjective, factor: np.ndarray | None) -> Weights | None:
         """The weights of each example of a micro-batch [B]; None if they are the stage's for all."""
         no_cross_entropy = micro.of_student & (not self.batches.student_cross_entropy)
         if factor is None and not no_cross_entropy.any():

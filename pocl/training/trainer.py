@@ -22,18 +22,20 @@ from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.difficulty.forgetting import BucketProbe
 from pocl.difficulty.ranker import Ranker
-from pocl.difficulty.training_losses import Snapshot
-from pocl.evaluation.sets import DevSet, evaluate, mean_cross_entropy, mean_scores
+from pocl.difficulty.training_losses import TrainingLosses
+from pocl.evaluation.answers import evaluate, mean_scores
+from pocl.evaluation.likelihood import mean_cross_entropy
+from pocl.evaluation.sets import DevSet
 from pocl.generation.decoding import BuiltIn
 from pocl.models.teacher import TeacherSource
 from pocl.training.batches import MicroBatchSource
 from pocl.training.checkpoints import Checkpoints
 from pocl.training.engine import Engine
-from pocl.training.log import Journal, peak_memory_gb
+from pocl.training.log import MetricsLog, peak_memory_gb
 from pocl.training.on_policy import OnPolicy, OnPolicyState
 from pocl.training.position import Position
-from pocl.training.run_folder import RunDir
-from pocl.training.settings import Recipe
+from pocl.training.run_folder import RunFolder
+from pocl.training.settings import TrainSettings
 from pocl.training.step import Gradients
 
 
@@ -42,9 +44,9 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: TrainSettings,
         *,
-        run: RunDir,
+        run: RunFolder,
         engine: Engine,
         student: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -60,8 +62,8 @@ class Trainer:
         self.checkpoints = Checkpoints(run, engine, tokenizer)
         self.student, self.tokenizer, self.teacher = student, tokenizer, teacher
         self.train, self.pools, self.ranker, self.dev = train, pools, ranker, dev
-        self.snapshot = Snapshot(len(train))
-        self.journal = Journal(run, len(recipe.stages))
+        self.snapshot = TrainingLosses(len(train))
+        self.journal = MetricsLog(run, len(recipe.stages))
         self.probe: BucketProbe | None = None
         if pools.ranked is not None:
             self._probe_buckets(pools.ranked)
@@ -69,7 +71,7 @@ class Trainer:
             train,
             tokenizer,
             on_policy=on_policy,
-            student=self._whole_student,
+            student=self._gathered_student,
             max_tokens=recipe.max_tokens,
             batch_size=recipe.batch_size,
             packed=recipe.packed,
@@ -91,7 +93,7 @@ class Trainer:
         """
         self.resume()
         if self.position.step == 0 and self.dev and self.batches.follows_dev_loss:
-            self.batches.state = self.batches.state.after_dev_loss(self.dev_loss(self._whole_student()))
+            self.batches.state = self.batches.state.after_dev_loss(self.dev_loss(self._gathered_student()))
         self.journal.open(self.position.step)
         with (
             self.interrupt,
@@ -151,7 +153,7 @@ class Trainer:
             return
         if self.position.step_in_epoch and not self.ranker.made(name):
             return  # the epoch began without one
-        ranked = self.ranker.rank(name, self._whole_student, self.snapshot.values)
+        ranked = self.ranker.rank(name, self._gathered_student, self.snapshot.values)
         if ranked is None:
             return
         self._probe_buckets(ranked)
@@ -265,7 +267,7 @@ class Trainer:
         if self.recipe.keep_stages and (last or converged):
             self.checkpoints.save_stage(self.student, stage.index)
         if self.probe and (last or converged):
-            self.journal.record(stage, epoch, self.position.step, self.probe.measure(self._whole_student()))
+            self.journal.record(stage, epoch, self.position.step, self.probe.measure(self._gathered_student()))
         if not due:
             return
         if rouge_l is None or best is None or rouge_l > best:
@@ -297,7 +299,7 @@ class Trainer:
         if self.dev is None:
             return None
         started = time.perf_counter()
-        student = self._whole_student()
+        student = self._gathered_student()
         loss = self.dev_loss(student)
         records = evaluate(
             BuiltIn(student, self.tokenizer, self.dev.batch_size),
@@ -322,8 +324,8 @@ class Trainer:
         self.journal.record_dev(stage, epoch, self.position.step, values)
         return scores["rouge_l"]
 
-    def _whole_student(self) -> PreTrainedModel:
-        return self.engine.whole(self.student)
+    def _gathered_student(self) -> PreTrainedModel:
+        return self.engine.gathered(self.student)
 
     def ledger(self) -> dict[str, Any]:
         """What the run has seen: the terms of a fair comparison."""

@@ -114,7 +114,7 @@ def _start(
 
 
 def _call(module: object, arguments: Sequence[str]) -> int:
-    from pocl.common.errors import run_main
+    from pocl.cli.process import run_main
 
     argv = [str(module.__file__), *arguments]  # type: ignore[attr-defined]
     with mock.patch.object(sys, "argv", argv):

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from pocl.losses.chunked import chunks_needed, distillation_objective
 from pocl.losses.divergences import LOSSES
 from pocl.losses.fused import never_fused
-from pocl.losses.head import Head, aligned, make_head
-from pocl.losses.token import Term
+from pocl.losses.head import Head, aligned
+from pocl.losses.token import StageObjective
+from pocl.models.states import make_head
 from tools.benchmarking.stepping import TEMPERATURE
 
 TEACHER_WEIGHT = 0.1
@@ -71,7 +72,7 @@ def make_rows(
 
 def ours(rows: Rows) -> Tensor:
     """The project's objective, at r = 1."""
-    term = Term(LOSSES["tjsd"].bind(teacher_weight=TEACHER_WEIGHT), TEMPERATURE, 1.0, 1.0)
+    term = StageObjective(LOSSES["tjsd"].bind(teacher_weight=TEACHER_WEIGHT), TEMPERATURE, 1.0, 1.0)
     result = distillation_objective(
         rows.student_states,
         make_head(rows.student),

@@ -29,18 +29,22 @@ from transformers.activations import NewGELUActivation
 
 from pocl.cli.cpu import onednn_is_better, use_onednn, use_torchs_own
 from pocl.common.errors import UserError
-from pocl.data.dataset import IGNORE, Batch, Split, load_split, read_instructions
+from pocl.common.files import ROOT
+from pocl.data.batch import IGNORE, Batch
+from pocl.data.dataset import Split, load_split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, blocks_by_length, micro_batches
+from pocl.data.sources import read_instructions
 from pocl.losses import head as heads
-from pocl.losses.chunked import StudentObjective, chunks_needed, distillation_objective
+from pocl.losses.chunked import chunks_needed, distillation_objective
 from pocl.losses.divergences import LOSSES
 from pocl.losses.fused import never_fused
-from pocl.losses.head import Head, aligned, make_head
-from pocl.losses.token import Term
+from pocl.losses.head import Head, aligned
+from pocl.losses.token import StageObjective
 from pocl.models import attention
-from pocl.models.loading import DTYPES, fuse_activations, response_labels, response_states, trunk
+from pocl.models.loading import DTYPES, fuse_activations
+from pocl.models.states import make_head, response_labels, response_states, trunk
 from pocl.models.teacher import CachedTeacher
-from pocl.training.run_folder import ROOT
+from pocl.training.student import StudentObjective
 from tools.process_data import tokenised
 
 TEMPERATURE, KD_RATIO = 1.5, 0.8  # as in the middle of the curriculum
@@ -253,8 +257,8 @@ def _teacher_states(bench: Bench, batch: Batch, *, cached: bool) -> Tensor:
         return bench.cached.states(batch) if cached else response_states(bench.teacher, batch)
 
 
-def _term() -> Term:
-    return Term(LOSSES["tfkl"].bind(), TEMPERATURE, TEMPERATURE**2, KD_RATIO)
+def _term() -> StageObjective:
+    return StageObjective(LOSSES["tfkl"].bind(), TEMPERATURE, TEMPERATURE**2, KD_RATIO)
 
 
 PACKED = Variant("+ packed, no padding", by_tokens_packed, chunked_loss, cached=True, packed=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pocl.evaluation.sets import Example
-from tools.reporting.controls import PRINTED, Limits, checkbox, controls, search, select, text
+from tools.reporting.controls import PRINTED, ScoringSettings, checkbox, controls, search, select, text
 from tools.reporting.data import Entry, read_set
 from tools.reporting.html import Html, count, note, number, tag
 from tools.show_answers import question
@@ -44,7 +44,7 @@ def spread_prompts(entries: Sequence[Entry], name: str, most: int, data_root: Pa
     return f"seed {shared[0]}" if shared else "each row’s first seed", asked, len(ids)
 
 
-def answers(entries: Sequence[Entry], limits: Limits, data_root: Path) -> Html:
+def answers(entries: Sequence[Entry], limits: ScoringSettings, data_root: Path) -> Html:
     """Prompts of every evaluation set with the reference and the answers of all rows beside each other."""
     answering = [entry for entry in entries if entry.summary]
     sets = list(dict.fromkeys(name for entry in answering for name in entry.summary))
@@ -88,7 +88,7 @@ def _fields(entries: Sequence[Entry], sets: Sequence[str]) -> list[Html]:
     return fields
 
 
-def _question(asked: Asked, entries: Sequence[Entry], limits: Limits) -> Html:
+def _question(asked: Asked, entries: Sequence[Entry], limits: ScoringSettings) -> Html:
     example, head = asked.example, tag("span", f"{asked.set} {asked.id}", class_="id")
     words = text(question(example.prompt, "\n"), limits) if example else None
     cards = [_references(example, limits)] if example else []
@@ -106,7 +106,7 @@ def _question(asked: Asked, entries: Sequence[Entry], limits: Limits) -> Html:
     )
 
 
-def _references(example: Example, limits: Limits) -> Html:
+def _references(example: Example, limits: ScoringSettings) -> Html:
     shown = [tag("p", text(words, limits)) for words in example.references[:MOST_REFERENCES]]
     more = len(example.references) - MOST_REFERENCES
     rest = tag("p", f"and {more} more", class_="cut") if more > 0 else None
@@ -114,7 +114,7 @@ def _references(example: Example, limits: Limits) -> Html:
     return tag("div", tag("p", tag("b", title), class_="who"), *shown, rest, class_="card reference")
 
 
-def _answer(i: int, name: str, record: Mapping[str, Any], limits: Limits) -> Html:
+def _answer(i: int, name: str, record: Mapping[str, Any], limits: ScoringSettings) -> Html:
     exact = tag("small", "exact match") if record.get("exact_match") else None
     head = tag("p", tag("b", name), exact, tag("span", f"{record['rouge_l']:.1f}", class_="score"), class_="who")
     return tag("div", head, tag("p", text(record.get("answer", ""), limits)), class_="card", data_row=i)

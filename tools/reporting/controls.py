@@ -9,7 +9,7 @@ PRINTED = {"samples": 30, "answers": 20}  # as the style sheet has them
 
 
 @dataclass(frozen=True)
-class Limits:
+class ScoringSettings:
     """How much is shown."""
 
     samples: int  # of each end of a ranking
@@ -41,6 +41,6 @@ def select(words: str, id_: str, filter_: str, options: Mapping[str, str]) -> Ht
     return tag("label", tag("span", words), tag("select", *made, id=id_, data_filter=filter_), for_=id_)
 
 
-def text(words: str, limits: Limits) -> Html:
+def text(words: str, limits: ScoringSettings) -> Html:
     """A text as it is, cut where it is very long; an empty one is named."""
     return cut(words, limits.characters) if words.strip() else tag("i", "(nothing)")

@@ -10,12 +10,12 @@ import datasets
 import numpy as np
 
 from pocl.common.errors import UserError
-from pocl.common.files import read_json, read_jsonl
+from pocl.common.files import ROOT, read_json, read_jsonl
 from pocl.curriculum.stages import Stage
 from pocl.difficulty.forgetting import NUM_BUCKETS
 from pocl.difficulty.ranking import ranked_columns
 from pocl.evaluation.sets import Example, load_set
-from pocl.training.run_folder import ROOT, RunDir
+from pocl.training.run_folder import RunFolder
 from tools.reporting.charts import Band
 from tools.reporting.curves import read_stages, run_title, stage_slices
 from tools.show_answers import question
@@ -65,7 +65,7 @@ class Entry:
     """One row of the report. ``run`` is None for an evaluation without a run, ``evaluation`` for the opposite."""
 
     name: str
-    run: RunDir | None
+    run: RunFolder | None
     evaluation: Path | None
 
     @property
@@ -213,7 +213,7 @@ def open_entry(name: str, folders: Sequence[Path]) -> Entry:
             raise UserError(
                 f"{folder} holds neither a run (config.json, metrics.jsonl) nor an evaluation (summary.json)"
             )
-        run = RunDir(folder) if is_run else run
+        run = RunFolder(folder) if is_run else run
         evaluation = places[0] if places else evaluation
     return Entry(name, run, evaluation)
 

@@ -84,7 +84,7 @@ def _alike(keys: Iterable[Any]) -> dict[Any, list[int]]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values after Holm's correction.  Source: Holm, Scandinavian Journal of Statistics, 1979."""
+    """The p values after Holm's correction.  Source: Holm, Scandinavian MetricsLog of Statistics, 1979."""
     corrected, highest = [0.0] * len(p_values), 0.0
     for place, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
         highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))

@@ -9,7 +9,7 @@ from pocl.evaluation.metrics import METRICS, SHOWN
 from tools.reporting.answers import answers
 from tools.reporting.charts import Curve, Panel, line_chart
 from tools.reporting.commands import again
-from tools.reporting.controls import Limits
+from tools.reporting.controls import ScoringSettings
 from tools.reporting.data import Entry
 from tools.reporting.difficulty import difficulty, distinct, quarters, rerankings, whose
 from tools.reporting.html import Html, Node, join, note, slug, table, tag
@@ -21,7 +21,9 @@ ASSETS = Path(__file__).parent
 Section = tuple[str, Html]
 
 
-def run_report(entry: Entry, title: str, limits: Limits, data_root: Path, *, published: str | None = None) -> str:
+def run_report(
+    entry: Entry, title: str, limits: ScoringSettings, data_root: Path, *, published: str | None = None
+) -> str:
     """The page of one run."""
     tables = result_tables([entry], published)
     sections: list[Section] = [
@@ -46,7 +48,7 @@ def run_report(entry: Entry, title: str, limits: Limits, data_root: Path, *, pub
 def table_report(
     entries: Sequence[Entry],
     title: str,
-    limits: Limits,
+    limits: ScoringSettings,
     data_root: Path,
     *,
     published: str | None = None,
@@ -238,5 +240,5 @@ def page(title: str, words: Sequence[str | None], top: Html, sections: Sequence[
         top,
     )
     parts = [tag("section", tag("h2", name), body, id=slug(name)) for name, body in sections]
-    body = tag("body", header, tag("nav", *links, aria_label="Parts of the page"), tag("main", *parts))
+    body = tag("body", header, tag("nav", *links, aria_label="ResumablePass of the page"), tag("main", *parts))
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pocl.difficulty.ranking import COLUMNS
-from tools.reporting.controls import PRINTED, Limits, checkbox, controls, search, select, text
+from tools.reporting.controls import PRINTED, ScoringSettings, checkbox, controls, search, select, text
 from tools.reporting.data import Ranking, Texts
 from tools.reporting.difficulty import QUARTERS
 from tools.reporting.html import Html, Node, breakable, count, note, slug, tag
@@ -45,7 +45,7 @@ def chosen_places(num_examples: int, samples: int) -> list[int]:
     return sorted({*range(min(samples, num_examples)), *range(max(0, num_examples - samples), num_examples)})
 
 
-def samples(ranking: Ranking, texts: Texts, limits: Limits, later: Sequence[Ranking], name: str) -> Html:
+def samples(ranking: Ranking, texts: Texts, limits: ScoringSettings, later: Sequence[Ranking], name: str) -> Html:
     """The table of examples with its filters; ``name`` makes the ids of its fields its own."""
     places = chosen_places(len(ranking.records), limits.samples)
     columns = columns_of(ranking)
@@ -104,7 +104,9 @@ def _number(record: Mapping[str, Any], column: Column) -> Html:
     return _cell(column.key, column.head, value, "–" if value is None else format(value, column.form), rank)
 
 
-def _words(record: Mapping[str, Any], texts: Texts, limits: Limits, later: Sequence[Ranking]) -> list[Html | None]:
+def _words(
+    record: Mapping[str, Any], texts: Texts, limits: ScoringSettings, later: Sequence[Ranking]
+) -> list[Html | None]:
     """The question, the reference, the student's answer, and where later rankings put the example."""
     asked, reference = texts.by_id.get(record["id"], (None, None))
     head = tag("span", f"id {record['id']}", class_="id")
@@ -118,7 +120,7 @@ def _words(record: Mapping[str, Any], texts: Texts, limits: Limits, later: Seque
     ]
 
 
-def _said(who: str, words: str, limits: Limits) -> Html:
+def _said(who: str, words: str, limits: ScoringSettings) -> Html:
     return tag("div", tag("b", who), tag("p", text(words, limits)), class_=f"said {who}")
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pocl.training.run_folder import ROOT
+from pocl.common.files import ROOT
 from tools import fetch, fetch_summaries
 from tools.reproducing.steps import Reproduction, Step
 from tools.rows import TEACHER

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
-from pocl.common.files import write_text
+from pocl.common.files import ROOT, write_text
 from pocl.evaluation.metrics import METRICS, SHOWN
-from pocl.training.run_folder import ROOT
 from tools.reporting.tables import (
     Table,
     comma_separated,

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pocl.cli.flags import flag
-from pocl.common.files import read_json, write_json
-from pocl.training.run_folder import ROOT
+from pocl.common.files import ROOT, read_json, write_json
 from tools.rows import SCALES, TABLES, TEACHER, Row
 
 PAIR = ("teacher", "warmup")  # the quickstart's runs whose students are the tiny pair

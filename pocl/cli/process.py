@@ -1,0 +1,109 @@
+"""What a process is: started and stopped as a rank, its libraries quiet, its errors one line."""
+
+import errno
+import os
+import random
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+
+import datasets
+import numpy as np
+import torch
+import torch.distributed as dist
+import transformers
+
+from pocl.cli import cpu
+from pocl.common.distributed import rank
+from pocl.common.errors import Interrupted, RankStopped, RunStopped, UserError
+
+
+def start() -> torch.device:
+    """Join the process group that the launcher describes (a group of one without a launcher) -> this rank's device.
+
+    On a CPU, matmuls use the fastest library from then on (pocl/cli/cpu.py).
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    if use_cuda:
+        # Packed micro-batches differ in size at every step: segments that grow keep the cache from fragmenting.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        torch.cuda.set_device(local_rank)
+        # On an H100 or H200 torch prefers cuDNN's attention, which builds a plan for every new shape: tens of
+        # milliseconds for each generated token. Flash attention has no such plans.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    if not dist.is_initialized():
+        backend = "nccl" if use_cuda else "gloo"
+        if "MASTER_ADDR" in os.environ:
+            # Two hours: rank 0 may score or evaluate alone for a while, and the others wait.
+            dist.init_process_group(backend, timeout=timedelta(hours=2))
+        else:
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if use_cuda:
+        return torch.device("cuda", local_rank)
+    cpu.use_fastest()
+    return torch.device("cpu")
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch; torch differs by rank, so that dropout does."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed + rank())
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' chatter off the screen: their progress bars and warnings stand between ours."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+# Errors of a disk or a folder, wherever something is written or read.
+_DISK = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENOENT", "ENOTDIR")
+}
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run an entry point: a UserError becomes one line and exit status 2, RunStopped one line and status 1.
+
+    So does a disk that is full, read-only or gone (status 1).  POCL_DEBUG=1 in the environment adds the traceback.
+    """
+    try:
+        main()
+    except (UserError, RunStopped) as error:
+        if os.environ.get("POCL_DEBUG") == "1":
+            traceback.print_exc()
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or isinstance(error, RankStopped):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        elif not isinstance(error, Interrupted):  # all ranks stop together
+            # Usually every rank hits the mistake at the same place, and rank 0 reports it: the launcher then ends
+            # the others. A rank that is still alive hit it alone, for example because its machine lacks a file.
+            time.sleep(3)
+            print(f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, UserError) else error.exit_status)
+    except OSError as error:
+        if error.errno not in _DISK or os.environ.get("POCL_DEBUG") == "1":
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"error: {what}; what was saved before is intact; the same command resumes", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("stopped; the same command resumes", file=sys.stderr, flush=True)
+        sys.exit(130)

@@ -1,1 +1,0 @@
-"""What makes a step faster and smaller with the same results: kernels, attention, packing, heads, tied gradients."""

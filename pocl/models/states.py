@@ -1,0 +1,72 @@
+"""A model as trunk and head: hidden states at response positions, and the head that turns them into logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+)
+
+from pocl.common.errors import UserError
+from pocl.data.batch import Batch
+from pocl.losses.head import Head
+from pocl.models import attention
+
+
+def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
+    """The head of a model; ``vocab_size`` cuts off padded vocabulary entries.
+
+    Raises UserError if the head is not a linear layer.
+    """
+    config, module = model.config, model.get_output_embeddings()
+    if not isinstance(module, nn.Linear):
+        raise UserError(f"the head of {config.model_type} is {type(module).__name__}; expected a linear layer")
+    # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma 2 caps with a tanh.
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(module, scale, cap, vocab_size)
+
+
+def trunk(model: PreTrainedModel) -> nn.Module:
+    """The model without its head: token ids in, hidden states after the final norm out."""
+    return model.base_model
+
+
+def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The trunk's hidden states at the positions that have a label.  -> [N, H].
+
+    No attention mask is passed: padding is to the right of every response, where a causal trunk never looks. The
+    examples of a packed batch are kept apart by ``pocl.models.attention``, or by positions (``pocl.models.packing``).
+    """
+    others: dict[str, Any] = {}
+    if batch.position_ids is not None:
+        others["position_ids"] = batch.position_ids
+        if model.config._attn_implementation == attention.NAME:
+            # A four-dimensional mask is passed through as it is: no other one is made.
+            others |= {"segments": batch.segments, "attention_mask": batch.attention_mask[None, None]}
+    states = trunk(model)(input_ids=batch.input_ids, use_cache=False, **others).last_hidden_state  # [B, T, H]
+    return states.flatten(0, 1).index_select(0, batch.response_positions)
+
+
+def response_labels(batch: Batch) -> Tensor:
+    """The labels of the same positions in the same order.  -> [N]."""
+    return batch.labels.flatten().index_select(0, batch.response_positions)
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
+    """Raise UserError if trunk and head apart do not give the model's own logits (on one short sequence).
+
+    ``device`` is where the model runs.
+    """
+    ids = torch.arange(1, 7, device=device)[None] % model.config.vocab_size
+    whole = model(input_ids=ids, use_cache=False).logits.float()
+    apart = make_head(model)(trunk(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 1e-2
+    close = whole.shape == apart.shape and torch.allclose(whole, apart, atol=tolerance, rtol=tolerance, equal_nan=True)
+    if not close:
+        raise UserError(
+            f"{name!r} ({model.config.model_type}) changes its logits after the head in a way that is not known "
+            f"here; add it to make_head in pocl/losses/head.py"
+        )

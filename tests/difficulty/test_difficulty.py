@@ -1,0 +1,357 @@
+"""Every difficulty signal against a naive computation; ranking again; stages that end when they have converged."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import train
+from pocl.curriculum.pools import unranked_pools
+from pocl.curriculum.stages import CURRICULA, plan_stages
+from pocl.data.batch import collate
+from pocl.data.dataset import Split
+from pocl.difficulty.ranker import Ranker
+from pocl.difficulty.ranking import COLUMNS, SIGNALS, Column, columns_of, rank_examples
+from pocl.difficulty.training_losses import TrainingLosses
+from pocl.training.batches import MicroBatchSource
+from pocl.training.checkpoints import Checkpoints
+from pocl.training.position import Position
+from pocl.training.run_folder import RunFolder
+from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments, train_until_stage
+from tools import plot_difficulty, report
+
+FROZEN = ["--lr", 1e-30, "--min-lr", 0, "--num-dev", 0]  # the student stays as it is
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return make_folders(tmp_path_factory.mktemp("difficulty"), "gpt2")
+
+
+def run(folders: Folders, output_dir: Path, *extra: object) -> Path:
+    result = call(train, train_arguments(folders, output_dir, *extra))
+    assert result.status == 0, result.output
+    return output_dir / "tfkl" / "seed10"
+
+
+def reference_losses(folders: Folders, model: Path) -> dict[int, float]:
+    """Mean cross-entropy of every reference, one example at a time."""
+    student, losses = AutoModelForCausalLM.from_pretrained(model).double(), {}
+    for row in datasets.load_from_disk(str(folders.data / "train")):
+        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+        first = len(row["prompt_ids"])
+        with torch.no_grad():
+            logp = student(ids).logits[0, first - 1 : -1].log_softmax(-1)
+        losses[row["id"]] = -float(logp.gather(-1, ids[0, first:, None]).mean())
+    return losses
+
+
+def order(run_dir: Path, name: str = "difficulty") -> list[int]:
+    return [record["id"] for record in read_jsonl(run_dir / f"{name}.jsonl")]
+
+
+def test_a_new_signal_is_its_column_and_its_name(
+    gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run, diagnostics, picture and report take it from there."""
+    monkeypatch.setitem(COLUMNS, "prompt_tokens", Column("length of the prompt", "tokens", "data"))
+    monkeypatch.setitem(SIGNALS, "prompt-length", ("prompt_tokens",))
+    path = run(gpt2, tmp_path, "--difficulty", "prompt-length", "length", *FROZEN)
+    records = read_jsonl(path / "difficulty.jsonl")
+    by_prompt = sorted(records, key=lambda record: (record["prompt_tokens"], record["id"]))
+    assert [record["prompt_tokens_rank"] for record in by_prompt] == list(range(1, len(records) + 1))
+    agreement = json.loads((path / "diagnostics.json").read_text())["agreement"]
+    assert list(agreement) == ["response length and length of the prompt"]
+    for tool in (plot_difficulty, report):
+        assert call(tool, ["--run", path]).status == 0
+
+
+def test_every_column_belongs_to_a_signal() -> None:
+    assert set(columns_of(list(SIGNALS))) == set(COLUMNS)
+    assert columns_of(["length", "student", "rouge-l"]) == ["rouge_l", "cross_entropy", "response_tokens"]
+
+
+def test_an_example_without_a_value_is_behind_those_with_one() -> None:
+    measured = [{"id": 3, "snapshot_cross_entropy": None}, {"id": 5, "snapshot_cross_entropy": 9.0}]
+    measured += [{"id": 1, "snapshot_cross_entropy": None}, {"id": 2, "snapshot_cross_entropy": 1.0}]
+    records = rank_examples(measured, ["snapshot_cross_entropy"])
+    assert [record["id"] for record in records] == [2, 5, 1, 3]
+    assert [record["snapshot_cross_entropy_rank"] for record in records] == [1, 2, 3, 4]
+
+
+def test_teacher_and_length_are_fused_as_a_naive_count_has_it(gpt2: Folders, tmp_path: Path) -> None:
+    path = run(gpt2, tmp_path, "--difficulty", "teacher", "length", *FROZEN)
+    losses = reference_losses(gpt2, gpt2.teacher)
+    lengths = {r["id"]: len(r["response_ids"]) for r in datasets.load_from_disk(str(gpt2.data / "train"))}
+    records = read_jsonl(path / "difficulty.jsonl")
+    for record in records:
+        assert record["teacher_cross_entropy"] == pytest.approx(losses[record["id"]], rel=1e-5)
+        assert record["response_tokens"] == lengths[record["id"]]
+        assert "answer" not in record  # nothing was generated
+    ids = sorted(losses)
+    ranks = [sorted(ids, key=lambda i: (values[i], i)) for values in (losses, lengths)]
+    score = {i: sum(1 / (61 + rank.index(i)) for rank in ranks) for i in ids}
+    assert [record["id"] for record in records] == sorted(ids, key=lambda i: (-score[i], i))
+
+
+def test_the_teachers_confidence_is_the_same_online_and_cached(gpt2: Folders, tmp_path: Path) -> None:
+    extra = ["--difficulty", "teacher", *FROZEN]
+    cached = run(gpt2, tmp_path / "cached", *extra, "--teacher-cache", tmp_path / "states")
+    online = run(gpt2, tmp_path / "online", *extra, "--teacher-cache", "off")
+    assert order(cached) == order(online)
+
+
+def test_cross_entropy_alone_generates_nothing(gpt2: Folders, tmp_path: Path) -> None:
+    records = read_jsonl(run(gpt2, tmp_path, "--difficulty", "cross-entropy", *FROZEN) / "difficulty.jsonl")
+    losses = reference_losses(gpt2, gpt2.student)
+    assert [record["id"] for record in records] == sorted(losses, key=lambda i: losses[i])
+    assert all("answer" not in record and "rouge_l" not in record for record in records)
+
+
+def test_snapshot_begins_with_one_epoch_over_all_and_ranks_by_its_losses(gpt2: Folders, tmp_path: Path) -> None:
+    path = run(gpt2, tmp_path, "--difficulty", "snapshot", *FROZEN)
+    stages = json.loads((path / "stages.json").read_text())
+    assert [stage["pool"] for stage in stages] == [[0, 48], [0, 12], [0, 24], [0, 36], [0, 48]]
+    assert not (path / "difficulty.jsonl").exists()
+    losses = reference_losses(gpt2, gpt2.student)
+    for record in read_jsonl(path / "difficulty-stage2.jsonl"):
+        assert record["snapshot_cross_entropy"] == pytest.approx(losses[record["id"]], rel=1e-5)
+    assert order(path, "difficulty-stage2") == sorted(losses, key=lambda i: losses[i])
+
+
+def test_a_ranking_between_stages_is_by_the_student_of_that_moment(
+    gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: dict[int, Path] = {}
+    save_last = Checkpoints.save_last
+
+    def keep(self: Checkpoints, position: Position, state: object) -> None:
+        save_last(self, position, state)  # type: ignore[arg-type]
+        saved[position.stage] = (self.run.path / "best").rename(tmp_path / f"student{position.stage}")
+
+    monkeypatch.setattr(Checkpoints, "save_last", keep)
+    path = run(gpt2, tmp_path, "--rerank", "stage", "--difficulty", "cross-entropy", "--num-dev", 0)
+    assert sorted(p.name for p in path.glob("difficulty*.jsonl")) == sorted(
+        ["difficulty.jsonl", *(f"difficulty-stage{i}.jsonl" for i in (2, 3, 4))]
+    )
+    for stage in (1, 3):
+        losses = reference_losses(gpt2, saved[stage])
+        records = read_jsonl(path / f"difficulty-stage{stage + 1}.jsonl")
+        assert [record["cross_entropy"] for record in records] == pytest.approx(
+            [losses[record["id"]] for record in records], rel=1e-4
+        )
+
+
+def test_every_epoch_trains_on_the_easiest_of_the_ranking_in_force(
+    gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[int]] = []
+    of_step = MicroBatchSource.of_step
+
+    def watched(self: MicroBatchSource, examples: np.ndarray, step: int) -> object:
+        seen.append({int(i) for i in self.train.ids[examples]})
+        return of_step(self, examples, step)
+
+    monkeypatch.setattr(MicroBatchSource, "of_step", watched)
+    extra = ["--num-stages", 2, "--epochs", 2, "--rerank", "epoch", "--global-batch-size", 24, "--num-dev", 0]
+    path = run(gpt2, tmp_path, "--difficulty", "snapshot", "length", "--lr", 0.05, *extra)
+    names = ["difficulty", "difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage2-epoch2"]
+    assert seen[0] == set(order(path, names[0])[:24])
+    assert seen[1] == set(order(path, names[1])[:24])
+    assert seen[2] | seen[3] == seen[4] | seen[5] == set(order(path, names[2]))
+    assert len({tuple(order(path, name)) for name in names}) > 1
+
+
+def test_pools_leave_behind_what_a_one_pass_curriculum_has_trained_on() -> None:
+    ramps = {"temperature": [1.0], "kd_ratio": [1.0]}
+    for name in ("one-pass", "baby-step"):
+        stages = plan_stages(12, curriculum=name, num_stages=3, epochs=1, **ramps)
+        first, again = np.arange(12), np.arange(12)[::-1]
+        pools = unranked_pools(12, name, seed=0).rank(first)
+        before = pools.order[: stages[1].pool.start].tolist()
+        pools = pools.rank(again, stages[1])
+        chosen = sorted(pools.examples(stages[1], 0, seed=0).tolist())
+        assert chosen == ([8, 9, 10, 11] if name == "one-pass" else list(range(4, 12)))
+        assert pools.order[: len(before)].tolist() == before
+        assert sorted(pools.order.tolist()) == list(range(12))
+
+
+def test_a_ranking_moves_reliance_and_not_the_order_where_the_order_is_not_ranked() -> None:
+    for name in ("whole-pool", "random"):
+        pools = unranked_pools(5, name, seed=3, reliance="linear")
+        ranked = pools.rank(np.array([4, 2, 0, 1, 3]))
+        assert ranked.order.tolist() == pools.order.tolist()
+        assert ranked.factor is not None and ranked.factor.tolist() == [0.5, 0.75, 0.25, 1.0, 0.0]
+    assert CURRICULA["random"].order == "random"
+
+
+def test_a_snapshot_keeps_the_last_loss_of_each_example() -> None:
+    snapshot = TrainingLosses(4)
+    both = collate([22, 20], [[5], [6, 7]], [[8, 9], [4]], max_length=8)  # two response tokens and one
+    snapshot.note(np.array([2, 0]), np.array([False, False]), both, torch.tensor([1.0, 3.0, 5.0]))
+    snapshot.note(np.array([2]), np.array([False]), collate([22], [[5]], [[8]], max_length=8), torch.tensor([7.0]))
+    snapshot.note(np.array([2]), np.array([True]), collate([22], [[5]], [[8]], max_length=8), torch.tensor([9.0]))
+    assert np.isnan(snapshot.values).all()
+    snapshot.share()
+    assert snapshot.as_json() == [5.0, None, 7.0, None]
+    again = TrainingLosses(4)
+    again.restore(snapshot.as_json())
+    assert again.as_json() == snapshot.as_json()
+
+
+def test_a_loss_that_is_not_finite_changes_no_difficulty() -> None:
+    snapshot = TrainingLosses(2)
+    snapshot.restore([3.0, None])
+    both = collate([20, 21], [[5], [6]], [[8], [4]], max_length=8)
+    snapshot.note(np.array([0, 1]), np.array([False, False]), both, torch.tensor([torch.inf, torch.nan]))
+    snapshot.share()
+    assert snapshot.as_json() == [3.0, None]
+
+
+def test_a_student_that_gives_no_finite_loss_is_told_in_one_line(gpt2: Folders, tmp_path: Path) -> None:
+    student = tmp_path / "nan"
+    shutil.copytree(gpt2.student, student)
+    model = AutoModelForCausalLM.from_pretrained(student)
+    model.transformer.ln_f.bias.data.fill_(torch.nan)
+    model.save_pretrained(student)
+    result = call(train, train_arguments(gpt2, tmp_path, "--difficulty", "cross-entropy", "--model", student))
+    assert result.status == 1 and "cross-entropy is not finite for" in result.last_line, result.output
+
+
+def test_the_first_ranking_is_the_earliest_by_its_name(tmp_path: Path) -> None:
+    run_dir = RunFolder(tmp_path)
+    assert run_dir.first_ranking() is None
+    for name in ("difficulty-stage10-epoch1", "difficulty-stage2-epoch3", "difficulty-stage2-epoch2"):
+        (tmp_path / f"{name}.jsonl").write_text("")
+    assert run_dir.first_ranking() == tmp_path / "difficulty-stage2-epoch2.jsonl"
+
+
+def test_a_run_that_ranks_again_and_is_cut_off_ends_with_the_same_weights(gpt2: Folders, tmp_path: Path) -> None:
+    extra = ["--rerank", "stage", "--difficulty", "snapshot", "length", "--curriculum", "one-pass", "--epochs", 2]
+    extra += ["--global-batch-size", 6, "--selective-reliance", "linear"]
+    save_last = Checkpoints.save_last
+
+    def save_and_stop(self: Checkpoints, position: Position, state: object) -> None:
+        save_last(self, position, state)  # type: ignore[arg-type]
+        if (position.stage, position.epoch) == (2, 1):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save_last", save_and_stop)
+        assert call(train, train_arguments(gpt2, tmp_path / "cut", *extra)).status == 130
+    cut, whole = run(gpt2, tmp_path / "cut", *extra), run(gpt2, tmp_path / "whole", *extra)
+    names = ["best/model.safetensors", "ledger.json", *(f"difficulty-stage{i}.jsonl" for i in (2, 3, 4))]
+    for name in names:
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_run_that_stops_within_its_first_look_ranks_by_the_losses_of_all(
+    gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = ["--difficulty", "snapshot", "--num-stages", 2, "--num-dev", 0]
+    of_step = MicroBatchSource.of_step
+
+    def asked(self: MicroBatchSource, examples: np.ndarray, step: int) -> object:
+        if step == 2:  # of the six that look at all examples
+            os.kill(os.getpid(), signal.SIGTERM)
+        return of_step(self, examples, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MicroBatchSource, "of_step", asked)
+        assert call(train, train_arguments(gpt2, tmp_path / "cut", *extra)).status == 143
+    cut, whole = run(gpt2, tmp_path / "cut", *extra), run(gpt2, tmp_path / "whole", *extra)
+    assert sorted(path.name for path in cut.glob("difficulty*")) == [
+        "difficulty-stage2.jsonl",
+        "difficulty-stage3.jsonl",
+    ]
+    for name in ("difficulty-stage2.jsonl", "best/model.safetensors", "ledger.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_resume_with_another_ranking_behind_the_same_path_is_refused(gpt2: Folders, tmp_path: Path) -> None:
+    ranking = tmp_path / "mine.jsonl"
+    lines = [json.dumps({"id": i}) + "\n" for i in range(8, 56)]  # made by hand: an order is enough
+    ranking.write_text("".join(lines))
+    arguments = train_arguments(gpt2, tmp_path, "--difficulty-file", ranking, "--num-dev", 0)
+    train_until_stage(arguments, 1)
+    ranking.write_text("".join(reversed(lines)))
+    result = call(train, arguments)
+    assert result.status == 2 and "its paths no longer hold the ranking that it was begun with" in result.last_line
+    assert order(tmp_path / "tfkl" / "seed10") == list(range(8, 56))
+    ranking.write_text("".join(lines))
+    result = call(train, arguments)
+    assert result.status == 0 and "resuming from step" in result.output, result.output
+    assert json.loads((tmp_path / "tfkl" / "seed10" / "diagnostics.json").read_text())["examples"] == 48
+
+
+def test_a_stage_ends_when_dev_rouge_l_has_not_risen(gpt2: Folders, tmp_path: Path) -> None:
+    frozen = FROZEN[:-2]  # dev ROUGE-L never rises behind the first evaluation of a stage
+    extra = ["--advance", "converged", "--patience", 2, "--epochs", 7, "--difficulty", "length"]
+    path = run(gpt2, tmp_path, *frozen, *extra)
+    records = read_jsonl(path / "metrics.jsonl")
+    epochs = [(record["stage"], record["epoch"]) for record in records if "dev_rouge_l" in record]
+    assert epochs == [(stage, epoch) for stage in range(4) for epoch in range(3)]
+    ledger = json.loads((path / "ledger.json").read_text())
+    assert ledger["optimizer_steps"] == 3 * (1 + 3 + 4 + 6) and ledger["finished"]
+
+
+def test_the_cap_ends_a_stage_that_keeps_rising() -> None:
+    position = Position()
+    for score in (1.0, 2.0, 3.0):
+        position = position.after_dev(score)
+    assert position.evaluations_without_rise == 0
+    assert position.after_dev(3.0).after_dev(2.0).evaluations_without_rise == 2
+    moved = position.after_dev(0.0).after_epoch(1, 4, stage_over=True, last_stage=False)
+    assert (moved.stage, moved.epoch, moved.evaluations_without_rise, moved.done) == (2, 0, 0, False)
+    assert moved.stage_best_rouge_l is None
+
+
+def test_buckets_are_the_same_examples_at_every_stage_end(gpt2: Folders, tmp_path: Path) -> None:
+    extra = ["--difficulty", "cross-entropy", "--bucket-examples", 3, *FROZEN]
+    path = run(gpt2, tmp_path, *extra)
+    records = [r for r in read_jsonl(path / "metrics.jsonl") if "bucket1_rouge_l" in r]
+    assert [record["stage"] for record in records] == [0, 1, 2, 3]
+    losses, ranked = reference_losses(gpt2, gpt2.student), order(path)
+    for number in range(4):
+        quarter = ranked[12 * number : 12 * number + 12]
+        wanted = np.mean([losses[quarter[place]] for place in (0, 6, 11)])  # 5.5 is rounded to even
+        for record in records:  # the student never changes
+            assert record[f"bucket{number + 1}_cross_entropy"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_ranker_asks_for_rankings_only_where_it_was_told_to() -> None:
+    stages = plan_stages(8, curriculum="baby-step", num_stages=2, epochs=2, temperature=[1.0], kd_ratio=[1.0])
+
+    def names(rerank: str) -> list[str | None]:
+        ranker = Ranker(["length"], rerank, None, Split, None, None, None, {})  # type: ignore[arg-type]
+        return [ranker.new_ranking(stage, epoch) for stage in stages for epoch in range(2)]
+
+    assert names("off") == [None, None, None, None]
+    assert names("stage") == [None, None, "difficulty-stage2", None]
+    wanted = [None, "difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage2-epoch2"]
+    assert names("epoch") == wanted
+
+
+def test_the_ledger_counts_what_the_teacher_read_to_rank(gpt2: Folders, tmp_path: Path) -> None:
+    extra = [
+        "--difficulty",
+        "teacher",
+        "--rerank",
+        "stage",
+        "--num-stages",
+        2,
+        "--teacher-cache",
+        "off",
+        "--num-dev",
+        0,
+    ]
+    assert call(train, train_arguments(gpt2, tmp_path, *extra)).status == 0
+    ledger = json.loads((tmp_path / "tfkl" / "seed10" / "ledger.json").read_text())
+    assert ledger["teacher_forward_passes"] == ledger["samples"] + 2 * 48
