@@ -1,7 +1,9 @@
-"""The house: imports never point up the layers that pocl/__init__.py names, and some calls are made nowhere."""
+"""The house: rooms stand on floors, imports run down only and load little, and some calls are made nowhere."""
 
 import ast
 import re
+import subprocess
+import sys
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -27,13 +29,26 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def layers() -> dict[str, int]:
-    """The layer of each module, as the package's docstring draws it."""
-    text = ast.get_docstring(parsed(ROOT / "pocl" / "__init__.py"))
-    rows = re.findall(r"^ *(\d)((?: +[\w.]+)+(?:\n +[a-z][\w.]*(?: +[\w.]+)*)*)$", text, flags=re.MULTILINE)
-    names = [(name, int(number)) for number, row in rows for name in row.split()]
-    assert len(names) == len(dict(names)) and [number for number, _ in rows] == ["5", "4", "3", "2", "1"]
-    return dict(names)
+def rooms() -> dict[str, str]:
+    """Each room of the package with its line: the first of its docstring."""
+    folders = [path for path in sorted((ROOT / "pocl").iterdir()) if (path / "__init__.py").is_file()]
+    return {path.name: (ast.get_docstring(parsed(path / "__init__.py")) or "").split("\n")[0] for path in folders}
+
+
+def room(name: str) -> str:
+    """The room of a module."""
+    return name.split(".")[0]
+
+
+def floors() -> dict[str, int]:
+    """The floor of each room: one above the highest that its files import from, 1 for those that import no other."""
+    below = {name: set() for name in rooms()}
+    for name in PACKAGE:
+        below[room(name)] |= {room(other) for other in neighbours(name)} - {room(name)}
+    found: dict[str, int] = {}
+    for name in TopologicalSorter(below).static_order():  # raises CycleError, which names the cycle
+        found[name] = 1 + max((found[other] for other in below[name]), default=0)
+    return found
 
 
 def imported(path: Path) -> set[str]:
@@ -58,14 +73,18 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
     return [(ast.unparse(node.func), node) for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
 
 
-def test_the_docstring_places_every_module_and_no_other() -> None:
-    assert sorted(layers()) == sorted(PACKAGE)
+def test_the_house_has_at_most_twelve_rooms_and_each_says_what_it_is_for() -> None:
+    top = {path.name for path in (ROOT / "pocl").iterdir() if path.name not in ("__pycache__", "py.typed")}
+    assert len(top) <= 12
+    assert {path.split(".")[0] for path in PACKAGE} == set(rooms())  # no file lies between the rooms
+    assert all(len(line) > 20 for line in rooms().values())
 
 
-@pytest.mark.parametrize("name", PACKAGE)
-def test_imports_never_run_up(name: str) -> None:
-    layer = layers()
-    assert [other for other in neighbours(name) if layer[other] > layer[name]] == []
+def test_no_room_imports_from_one_above_it() -> None:
+    found = floors()
+    order = ["common", "curriculum", "losses", "models", "generation", "evaluation", "difficulty", "training", "cli"]
+    assert [found[name] for name in order] == sorted(found[name] for name in order)
+    assert found["common"] == 1 and found["cli"] == max(found.values())
 
 
 def test_imports_have_no_cycle() -> None:
@@ -83,18 +102,40 @@ def test_the_package_imports_no_script_and_no_test(name: str) -> None:
 
 def test_only_the_engine_knows_deepspeed() -> None:
     users = {name for name, path in PACKAGE.items() if any(m.split(".")[0] == "deepspeed" for m in imported(path))}
-    assert users == {"engine"}
+    assert users == {"training.engine"}
 
 
-def test_the_curriculum_and_the_ranking_know_no_torch() -> None:
-    for name in ("curriculum", "ranking", "metrics", "files", "errors"):
-        assert not any(module.split(".")[0] in ("torch", "transformers") for module in imported(PACKAGE[name]))
+# What a fresh interpreter has loaded after an import, of what takes long or that not everybody has.
+HEAVY = ("torch", "transformers", "datasets", "pandas", "peft", "scipy", "deepspeed", "vllm", "trl", "accelerate")
+MAY_LOAD = {
+    "pocl": (),
+    "pocl.curriculum": (),
+    "pocl.difficulty.ranking": (),
+    "pocl.evaluation.metrics": (),
+    "pocl.losses": ("torch",),
+}
+
+
+@pytest.mark.parametrize("module", MAY_LOAD)
+def test_an_import_loads_no_more_than_it_needs(module: str) -> None:
+    program = f"import sys, {module}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) <= set(MAY_LOAD[module])
+
+
+def test_the_package_imports_in_a_fifth_of_a_second() -> None:
+    program = "import time; start = time.perf_counter(); import pocl; print(time.perf_counter() - start)"
+    runs = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT) for _ in range(3)
+    ]
+    assert min(float(done.stdout) for done in runs) < 0.2
 
 
 @pytest.mark.parametrize("name", PACKAGE)
-def test_only_errors_calls_print(name: str) -> None:
+def test_only_the_process_calls_print(name: str) -> None:
     printing = any(called == "print" for called, _ in calls(PACKAGE[name]))
-    assert printing == (name == "errors")
+    assert printing == (name == "cli.process")
 
 
 def test_the_sources_are_found() -> None:

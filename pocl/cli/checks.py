@@ -215,7 +215,7 @@ def stage_kd_ratios(config: TrainConfig) -> tuple[float, ...]:
         if given is not None and set(given) != {0.0}:
             raise UserError(f"--type {config.loss.type} has no teacher, but --kd-ratio is {' '.join(map(str, given))}")
         return (0.0,) * num_stages
-    ratios = ramp(_or_default(given, (0.7, 1.0), num_stages), num_stages, name="kd-ratio")
+    ratios = ramp(_or_default(given, (0.7, 1.0), num_stages), num_stages, name="kd_ratio")
     for ratio in ratios:
         if not 0.0 <= ratio <= 1.0:
             raise UserError(f"--kd-ratio {ratio} is outside 0 to 1")

@@ -1,31 +1,35 @@
 """What a process is: started and stopped as a rank, its libraries quiet, its errors one line."""
 
 import errno
+import logging
 import os
 import random
+import re
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import datasets
-import numpy as np
-import torch
-import torch.distributed as dist
-import transformers
-
-from pocl.cli import cpu
-from pocl.common.distributed import rank
+from pocl.common.console import CONSOLE, LOG
 from pocl.common.errors import Interrupted, RankStopped, RunStopped, UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def start() -> torch.device:
+
+def start() -> "torch.device":
     """Join the process group that the launcher describes (a group of one without a launcher) -> this rank's device.
 
     On a CPU, matmuls use the fastest library from then on (pocl/cli/cpu.py).
     """
+    import torch
+    import torch.distributed as dist
+
+    from pocl.cli import cpu
+
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if use_cuda:
@@ -51,12 +55,19 @@ def start() -> torch.device:
 
 def stop() -> None:
     """Leave the process group."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def seed_everything(seed: int) -> None:
     """Seed python, numpy and torch; torch differs by rank, so that dropout does."""
+    import numpy as np
+    import torch
+
+    from pocl.common.distributed import rank
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed + rank())
@@ -64,6 +75,9 @@ def seed_everything(seed: int) -> None:
 
 def quiet_libraries() -> None:
     """Keep the libraries' chatter off the screen: their progress bars and warnings stand between ours."""
+    import datasets
+    import transformers
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
@@ -78,11 +92,31 @@ _DISK = {
 }
 
 
+class _Screen(logging.Handler):
+    """Prints a record's text, with flags in the place of parameters."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        CONSOLE.print(in_flags(record.getMessage()), markup=False)
+
+
+def _print_what_is_logged() -> None:
+    if not any(isinstance(handler, _Screen) for handler in LOG.handlers):
+        LOG.addHandler(_Screen())
+        LOG.setLevel(logging.INFO)
+        LOG.propagate = False
+
+
+def in_flags(text: str) -> str:
+    """A message of the library as one of a command: a parameter `` `max_length` `` becomes ``--max-length``."""
+    return re.sub(r"`([a-z]\w*)`", lambda name: "--" + name[1].replace("_", "-"), text)
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run an entry point: a UserError becomes one line and exit status 2, RunStopped one line and status 1.
 
     So does a disk that is full, read-only or gone (status 1).  POCL_DEBUG=1 in the environment adds the traceback.
     """
+    _print_what_is_logged()
     try:
         main()
     except (UserError, RunStopped) as error:
@@ -90,12 +124,12 @@ def run_main(main: Callable[[], None]) -> None:
             traceback.print_exc()
         rank = os.environ.get("RANK", "0")
         if rank == "0" or isinstance(error, RankStopped):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {in_flags(str(error))}", file=sys.stderr, flush=True)
         elif not isinstance(error, Interrupted):  # all ranks stop together
             # Usually every rank hits the mistake at the same place, and rank 0 reports it: the launcher then ends
             # the others. A rank that is still alive hit it alone, for example because its machine lacks a file.
             time.sleep(3)
-            print(f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+            print(f"error on rank {rank}: {in_flags(str(error))}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, UserError) else error.exit_status)
     except OSError as error:
         if error.errno not in _DISK or os.environ.get("POCL_DEBUG") == "1":

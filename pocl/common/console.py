@@ -1,5 +1,6 @@
-"""The one place that prints, on rank 0: tables, notes, and a progress bar (or lines, where it is no terminal)."""
+"""What is said on rank 0: notes to the log, tables, and a progress bar (or lines, where it is no terminal)."""
 
+import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -11,16 +12,17 @@ from rich.table import Table
 
 from pocl.common import distributed
 
-_CONSOLE = Console(highlight=False, soft_wrap=True)
+LOG = logging.getLogger("pocl")
+CONSOLE = Console(highlight=False, soft_wrap=True)
 _LINE_EVERY_SECONDS = 20.0
 _NUMBER = re.compile(r"(about |[<>~] ?)?[+\-]?\d")  # how a cell with a number begins
 _LONGEST_NUMBER = 40  # characters of such a cell, whatever stands behind the number
 
 
 def say(text: str) -> None:
-    """Print one line, on rank 0 only."""
+    """Log one line under the name ``pocl``, on rank 0 only; an entry point prints it (``pocl.cli.process``)."""
     if distributed.is_main():
-        _CONSOLE.print(text, markup=False)
+        LOG.info(text)
 
 
 def show_table(
@@ -31,7 +33,7 @@ def show_table(
     ``in_blocks``: where it is wider than the screen, its columns go below each other, beside the first one each time.
     """
     cells = [[str(cell) for cell in row] for row in rows]
-    blocks = _blocks(columns, cells, _CONSOLE.width) if in_blocks else [range(1, len(columns))]
+    blocks = _blocks(columns, cells, CONSOLE.width) if in_blocks else [range(1, len(columns))]
     numbers = [i > 0 and _holds_numbers([row[i] for row in cells]) for i in range(len(columns))]
     for number, block in enumerate(blocks):
         shown = [0, *block]
@@ -41,7 +43,7 @@ def show_table(
         for row in cells:
             table.add_row(*(row[i] for i in shown))
         if distributed.is_main():
-            _CONSOLE.print(table)
+            CONSOLE.print(table)
 
 
 def _holds_numbers(cells: Sequence[str]) -> bool:
@@ -75,14 +77,14 @@ class Progressing:
         self.title, self.total, self.done, self.transient = title, total, done, transient
         self._started, self._last_line, self._first = time.monotonic(), time.monotonic(), done
         self._bar: Progress | None = None
-        if distributed.is_main() and _CONSOLE.is_terminal:
+        if distributed.is_main() and CONSOLE.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
-                console=_CONSOLE,
+                console=CONSOLE,
                 transient=transient,
             )
             self._task = self._bar.add_task(title, total=total, completed=done, note="")

@@ -4,11 +4,14 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-class UserError(Exception):
-    """A mistake in what the user gave: one line saying what was found, what was expected and how to fix it."""
+class UserError(ValueError):
+    """A mistake in what was given: one line saying what was found, what was expected and how to fix it.
+
+    It names parameters in back quotes; the entry points turn these into flags (``pocl.cli.process``).
+    """
 
 
-class RunStopped(Exception):
+class RunStopped(RuntimeError):
     """A run that cannot continue, though the command was right: one line saying where it stopped and what was kept."""
 
     exit_status = 1

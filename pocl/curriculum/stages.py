@@ -93,7 +93,7 @@ def ramp(values: Sequence[float], num_stages: int, *, name: str = "ramp") -> tup
         first, last = values
         return tuple(first + (last - first) * i / (num_stages - 1) for i in range(num_stages))
     raise UserError(
-        f"--{name} has {len(values)} values for {num_stages} stage(s); give one, first and last, or one per stage"
+        f"`{name}` has {len(values)} values for {num_stages} stage(s); give one, first and last, or one per stage"
     )
 
 
@@ -114,9 +114,9 @@ def plan_stages(
     Raises UserError if there are fewer examples than stages.
     """
     if num_examples < num_stages:
-        raise UserError(f"{num_examples} training examples cannot fill {num_stages} stages; lower --num-stages")
+        raise UserError(f"{num_examples} training examples cannot fill {num_stages} stages; lower `num_stages`")
     temperatures = ramp(temperature, num_stages, name="temperature")
-    kd_ratios = ramp(kd_ratio, num_stages, name="kd-ratio")
+    kd_ratios = ramp(kd_ratio, num_stages, name="kd_ratio")
     pools = CURRICULA[curriculum].pools(num_examples, num_stages)
     rows = [(pool, epochs, temperatures[i], kd_ratios[i]) for i, pool in enumerate(pools)]
     if first_look and len(pools[0]) < num_examples:
@@ -139,5 +139,5 @@ def check_batches(stages: Curriculum, global_batch_size: int) -> None:
         if stage.steps_per_epoch(global_batch_size) == 0:
             raise UserError(
                 f"stage {stage.index + 1} has {len(stage.pool)} examples, fewer than one batch of "
-                f"{global_batch_size}; lower --global-batch-size or --num-stages"
+                f"{global_batch_size}; lower `global_batch_size` or `num_stages`"
             )

@@ -67,8 +67,8 @@ def load_split(data_dir: Path, split: str, *, max_length: int, num_examples: int
         row = int(loaded.prompt_lengths.argmax())
         raise UserError(
             f"example {loaded.ids[row]} of {folder} has a prompt of {loaded.prompt_lengths[row]} tokens, which leaves "
-            f"no room for a response in --max-length {max_length}; raise it, or run tools/process_data.py with a "
-            f"lower --max-prompt-length"
+            f"no room for a response in `max_length` {max_length}; raise it, or run tools/process_data.py with a "
+            f"lower `max_prompt_length`"
         )
     return loaded
 

@@ -39,7 +39,7 @@ def check_shares(global_batch_size: int, world_size: int) -> None:
     """Raise UserError if the ranks' shares of a global batch would differ."""
     if global_batch_size % world_size:
         raise UserError(
-            f"--global-batch-size {global_batch_size} cannot be split evenly over {world_size} ranks; give a "
+            f"`global_batch_size` {global_batch_size} cannot be split evenly over {world_size} ranks; give a "
             f"multiple of {world_size}, or another number of ranks"
         )
 

@@ -184,7 +184,7 @@ def _check_finite(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
         if bad:
             raise RunStopped(
                 f"{COLUMNS[column].label} is not finite for {len(bad)} of {len(records)} examples, such as "
-                f"{bad[:5]}: check the {COLUMNS[column].source}'s weights and --dtype"
+                f"{bad[:5]}: check the {COLUMNS[column].source}'s weights and `dtype`"
             )
 
 
@@ -234,6 +234,6 @@ def read_order(path: Path, split: Split) -> np.ndarray:
     if len(ids) != len(position_of) or set(ids) != set(position_of):
         raise UserError(
             f"{path} ranks {len(ids)} examples, but the training split holds {len(position_of)} (or others); "
-            f"score again without --difficulty-file"
+            f"score again without `difficulty_file`"
         )
     return np.array([position_of[example_id] for example_id in ids], dtype=np.int64)

@@ -1,7 +1,7 @@
 """ROUGE-L, ROUGE-1, ROUGE-2 and exact match, each against the best of several references.
 
 ROUGE uses rouge-score's own tokeniser and stemmer; only the longest common subsequence is computed by rapidfuzz in
-C++. The scores are rouge-score's to the last bit (tests/test_metrics.py).
+C++. The scores are rouge-score's to the last bit (tests/evaluation/test_metrics.py).
 """
 
 import re

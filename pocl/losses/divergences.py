@@ -213,8 +213,7 @@ class LossType:
             return function
         value = options.get(name, inspect.signature(function).parameters[name].default)
         if not 0.0 < value < 1.0:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is {value}; {self.name} needs a value strictly between 0 and 1, such as 0.1")
+            raise UserError(f"`{name}` is {value}; {self.name} needs a value strictly between 0 and 1, such as 0.1")
         return partial(function, **{name: value})
 
 
@@ -239,5 +238,5 @@ def loss_type(name: str) -> LossType | None:
         return None
     if name not in LOSSES:
         known = [SFT, *LOSSES, *ALIASES]
-        raise UserError(f"unknown --type {name!r}{closest(name, known)} (known: {', '.join(known)})")
+        raise UserError(f"unknown `type` {name!r}{closest(name, known)} (known: {', '.join(known)})")
     return LOSSES[name]

@@ -91,4 +91,4 @@ def check_positions(path: str, max_length: int) -> None:
     """Raise UserError if the model has too few positions for ``max_length`` tokens; the last is only predicted."""
     places = getattr(load_config(path), "max_position_embeddings", None)
     if places is not None and max_length - 1 > places:
-        raise UserError(f"--max-length {max_length}, but {path!r} reads at most {places} tokens; lower it")
+        raise UserError(f"`max_length` {max_length}, but {path!r} reads at most {places} tokens; lower it")

@@ -112,6 +112,8 @@ def _load_config(path: str) -> PretrainedConfig:
         if not Path(path).is_dir() and find_adapter_config_file(path):  # transformers would not merge it
             raise UserError(f"{path} is an adapter on the hub; download it to a folder, and give that")
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except UserError:
+        raise
     except _LOADING_ERRORS as error:
         raise _not_loaded("cannot load a model from", path, error) from error
 

@@ -77,7 +77,7 @@ def target_layers(model: PreTrainedModel, lora_targets: Sequence[str]) -> list[t
     targets = names if ALL_LINEAR in lora_targets else set(lora_targets)
     for name in sorted(targets - names):
         raise UserError(
-            f"--lora-targets {name!r} names no linear layer of the student{closest(name, names)} "
+            f"`lora_targets` {name!r} names no linear layer of the student{closest(name, names)} "
             f"(it has {', '.join(sorted(names))}; {ALL_LINEAR} means them all)"
         )
     return [(name, module) for name, module in linear if name in targets]
@@ -200,6 +200,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
             what = f"lacks {missing[0]}" if missing else f"holds {keys.unexpected_keys[0]}"
             raise UserError(f"the adapter in {folder} does not fit its base: it {what}")
         adapted.merge_and_unload(safe_merge=True)
+    except UserError:
+        raise
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, re.error) as error:
         raise UserError(
             f"the adapter in {folder} does not fit its base, or is damaged: {first_line(error)}"

@@ -24,7 +24,7 @@ def never_packed(model: PreTrainedModel, device: torch.device) -> str | None:
     if kinds:
         return f"{name} has layers of {', '.join(sorted(kinds))}"
     if device.type == "cuda" and model.dtype not in (torch.bfloat16, torch.float16):
-        return "flash attention needs --dtype bf16 or fp16"
+        return "flash attention needs `dtype` bf16 or fp16"
     return None
 
 

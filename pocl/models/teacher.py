@@ -135,7 +135,7 @@ def cached_teacher(
         if distributed.broadcast(manifest.is_file() and (folder / "states.bin").is_file()):
             if read_json(manifest) != key:
                 raise UserError(
-                    f"{folder} caches another teacher or other texts; give another --teacher-cache, or delete it"
+                    f"{folder} caches another teacher or other texts; give another `teacher_cache`, or delete it"
                 )
             _verify(folder, split, model, device)
             say(f"teacher states from {folder}")
@@ -165,7 +165,7 @@ def _lock(folder: Path, stack: ExitStack) -> bool:
     """Whether this run now has the folder to itself, until ``stack`` is closed."""
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if held - {_LOCK, "manifest.json"} and "states.bin" not in held:
-        raise UserError(f"{folder} holds something other than a teacher cache; give --teacher-cache another folder")
+        raise UserError(f"{folder} holds something other than a teacher cache; give `teacher_cache` another folder")
     with suppress(OSError):  # a file system without locks, or a folder that _prepare reports
         folder.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context((folder / _LOCK).open("w"))
@@ -239,7 +239,7 @@ def _prepare(folder: Path, key: Mapping[str, Any], needed: int) -> None:
     except OSError as error:
         raise UserError(
             f"cannot create {folder} for the teacher cache ({error.strerror or error}); "
-            f"give --teacher-cache another folder, or off"
+            f"give `teacher_cache` another folder, or off"
         ) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -248,7 +248,7 @@ def _prepare(folder: Path, key: Mapping[str, Any], needed: int) -> None:
             folder.rmdir()
         raise UserError(
             f"the teacher cache needs {needed / 1e9:.2f} GB and {folder.parent} has {free / 1e9:.2f} GB free; "
-            f"give --teacher-cache another disk, or --teacher-cache off"
+            f"give `teacher_cache` another disk, or `teacher_cache` off"
         )
     with open(folder / "states.bin", "wb") as file:
         file.truncate(needed)
@@ -266,7 +266,7 @@ def _verify(folder: Path, split: Split, model: PreTrainedModel, device: torch.de
         if not torch.norm(fresh - kept) <= tolerance * torch.norm(fresh):
             raise UserError(
                 f"{folder} does not match the teacher's states for example {split.ids[position]}; delete it, or give "
-                f"--teacher-cache off"
+                f"`teacher_cache` off"
             )
 
 

@@ -38,7 +38,7 @@ def train_only_last_layers(model: PreTrainedModel, num_layers: int) -> None:
     """
     stack = layer_stack(model)
     if num_layers > len(stack):
-        raise UserError(f"--train-last-layers {num_layers}: the student has {len(stack)} layers")
+        raise UserError(f"`train_last_layers` {num_layers}: the student has {len(stack)} layers")
     model.requires_grad_(False)
     stack[-num_layers:].requires_grad_(True)
     # A sibling of the layers, which OPT keeps one module deeper than other models; projections stay frozen.

@@ -146,7 +146,7 @@ class Checkpoints:
                 what = "is missing" if found is None else f"has {found} of {size} bytes"
                 raise UserError(
                     f"{path} {what}: the last checkpoint is damaged. {self.run.best} is unaffected; delete "
-                    f"{self.run.checkpoints} to train again from the start, or give another --run-name"
+                    f"{self.run.checkpoints} to train again from the start, or give another `run_name`"
                 )
 
     @contextmanager

@@ -121,7 +121,7 @@ class Engine:
                 raise
             raise RunStopped(
                 "fp16 gradients overflow at the smallest loss scale: the run diverges, this is not a lack of range; "
-                "lower --lr, or use --dtype bf16"
+                "lower `lr`, or use `dtype` bf16"
             ) from error
         clips = self.zero_stage == 0 and not self.scales_loss
         norm = self._norm if clips else self._engine.get_global_grad_norm()
@@ -238,18 +238,18 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} holds a {type(config).__name__}; a DeepSpeed configuration is a JSON object")
     ours = {
-        "train_batch_size": "--global-batch-size",
-        "train_micro_batch_size_per_gpu": "--batch-size",
-        "gradient_accumulation_steps": "--global-batch-size and --batch-size",
-        "gradient_clipping": "--clip-grad",
-        "optimizer": "--lr and --weight-decay",
-        "scheduler": "--lr and --min-lr",
-        "fp16": "--dtype",
-        "bf16": "--dtype",
+        "train_batch_size": "`global_batch_size`",
+        "train_micro_batch_size_per_gpu": "`batch_size`",
+        "gradient_accumulation_steps": "`global_batch_size` and `batch_size`",
+        "gradient_clipping": "`clip_grad`",
+        "optimizer": "`lr` and `weight_decay`",
+        "scheduler": "`lr` and `min_lr`",
+        "fp16": "`dtype`",
+        "bf16": "`dtype`",
     }
-    for key, flags in ours.items():
+    for key, parameters in ours.items():
         if key in config:
-            raise UserError(f"{path} sets {key!r}; use {flags} instead")
+            raise UserError(f"{path} sets {key!r}; use {parameters} instead")
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0) if isinstance(zero, dict) else None
     if type(stage) is not int or not 0 <= stage <= 3:
@@ -266,11 +266,11 @@ def check_precision(path: Path, dtype: str, device: torch.device) -> dict[str, A
     """The DeepSpeed JSON at ``path``.  Raises UserError if it or the device cannot train in ``dtype``."""
     config = read_deepspeed_config(path)
     if dtype == "fp16" and device.type != "cuda":
-        raise UserError("--dtype fp16 needs a GPU; on the CPU use fp32 (or bf16)")
+        raise UserError("`dtype` fp16 needs a GPU; on the CPU use fp32 (or bf16)")
     if dtype != "fp32" and zero_stage(config) == 0:
         raise UserError(
-            f"--dtype {dtype} needs ZeRO stage 1 to 3, which keep fp32 master weights; {path} sets stage 0 "
-            f"(use --deepspeed-config scripts/deepspeed/zero1.json)"
+            f"`dtype` {dtype} needs ZeRO stage 1 to 3, which keep fp32 master weights; {path} sets stage 0 "
+            f"(use `deepspeed_config` scripts/deepspeed/zero1.json)"
         )
     return config
 

@@ -44,7 +44,7 @@ class RunFolder:
             holder = distributed.broadcast(holder)
             if holder:
                 raise UserError(
-                    f"{self.path} is being trained by {holder}; wait until it ends, or give another --run-name"
+                    f"{self.path} is being trained by {holder}; wait until it ends, or give another `run_name`"
                 )
             yield
 
@@ -54,7 +54,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; give another --output-dir") from error
+            raise UserError(f"cannot write {self.path}: {error.strerror}; give another `output_dir`") from error
         stack.callback(_remove_if_unused, made)
         file = stack.enter_context((self.path / ".lock").open("a+", encoding="utf-8"))
         try:
@@ -104,14 +104,14 @@ class RunFolder:
         if changed:
             raise UserError(
                 f"{self.path} holds a run with other options ({'; '.join(changed)}); "
-                f"give another --run-name, or delete the folder"
+                f"give another `run_name`, or delete the folder"
             )
         last = distributed.broadcast(self.last_checkpoint())
         if last and last["world_size"] != world_size and not weights_only:
             raise UserError(
                 f"{self.path} was trained on {last['world_size']} rank(s), this is {world_size}; run it on "
-                f"{last['world_size']}, resume from its weights alone with --resume-weights, or give another "
-                f"--run-name"
+                f"{last['world_size']}, resume from its weights alone with `resume_weights`, or give another "
+                f"`run_name`"
             )
 
     def check_fingerprints(self, fingerprints: Mapping[str, str]) -> None:
@@ -123,7 +123,7 @@ class RunFolder:
         if changed:
             raise UserError(
                 f"{self.path}: its paths no longer hold the {' and '.join(changed)} that it was begun with; "
-                f"give another --run-name, or delete the folder"
+                f"give another `run_name`, or delete the folder"
             )
 
     def _saved_config(self) -> dict[str, Any] | None:

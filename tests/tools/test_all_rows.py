@@ -12,12 +12,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.test_reproduce import PAPER
 
 import evaluate
 import train
 from tests.runs import call
 from tests.tiny import ROOT
+from tests.tools.test_reproduce import PAPER
 from tools import generate_seqkd, make_tables
 from tools.reproducing.steps import ReproduceOptions, Reproduction, Step
 from tools.rows import main_rows

@@ -12,7 +12,6 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from tests.test_scripts import FAMILIES, Command, printed, run
 
 from pocl.cli import checks as configuration
 from pocl.cli.flags import parse
@@ -20,6 +19,7 @@ from pocl.common.errors import UserError
 from pocl.common.files import write_json, write_text
 from pocl.curriculum.stages import plan_stages
 from tests.runs import Result, call
+from tests.scripts.test_scripts import FAMILIES, Command, printed, run
 from tests.tiny import ROOT
 from tools import reproduce
 from tools.generate_seqkd import SeqKDOptions

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import datasets
 import pytest
-from tests.test_scripts import printed
 
 import evaluate
 from pocl.cli.flags import parse
 from pocl.data.sources import read_instructions
 from pocl.evaluation.sets import load_set
 from tests.runs import call, read_jsonl
+from tests.scripts.test_scripts import printed
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 from tools import fetch_summaries, make_tables, process_data
 

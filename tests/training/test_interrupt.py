@@ -262,7 +262,7 @@ def test_a_mistake_that_one_rank_meets_is_told_where_rank_0_has_not_ended_it(
 
     slept: list[int] = []
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr("pocl.common.errors.time.sleep", slept.append)
+    monkeypatch.setattr("pocl.cli.process.time.sleep", slept.append)
     with pytest.raises(SystemExit) as ended:
         run_main(main)
     assert (ended.value.code, slept) == (2, waits)

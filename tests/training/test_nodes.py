@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from tests.test_scripts import PLACES, fake, printed, run
 
 from tests import test_scripts
 from tests.runs import Folders, make_folders, read_jsonl, train_arguments
+from tests.scripts.test_scripts import PLACES, fake, printed, run
 from tests.tiny import ROOT
 
 SCRIPT = "gpt2/pocl/train.sh"
