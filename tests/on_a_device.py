@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from pocl.training.step import Gradients
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,8 +39,7 @@ from pocl.models.packing import takes_whole_masks
 from pocl.models.states import make_head
 from pocl.models.teacher import CachedTeacher, OnlineTeacher, TeacherSource
 from pocl.training.batches import MicroBatch
-from pocl.training.step import Gradients
-from pocl.training.student import StudentObjective
+from pocl.training.module import StudentObjective
 from tests.tiny import FAMILIES, tiny_model
 
 NAME = "elsewhere"

@@ -20,7 +20,7 @@ from pocl.losses.divergences import LOSSES
 from pocl.losses.token import StageObjective
 from pocl.models.states import make_head, response_states
 from pocl.training.engine import Engine
-from pocl.training.student import StudentObjective
+from pocl.training.module import StudentObjective
 from tests.tiny import tiny_model
 
 GLOBAL_BATCH, MICRO_BATCH, STEPS = 8, 2, 3

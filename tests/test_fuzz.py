@@ -27,7 +27,7 @@ from pocl.evaluation.sets import load_set
 from pocl.models.identity import check_tokenizer
 from pocl.models.lora import adapter_chain
 from pocl.training.checkpoints import Checkpoints
-from pocl.training.engine import check_precision, zero_stage
+from pocl.training.deepspeed_config import check_precision, zero_stage
 from pocl.training.position import Position
 from pocl.training.run_folder import RunFolder
 from pocl.training.statefile import load_state, save_state

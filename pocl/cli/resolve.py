@@ -1,4 +1,4 @@
-"""What the options resolve to before a model is loaded: the chunk size, the stages and their pools, the cache folder.
+"""What the options resolve to before a model is loaded: the sizes, the schedule, the cache folder.
 
 Like the entry points, this file reads the options.
 """
@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
@@ -19,13 +18,13 @@ from pocl.cli.options import TrainConfig
 from pocl.common import distributed
 from pocl.common.console import show_table
 from pocl.common.files import read_json
-from pocl.curriculum.pools import Pools, unranked_pools
-from pocl.curriculum.stages import CURRICULA, Curriculum, check_batches, plan_stages
-from pocl.data.dataset import Split, read_manifest
+from pocl.curriculum.schedule import CosineRate, Reliance, Schedule, unranked_order
+from pocl.curriculum.stages import CURRICULA, plan_stages
+from pocl.data.dataset import Split
 from pocl.difficulty.ranking import sources_of
 from pocl.losses.chunked import automatic_chunk_tokens
 from pocl.models.loading import DTYPES, load_config, load_skeleton
-from pocl.models.teacher import cache_bytes, cache_format
+from pocl.models.teacher_cache import cache_bytes, cache_format
 from pocl.models.tuning import recompute_activations
 
 # Of a GPU's memory, for the weights of student and teacher; the rest is for what the teacher computes.
@@ -75,13 +74,9 @@ def prompts_together(model_path: str, dtype: str, max_length: int, device: torch
     return prompts_at_once(numbers, DTYPES[dtype].itemsize, max_length, memory, device.type)
 
 
-def data_fingerprint(config: TrainConfig) -> str:
-    """Identifies what the processed data was made from, and how."""
-    return read_manifest(Path(config.data.data_dir))["fingerprint"]
-
-
-def make_stages(config: TrainConfig, num_examples: int) -> Curriculum:
-    """The stages, printed before anything is trained."""
+def make_schedule(config: TrainConfig, num_examples: int) -> Schedule:
+    """What is trained on at each step, before anything is ranked."""
+    asks_training_alone = sources_of(config.curriculum.difficulty) == {"training"}
     stages = plan_stages(
         num_examples,
         curriculum=config.curriculum.curriculum,
@@ -89,32 +84,31 @@ def make_stages(config: TrainConfig, num_examples: int) -> Curriculum:
         epochs=config.curriculum.epochs,
         temperature=config.loss.temperature,
         kd_ratio=config.loss.kd_ratio,
-        first_look=sources_of(config.curriculum.difficulty) == {"training"} and not config.curriculum.difficulty_file,
+        first_look=asks_training_alone and not config.curriculum.difficulty_file,
     )
-    batch = config.optimiser.global_batch_size
-    check_batches(stages, batch)
+    scheme, optimiser = CURRICULA[config.curriculum.curriculum], config.optimiser
+    return Schedule(
+        stages,
+        unranked_order(num_examples, scheme, seed=optimiser.seed),
+        global_batch_size=optimiser.global_batch_size,
+        seed=optimiser.seed,
+        rate=CosineRate(optimiser.lr, optimiser.min_lr, restarts=config.curriculum.restart_optimizer),
+        scheme=scheme,
+        reliance=Reliance(config.loss.selective_reliance, config.loss.reliance_threshold),
+    )
+
+
+def show_schedule(schedule: Schedule, type_name: str) -> None:
+    """Print the stages."""
     show_table(
-        f"--type {config.loss.type}, {num_examples} examples, {sum(s.steps(batch) for s in stages)} optimiser steps",
+        f"--type {type_name}, {len(schedule.order)} examples, {schedule.total_steps} optimiser steps",
         ["stage", "easy to hard", "epochs", "T", "KD ratio", "steps/epoch", "steps"],
         [
-            [s.index + 1, f"{s.pool.start + 1}–{s.pool.stop}", s.epochs, f"{s.temperature:.2f}"]
-            + [f"{s.kd_ratio:.2f}", s.steps_per_epoch(batch), s.steps(batch)]
-            for s in stages
+            [s.index + 1, f"{s.pool.start + 1}–{s.pool.stop}", s.epochs, f"{s.temperature:.2f}", f"{s.kd_ratio:.2f}"]
+            + [schedule.steps_per_epoch(s), s.epochs * schedule.steps_per_epoch(s)]
+            for s in schedule.stages
         ],
     )
-    return stages
-
-
-def make_pools(config: TrainConfig, num_examples: int, easy_to_hard: np.ndarray | None = None) -> Pools:
-    """Which examples the stages train on, under a ranking [N] of them, or before there is one."""
-    pools = unranked_pools(
-        num_examples,
-        config.curriculum.curriculum,
-        seed=config.optimiser.seed,
-        reliance=config.loss.selective_reliance,
-        threshold=config.loss.reliance_threshold,
-    )
-    return pools if easy_to_hard is None else pools.rank(easy_to_hard)
 
 
 def needs_ranking(config: TrainConfig) -> bool:
@@ -151,15 +145,10 @@ def cache_place(config: TrainConfig, train: Split, teacher: PreTrainedModel, *, 
     return "off" if not made and (seen_once or room < 2 * cache_bytes(train, teacher)) else "auto"
 
 
-def cache_key(config: TrainConfig, train: Split) -> dict[str, Any]:
-    """What the teacher's states depend on besides its weights and their dtype."""
-    return {"data": data_fingerprint(config), "max_length": config.data.max_length, "examples": len(train)}
-
-
 def finished_cache(config: TrainConfig, train: Split, teacher: PreTrainedModel) -> Path | None:
     """A finished cache of these texts by a teacher of this width and dtype: its weights are not compared."""
     given, beside = config.models.teacher_cache, Path(config.data.data_dir) / "teacher-cache"
-    wanted = cache_key(config, train) | cache_format(teacher)
+    wanted = train.key | cache_format(teacher)
     for manifest in sorted(beside.glob("*/manifest.json")) if given == "auto" else [Path(given) / "manifest.json"]:
         if manifest.is_file() and wanted.items() <= read_json(manifest).items():
             return manifest.parent

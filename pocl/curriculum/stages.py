@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pocl.common.errors import UserError
 
@@ -124,20 +125,33 @@ def plan_stages(
     return tuple(Stage(i, *row) for i, row in enumerate(rows))
 
 
-def stage_order(stage: Stage, epoch: int, *, seed: int) -> np.ndarray:
+def baby_step(
+    num_examples: int,
+    *,
+    num_stages: int = 4,
+    epochs: int = 8,
+    temperature: Sequence[float] = (1.0, 2.0),
+    kd_ratio: Sequence[float] = (0.7, 1.0),
+) -> Curriculum:
+    """POCL's stages: the easiest N/n, 2 N/n … of N examples and at last all, ``epochs`` over each, T and r rising.
+
+    ``temperature`` and ``kd_ratio`` are one value, the first and the last, or one per stage.  Raises UserError if
+    there are fewer examples than stages, or another number of values.
+    """
+    return plan_stages(
+        num_examples,
+        curriculum="baby-step",
+        num_stages=num_stages,
+        epochs=epochs,
+        temperature=temperature,
+        kd_ratio=kd_ratio,
+    )
+
+
+def stage_order(stage: Stage, epoch: int, *, seed: int) -> NDArray[np.int64]:
     """The positions of a stage's pool in the order of one epoch, shuffled.  -> [len(pool)], int64.
 
     A pure function of (seed, stage, epoch): a resumed run and a run on more ranks see the same order.
     """
     positions = np.arange(stage.pool.start, stage.pool.stop)
     return np.random.default_rng([seed, stage.index, epoch]).permutation(positions)
-
-
-def check_batches(stages: Curriculum, global_batch_size: int) -> None:
-    """Raise UserError if a stage's pool does not fill one global batch."""
-    for stage in stages:
-        if stage.steps_per_epoch(global_batch_size) == 0:
-            raise UserError(
-                f"stage {stage.index + 1} has {len(stage.pool)} examples, fewer than one batch of "
-                f"{global_batch_size}; lower `global_batch_size` or `num_stages`"
-            )

@@ -1,6 +1,8 @@
-"""Examples from JSONL to batches: the prompt template, the processed Arrow dataset, padded and packed batches."""
+"""The processed data set: tokens in memory-mapped Arrow, and the manifest of the folder that holds them."""
 
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ class Split:
     ``lengths`` holds the input length of each example [N]; an example is ``prompt + response`` cut to ``max_length``.
     """
 
-    def __init__(self, table: datasets.Dataset, max_length: int) -> None:
+    def __init__(self, table: datasets.Dataset, max_length: int, *, known_as: str | None = None) -> None:
+        self.known_as = known_as  # the fingerprint of the folder that the table was read from
         self.table = table
         self._arrow = table.with_format("arrow")
         self.max_length = max_length
@@ -32,6 +35,23 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the texts as tokens: the processed folder's fingerprint, or SHA-256 of ids and tokens."""
+        if self.known_as is not None:
+            return self.known_as
+        digest = hashlib.sha256(self.ids.tobytes())
+        for start in range(0, len(self), 4096):
+            for rows in self._rows(range(start, min(start + 4096, len(self))), "prompt_ids", "response_ids"):
+                for tokens in rows:
+                    digest.update(f"{len(tokens)}:".encode() + np.asarray(tokens, dtype=np.int64).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What anything that is measured on these examples depends on."""
+        return {"data": self.fingerprint, "max_length": self.max_length, "examples": len(self)}
 
     def batch(self, positions: Sequence[int], responses: Sequence[Sequence[int] | None] | None = None) -> Batch:
         """The examples at these positions as one padded batch; ``responses`` that are not None replace their own."""
@@ -55,14 +75,14 @@ class Split:
 
 def load_split(data_dir: Path, split: str, *, max_length: int, num_examples: int | None = None) -> Split:
     """A split that tools/process_data.py wrote.  Raises UserError where it is missing or leaves nothing to learn."""
-    read_manifest(data_dir)
+    manifest = read_manifest(data_dir)
     folder = data_dir / split
     if not folder.is_dir():
         raise UserError(f"{data_dir} has no split {split!r}; run tools/process_data.py again")
     table = datasets.load_from_disk(str(folder))
     if num_examples is not None:
         table = table.select(range(min(num_examples, len(table))))
-    loaded = Split(table, max_length)
+    loaded = Split(table, max_length, known_as=manifest["fingerprint"])
     if len(loaded) and loaded.prompt_lengths.max() >= max_length:
         row = int(loaded.prompt_lengths.argmax())
         raise UserError(

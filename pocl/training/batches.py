@@ -1,21 +1,30 @@
-"""What one optimiser step trains on: this rank's micro-batches, with responses from the data or from the student."""
+"""What one optimiser step trains on: this rank's micro-batches, on the device, the next step's prepared meanwhile."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
 
 from pocl.common import distributed
 from pocl.data.batch import Batch
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
-from pocl.generation.decoding import generate
-from pocl.generation.sampling import Sampling
-from pocl.training.on_policy import OnPolicy, OnPolicyState, Response
+from pocl.models.teacher import Teacher
 
-_SEEDS_OF_A_STEP = 1_000_003  # a prime: the sampling seeds of two steps differ for any run seed below it
+
+@dataclass(frozen=True)
+class Texts:
+    """The examples of a global batch of G: positions [G], and the responses that are the student's, not the data's."""
+
+    positions: np.ndarray
+    responses: Sequence[Sequence[int] | None]
+
+    @property
+    def of_student(self) -> np.ndarray:
+        """Which responses are the student's own.  [G], bool."""
+        return np.array([response is not None for response in self.responses])
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,8 @@ class MicroBatch:
 
     positions: np.ndarray
     of_student: np.ndarray
-    batch: Batch
+    batch: Batch  # on the device
+    teacher_states: Tensor | None  # [N, H]; None if the teacher is online, or there is none
 
 
 @dataclass(frozen=True)
@@ -38,81 +48,60 @@ class GlobalBatch:
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """The examples of a global batch of G: positions [G], and the responses that are not the data's."""
+class BatchLimits:
+    """How large a micro-batch of one rank may be."""
 
-    positions: np.ndarray
-    responses: Sequence[Sequence[int] | None]
-
-    @property
-    def of_student(self) -> np.ndarray:
-        return np.array([response is not None for response in self.responses])
+    max_tokens: int  # padding included; a single longer example is alone
+    batch_size: int | None = None  # examples; None: as many as the tokens allow
+    packed: bool = False  # in one row, without padding
 
 
-class MicroBatchSource:
-    """Cuts global batches into micro-batches; on-policy, some examples get responses that the student samples.
+class BatchCutter:
+    """Cuts the texts of a global batch into this rank's micro-batches and sends them to the device.
 
-    ``state`` is the on-policy schedule's memory, which a checkpoint keeps.
+    Which texts are in a global batch depends neither on the limits nor on the number of ranks.
     """
 
-    def __init__(
-        self,
-        train: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        on_policy: OnPolicy | None,
-        student: Callable[[], PreTrainedModel],
-        max_tokens: int,
-        batch_size: int | None,
-        packed: bool,
-        max_new_tokens: int,
-        total_steps: int,
-        device: torch.device,
-    ) -> None:
-        self.train, self.tokenizer, self.device = train, tokenizer, device
-        self.on_policy, self.state = on_policy, OnPolicyState()
-        self.student, self.max_tokens, self.batch_size, self.packed = student, max_tokens, batch_size, packed
-        self.max_new_tokens, self.total_steps = max_new_tokens, total_steps
+    def __init__(self, train: Split, teacher: Teacher | None, limits: BatchLimits, device: torch.device) -> None:
+        self.train, self.teacher, self.limits, self.device = train, teacher, limits, device
+        self._ready: tuple[int, GlobalBatch] | None = None  # with its step
 
-    @property
-    def student_cross_entropy(self) -> bool:
-        """Whether the student's own text has a cross-entropy term."""
-        return self.on_policy is not None and self.on_policy.cross_entropy
+    def cut(self, texts: Texts, step: int) -> GlobalBatch:
+        """The global batch of these texts at an optimiser step: the one that ``prepare`` made, if it did."""
+        ready, self._ready = self._ready, None
+        return ready[1] if ready and ready[0] == step else self._cut(texts)
 
-    @property
-    def follows_dev_loss(self) -> bool:
-        """Whether the schedule needs the dev loss, including the one before the first step."""
-        return self.on_policy is not None and self.on_policy.mode == "adaptive"
+    def prepare(self, texts: Texts, step: int) -> None:
+        """Cut and send the next step's texts now, while a GPU computes this one."""
+        self._ready = step, self._cut(texts)
 
-    def of_step(self, examples: np.ndarray, step: int) -> GlobalBatch:
-        """The global batch of these positions [G] at optimiser step ``step``, cut for this rank."""
-        texts = _Texts(examples, [None] * len(examples))
-        if self.on_policy:
-            texts = self._on_policy(self.on_policy, examples, step)
+    def _cut(self, texts: Texts) -> GlobalBatch:
         lengths, prompt_lengths = self._lengths(texts), self.train.prompt_lengths[texts.positions]
         cuts = micro_batches(
-            np.arange(len(examples)),
+            np.arange(len(texts.positions)),
             lengths,
-            max_tokens=self.max_tokens,
-            batch_size=self.batch_size,
+            max_tokens=self.limits.max_tokens,
+            batch_size=self.limits.batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             overhead=OVERHEAD_TOKENS[self.device.type],
-            packed=self.packed,
+            packed=self.limits.packed,
         )
         return GlobalBatch(
-            [self._micro_batch(texts, rows) for rows in cuts],
+            [self._send(texts, rows) for rows in cuts],
             num_tokens=int(lengths.sum()),
             num_response_tokens=int((lengths + 1 - prompt_lengths).sum()),
             num_student_texts=int(texts.of_student.sum()),
         )
 
-    def _micro_batch(self, texts: _Texts, rows: np.ndarray) -> MicroBatch:
+    def _send(self, texts: Texts, rows: np.ndarray) -> MicroBatch:
         positions = texts.positions[rows]
         batch = self.train.batch(positions, [texts.responses[row] for row in rows])
-        return MicroBatch(positions, texts.of_student[rows], batch.packed() if self.packed else batch)
+        batch = (batch.packed() if self.limits.packed else batch).to(self.device)
+        known = self.teacher is not None and not self.teacher.online
+        return MicroBatch(positions, texts.of_student[rows], batch, self.teacher.states(batch) if known else None)
 
-    def _lengths(self, texts: _Texts) -> np.ndarray:
+    def _lengths(self, texts: Texts) -> np.ndarray:
         """The number of input tokens of each text.  -> [G]."""
         lengths = self.train.lengths[texts.positions]
         for row, response in enumerate(texts.responses):
@@ -120,60 +109,3 @@ class MicroBatchSource:
                 total = self.train.prompt_lengths[texts.positions[row]] + len(response)
                 lengths[row] = min(total, self.train.max_length) - 1
         return lengths
-
-    def _on_policy(self, on_policy: OnPolicy, examples: np.ndarray, step: int) -> _Texts:
-        """The examples, some of them with a response of the student: a new one, or one from the replay buffer.
-
-        A response from the buffer brings its own prompt along.
-        """
-        full = len(self.state.buffer) >= on_policy.buffer_size
-        sources = np.array(
-            [
-                on_policy.source(
-                    step,
-                    int(example_id),
-                    progress=step / self.total_steps,
-                    threshold=self.state.threshold,
-                    buffer_full=full,
-                )
-                for example_id in self.train.ids[examples]
-            ]
-        )
-        fresh = self._sample(on_policy, examples[sources == "sample"], step)
-        self.state = self.state.add(fresh, on_policy.buffer_size)
-        if on_policy.mode == "mixed" and on_policy.buffer_size:  # new ones go through the buffer
-            fresh, from_buffer = [], len(fresh)
-        else:
-            from_buffer = int((sources == "replay").sum())
-        if from_buffer:
-            fresh = [*fresh, *self.state.draw(from_buffer, [on_policy.seed, step])]
-        gold = examples[sources == "gold"]
-        positions = np.concatenate([gold, np.array([position for position, _ in fresh], dtype=gold.dtype)])
-        return _Texts(positions, [None] * len(gold) + [tokens for _, tokens in fresh])
-
-    def _sample(self, on_policy: OnPolicy, positions: np.ndarray, step: int) -> list[Response]:
-        """The student's own answers to these prompts, at temperature 1; each rank samples a share of them."""
-        if len(positions) == 0:
-            return []
-        student = self.student()  # on every rank, even one without a prompt: ZeRO-3 gathers the weights
-        mine = distributed.my_share(positions)
-        answers: list[list[int]] = []
-        if len(mine):
-            rows = self.train.table[mine.tolist()]
-            answers = generate(
-                student,
-                rows["prompt_ids"],
-                rows["id"],
-                sampling=Sampling(
-                    self.max_new_tokens, no_repeat_ngram=0, seed=_SEEDS_OF_A_STEP * (step + 1) + on_policy.seed
-                ),
-                eos_ids=[self.tokenizer.eos_token_id],
-                vocab_size=len(self.tokenizer),
-            )
-        found = distributed.gather_by_id(dict(zip(mine.tolist(), answers, strict=True)))
-        end = [self.tokenizer.eos_token_id]
-        # An answer cut at max_new_tokens did not end: it gets no end-of-text token.
-        return [
-            (position, found[position] + end if len(found[position]) < self.max_new_tokens else found[position])
-            for position in positions.tolist()
-        ]

@@ -132,6 +132,11 @@ class Checkpoints:
             self.run.truncate_metrics(position.step, within_epoch=position.step_in_epoch > 0)
         return position, state["own"] | {"other_ranks": other_ranks}
 
+    def kept(self) -> str:
+        """What is left of the run if it ends now, as a sentence says it."""
+        folder = self.run.checkpoints
+        return f"the last good checkpoint is kept in {folder}" if folder.exists() else "no checkpoint was written yet"
+
     def _delete_others(self, kept: Path) -> None:
         for other in self.run.checkpoints.glob("step-*"):
             # Keep what a person has copied there.

@@ -5,7 +5,8 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pocl.common import distributed
 from pocl.common.errors import RunStopped, UserError
-from pocl.common.files import read_json
 from pocl.data.batch import Batch
-from pocl.losses.head import Head
+from pocl.losses.chunked import LossValues
+from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective, Weights
 from pocl.models.loading import fuse_activations
 from pocl.models.lora import merged_weights
-from pocl.training.student import StudentObjective
+from pocl.training.deepspeed_config import check_precision, zero_stage
+from pocl.training.module import StudentObjective
 
 # fp16 loss scaling: starts at 2^16, as torch's own scaler does.
 _FP16 = {"enabled": True, "initial_scale_power": 16}
@@ -29,58 +31,39 @@ _FP16 = {"enabled": True, "initial_scale_power": 16}
 _NOT_KEPT = ("param_slice_mappings", "zero_stage", "universal_checkpoint_info")
 
 
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW, and how DeepSpeed runs it."""
+
+    lr: float  # the peak, with which it is made
+    weight_decay: float
+    clip_grad: float  # maximum global L2 norm
+    dtype: str  # fp32, bf16 or fp16; master weights stay fp32
+    global_batch_size: int
+    deepspeed_config: Path  # sets the ZeRO stage
+
+
 class Engine:
     """Student and objective under DeepSpeed with AdamW. Gradients accumulate over ``backward`` until ``step``."""
 
-    def __init__(
-        self,
-        module: StudentObjective,
-        *,
-        lr: float,
-        weight_decay: float,
-        clip_grad: float,
-        dtype: str,
-        config_path: Path,
-        global_batch_size: int,
-        world_size: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, module: StudentObjective, settings: OptimiserSettings, device: torch.device) -> None:
         deepspeed = _import_deepspeed()
-        config = check_precision(config_path, dtype, device)
-        self.zero_stage = zero_stage(config)
+        config = check_precision(settings.deepspeed_config, settings.dtype, device)
+        self.zero_stage, self.scales_loss = zero_stage(config), settings.dtype == "fp16"
+        self.world_size = distributed.world_size()
         module.to(device)
         module.sharded = self.zero_stage == 3
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.scales_loss = dtype == "fp16"
-        optimizer = torch.optim.AdamW(_groups(parameters, weight_decay), lr=lr, fused=True)
-        config |= {
-            "train_batch_size": global_batch_size,
-            "train_micro_batch_size_per_gpu": global_batch_size // world_size,
-            "gradient_accumulation_steps": 1,
-            # step() is the boundary: the number of micro-batches may differ from one step to the next.
-            "managed_gradient_accumulation": False,
-            "gradient_clipping": clip_grad,
-            "fp16": _FP16 if dtype == "fp16" else {"enabled": False},
-            # Its check looks at every gradient separately; the global norm tells the same.
-            "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": False},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, even if its states are offloaded to the CPU
-            "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU before every micro-batch
-            "steps_per_print": None,
-        }
-        self._module, self.world_size = module, world_size
-        self._adamw, self._norm = optimizer, torch.zeros(())
-        if self.zero_stage == 0 and dtype == "fp32":
-            # DeepSpeed steps plain AdamW here and clips without reporting the norm: clip just before the step instead.
-            config["gradient_clipping"] = 0.0
-            optimizer.register_step_pre_hook(lambda *_: self._clip(parameters, clip_grad))
-        elif self.zero_stage < 3 and dtype == "bf16":
-            optimizer.register_step_pre_hook(
-                lambda *_: self._leave_out_unless_finite(self._optimizer._global_grad_norm)
-            )
+        groups = _groups(parameters, settings.weight_decay)
+        self._module, self._norm = module, torch.zeros(())
+        self._adamw = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+        guard = self._guard(parameters, settings)
+        if guard is not None:
+            self._adamw.register_step_pre_hook(lambda *_: self._leave_out_unless_finite(guard()))
+        config |= _deepspeed_settings(settings, self.world_size, clips=self.zero_stage > 0)
         with contextlib.redirect_stdout(io.StringIO()):  # what it prints about its own build
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
-                model=module, optimizer=optimizer, config=config, dist_init_required=False
+                model=module, optimizer=self._adamw, config=config, dist_init_required=False
             )
         self._gathered = deepspeed.zero.GatheredParameters
         if self.zero_stage == 3:
@@ -88,16 +71,26 @@ class Engine:
             for parameter in module.head.trained_parameters():
                 deepspeed.zero.register_external_parameter(module, parameter)
 
+    def _guard(self, parameters: list[nn.Parameter], settings: OptimiserSettings) -> Callable[[], Tensor] | None:
+        """What knows the norm of the whole gradient just before AdamW's step; None if DeepSpeed checks it by itself.
+
+        Without ZeRO, DeepSpeed steps plain AdamW and would clip without telling the norm, so it is clipped here.
+        """
+        if self.zero_stage == 0:
+            return lambda: torch.nn.utils.clip_grad_norm_(parameters, settings.clip_grad)
+        if self.zero_stage < 3 and settings.dtype == "bf16":
+            return lambda: self._optimizer._global_grad_norm
+        return None
+
     def forward(
         self,
         batch: Batch,
-        term: StageObjective,
-        teacher_states: Tensor | None = None,
-        teacher_head: Head | None = None,
+        objective: StageObjective,
+        teacher: HiddenStates | None = None,
         weights: Weights | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``StudentObjective.forward``: (summed loss [], cross-entropy [N], divergence [N]) of a micro-batch."""
-        return self._engine(batch, term, teacher_states, teacher_head, weights)
+    ) -> LossValues:
+        """``StudentObjective.forward``: the objective of a micro-batch, summed, and its parts by token."""
+        return LossValues(*self._engine(batch, objective, teacher, weights))
 
     def backward(self, loss_sum: Tensor, num_tokens: float) -> None:
         """Add the gradient of ``loss_sum / num_tokens``; ``num_tokens`` counts the whole step, over all ranks.
@@ -123,20 +116,16 @@ class Engine:
                 "fp16 gradients overflow at the smallest loss scale: the run diverges, this is not a lack of range; "
                 "lower `lr`, or use `dtype` bf16"
             ) from error
-        clips = self.zero_stage == 0 and not self.scales_loss
-        norm = self._norm if clips else self._engine.get_global_grad_norm()
+        norm = self._norm if self.zero_stage == 0 else self._engine.get_global_grad_norm()
         norm = float("nan" if norm is None else norm)
         return norm, self._engine.was_step_applied() and math.isfinite(norm)
-
-    def _clip(self, parameters: list[nn.Parameter], clip_grad: float) -> None:
-        self._norm = torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
-        self._leave_out_unless_finite(self._norm)
 
     def _leave_out_unless_finite(self, norm: Tensor) -> None:
         """Skip the AdamW update (weights, moments, step count) if the gradient norm is not finite.
 
         AdamW's fused kernel reads ``found_inf`` on the device, so nothing waits for the norm.
         """
+        self._norm = norm
         weights = self._adamw.param_groups[0]["params"][0]  # on the CPU if DeepSpeed offloads the optimiser
         self._adamw.found_inf = (~(norm.isfinite() & (norm >= 0))).float().reshape(()).to(weights.device)
 
@@ -232,47 +221,23 @@ class Engine:
         self._optimizer.checkpoint_event_epilogue()
 
 
-def read_deepspeed_config(path: Path) -> dict[str, Any]:
-    """The DeepSpeed JSON.  Raises UserError for keys that train.py's own flags set."""
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds a {type(config).__name__}; a DeepSpeed configuration is a JSON object")
-    ours = {
-        "train_batch_size": "`global_batch_size`",
-        "train_micro_batch_size_per_gpu": "`batch_size`",
-        "gradient_accumulation_steps": "`global_batch_size` and `batch_size`",
-        "gradient_clipping": "`clip_grad`",
-        "optimizer": "`lr` and `weight_decay`",
-        "scheduler": "`lr` and `min_lr`",
-        "fp16": "`dtype`",
-        "bf16": "`dtype`",
+def _deepspeed_settings(settings: OptimiserSettings, world_size: int, *, clips: bool) -> dict[str, Any]:
+    """What of DeepSpeed's configuration is not the user's."""
+    return {
+        "train_batch_size": settings.global_batch_size,
+        "train_micro_batch_size_per_gpu": settings.global_batch_size // world_size,
+        "gradient_accumulation_steps": 1,
+        # step() is the boundary: the number of micro-batches may differ from one step to the next.
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": settings.clip_grad if clips else 0.0,
+        "fp16": _FP16 if settings.dtype == "fp16" else {"enabled": False},
+        # Its check looks at every gradient separately; the global norm tells the same.
+        "bf16": {"enabled": settings.dtype == "bf16", "check_grad_overflow": False},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, even if its states are offloaded to the CPU
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU before every micro-batch
+        "steps_per_print": None,
     }
-    for key, parameters in ours.items():
-        if key in config:
-            raise UserError(f"{path} sets {key!r}; use {parameters} instead")
-    zero = config.get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else None
-    if type(stage) is not int or not 0 <= stage <= 3:
-        raise UserError(f"{path}: 'zero_optimization' must be an object whose 'stage' is 0, 1, 2 or 3")
-    return config
-
-
-def zero_stage(config: dict[str, Any]) -> int:
-    """The ZeRO stage that a DeepSpeed configuration asks for."""
-    return config.get("zero_optimization", {}).get("stage", 0)
-
-
-def check_precision(path: Path, dtype: str, device: torch.device) -> dict[str, Any]:
-    """The DeepSpeed JSON at ``path``.  Raises UserError if it or the device cannot train in ``dtype``."""
-    config = read_deepspeed_config(path)
-    if dtype == "fp16" and device.type != "cuda":
-        raise UserError("`dtype` fp16 needs a GPU; on the CPU use fp32 (or bf16)")
-    if dtype != "fp32" and zero_stage(config) == 0:
-        raise UserError(
-            f"`dtype` {dtype} needs ZeRO stage 1 to 3, which keep fp32 master weights; {path} sets stage 0 "
-            f"(use `deepspeed_config` scripts/deepspeed/zero1.json)"
-        )
-    return config
 
 
 def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from pocl.common import distributed
+from pocl.curriculum.schedule import Update
 from pocl.curriculum.stages import Stage
 from pocl.training.run_folder import RunFolder
 
@@ -18,8 +19,8 @@ STATUS = Path("/proc/self/status")  # Linux: the peak memory of a process
 class MetricsLog:
     """Records of a run; only rank 0 writes."""
 
-    def __init__(self, run: RunFolder, num_stages: int) -> None:
-        self.run, self.num_stages = run, num_stages
+    def __init__(self, run: RunFolder, num_stages: int, *, distils: bool) -> None:
+        self.run, self.num_stages, self.distils = run, num_stages, distils
         self._dev_note = ""
         self._tensorboard: SummaryWriter | None = None
 
@@ -42,19 +43,20 @@ class MetricsLog:
             if self._tensorboard:
                 self._tensorboard.add_scalar(name, value, step)
 
-    def record_step(self, stage: Stage, epoch: int, step: int, values: Mapping[str, Any]) -> None:
+    def record_step(self, update: Update, step: int, values: Mapping[str, Any]) -> None:
         """Record an optimiser step, with the stage's pool, temperature and KD ratio."""
+        stage = update.stage
         curriculum = {"pool": len(stage.pool), "temperature": stage.temperature, "kd_ratio": stage.kd_ratio}
-        self.record(stage, epoch, step, curriculum | dict(values))
+        self.record(stage, update.epoch, step, curriculum | dict(values))
 
     def record_dev(self, stage: Stage, epoch: int, step: int, values: Mapping[str, Any]) -> None:
         """Record a dev evaluation; its ROUGE-L joins the note."""
         self._dev_note = f"  dev ROUGE-L {values['dev_rouge_l']:.2f}"
         self.record(stage, epoch, step, values)
 
-    def note(self, stage: Stage, values: Mapping[str, float], *, distils: bool) -> str:
+    def note(self, stage: Stage, values: Mapping[str, float]) -> str:
         """The text beside the progress bar."""
-        divergence = f"  D {values['divergence']:.3f}" if distils else ""
+        divergence = f"  D {values['divergence']:.3f}" if self.distils else ""
         return (
             f"stage {stage.index + 1}/{self.num_stages}  T {stage.temperature:.2f}  r {stage.kd_ratio:.2f}  "
             f"loss {values['loss']:.3f}{divergence}{self._dev_note}"

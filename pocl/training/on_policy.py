@@ -6,17 +6,25 @@ DistiLLM's schedule (arXiv 2402.03898): the probability rises when the dev loss 
 these responses come from a replay buffer instead of being sampled anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+
+from pocl.common import distributed
+from pocl.data.dataset import Split
+from pocl.generation.decoding import generate
+from pocl.generation.sampling import Sampling
+from pocl.models.student import Student
+from pocl.training.batches import Texts
 
 Response = tuple[int, list[int]]  # position in the training split, response tokens
 Source = Literal["gold", "sample", "replay"]
 
 THRESHOLD_STEP = 0.1  # how far the adaptive probability rises at a time
 LOSS_MARGIN = 0.1  # nats per token by which the dev loss must have risen for that
+_SEEDS_OF_A_STEP = 1_000_003  # a prime: the sampling seeds of two steps differ for any run seed below it
 
 
 @dataclass(frozen=True)
@@ -82,3 +90,78 @@ class OnPolicyState:
         """What ``as_json`` returned, as a state again."""
         buffer = tuple((int(position), list(tokens)) for position, tokens in value["buffer"])
         return cls(value["threshold"], value["last_dev_loss"], buffer)
+
+
+class StudentTexts:
+    """Chooses the responses of a global batch: the data's, new ones of the student, or some of its earlier ones."""
+
+    def __init__(
+        self,
+        plan: OnPolicy,
+        train: Split,
+        student: Callable[[], Student],
+        *,
+        max_new_tokens: int,
+        total_steps: int,
+    ) -> None:
+        self.plan, self.train, self.student = plan, train, student
+        self.max_new_tokens, self.total_steps = max_new_tokens, total_steps
+
+    @property
+    def follows_dev_loss(self) -> bool:
+        """Whether the schedule needs the dev loss, including the one before the first step."""
+        return self.plan.mode == "adaptive"
+
+    def choose(self, examples: np.ndarray, step: int, state: OnPolicyState) -> tuple[Texts, OnPolicyState]:
+        """The texts of a global batch [G] at an optimiser step, and the state behind it.
+
+        A response from the replay buffer brings its own prompt along. Collective: every rank must call it.
+        """
+        sources = self._sources(examples, step, state)
+        fresh = self._sample(examples[sources == "sample"], step)
+        state = state.add(fresh, self.plan.buffer_size)
+        if self.plan.mode == "mixed" and self.plan.buffer_size:  # new ones go through the buffer
+            fresh, from_buffer = [], len(fresh)
+        else:
+            from_buffer = int((sources == "replay").sum())
+        if from_buffer:
+            fresh = [*fresh, *state.draw(from_buffer, [self.plan.seed, step])]
+        gold = examples[sources == "gold"]
+        positions = np.concatenate([gold, np.array([position for position, _ in fresh], dtype=gold.dtype)])
+        return Texts(positions, [None] * len(gold) + [tokens for _, tokens in fresh]), state
+
+    def _sources(self, examples: np.ndarray, step: int, state: OnPolicyState) -> np.ndarray:
+        """Where the response of each example comes from.  [G] -> [G]."""
+        full = len(state.buffer) >= self.plan.buffer_size
+        return np.array(
+            [
+                self.plan.source(
+                    step,
+                    int(example_id),
+                    progress=step / self.total_steps,
+                    threshold=state.threshold,
+                    buffer_full=full,
+                )
+                for example_id in self.train.ids[examples]
+            ]
+        )
+
+    def _sample(self, positions: np.ndarray, step: int) -> list[Response]:
+        """The student's own answers to these prompts, at temperature 1; each rank samples a share of them."""
+        if len(positions) == 0:
+            return []
+        student = self.student()  # on every rank, even one without a prompt: ZeRO-3 gathers the weights
+        mine = distributed.my_share(positions)
+        answers: list[list[int]] = []
+        if len(mine):
+            rows = self.train.table[mine.tolist()]
+            seed = _SEEDS_OF_A_STEP * (step + 1) + self.plan.seed
+            sampling = Sampling(self.max_new_tokens, no_repeat_ngram=0, seed=seed)
+            answers = generate(student, rows["prompt_ids"], rows["id"], sampling)
+        found = distributed.gather_by_id(dict(zip(mine.tolist(), answers, strict=True)))
+        end = [student.tokenizer.eos_token_id]
+        # An answer cut at max_new_tokens did not end: it gets no end-of-text token.
+        return [
+            (position, found[position] + end if len(found[position]) < self.max_new_tokens else found[position])
+            for position in positions.tolist()
+        ]

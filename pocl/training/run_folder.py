@@ -9,15 +9,28 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pocl.common import distributed
+from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import ROOT, check_object, read_lines, read_object, write_json, write_text
+from pocl.curriculum.stages import Curriculum
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "peft", "accelerate", "rouge-score", "numpy")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run is made from."""
+
+    options: Mapping[str, Any]  # that define it, by group
+    fingerprints: Mapping[str, str]  # of student, data, teacher, ranking
+    has_cache: bool | None = None  # whether the teacher's states come from a cache; None without a teacher
+    cpu_matmul: str = "torch"  # the library of this process's matmuls on the CPU
 
 
 class RunFolder:
@@ -136,32 +149,31 @@ class RunFolder:
         check_object(groups, {name: (dict,) for name in groups}, f"{self.config} is damaged: 'options'")
         return config
 
-    def write_config(
-        self,
-        options: Mapping[str, Any],
-        fingerprints: Mapping[str, Any],
-        world_size: int,
-        *,
-        has_cache: bool | None = None,
-        cpu_matmul: str = "torch",
-    ) -> None:
-        """Write config.json: the resolved options, versions, git commit and fingerprints.
+    def start(self, origin: Origin, stages: Curriculum) -> None:
+        """Write what is decided before step 0: config.json (options, versions, git commit, fingerprints), stages.json.
 
-        ``has_cache``: whether the teacher's states come from a cache; None without a teacher. ``cpu_matmul``: the
-        library of this process's matmuls on the CPU.
+        Collective: every rank must call it.  Raises UserError if the run was begun with other data or models.
         """
-        write_json(
-            self.config,
-            {
-                "options": options,
-                "world_size": world_size,
-                "fingerprints": fingerprints,
-                "teacher_cache": has_cache,
-                "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-                "cpu_matmul": cpu_matmul,
-                "git_commit": git_commit(),
-            },
-        )
+        self.check_fingerprints(origin.fingerprints)
+        distributed.barrier()  # all ranks have checked before rank 0 writes
+        if distributed.is_main():
+            versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+            write_json(
+                self.config,
+                {
+                    "options": origin.options,
+                    "world_size": distributed.world_size(),
+                    "fingerprints": origin.fingerprints,
+                    "teacher_cache": origin.has_cache,
+                    "versions": versions,
+                    "cpu_matmul": origin.cpu_matmul,
+                    "git_commit": git_commit(),
+                },
+            )
+            records = [asdict(stage) | {"pool": [stage.pool.start, stage.pool.stop]} for stage in stages]
+            write_json(self.path / "stages.json", records)
+        distributed.barrier()
+        say(f"run folder {self.path}")
 
     def ranking(self, place: str) -> Path:
         """The file of a ranking: ``difficulty`` is the first, before anything is trained."""

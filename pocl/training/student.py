@@ -1,62 +1,78 @@
-"""The student in training: its states, its head and the objective as one module."""
+"""The student in training: gradients of its objective, updates of its weights."""
 
-from torch import Tensor, nn
+import numpy as np
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.common import distributed
-from pocl.data.batch import Batch, send
-from pocl.losses.chunked import chunks_needed, distillation_objective
-from pocl.losses.head import Head
+from pocl.data.batch import send
+from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective, Weights
-from pocl.models.states import make_head, response_labels, response_states
+from pocl.models.student import Student
+from pocl.models.teacher import Teacher
+from pocl.training.batches import MicroBatch
+from pocl.training.engine import Engine
+from pocl.training.module import StudentObjective
+from pocl.training.settings import TrainSettings
 
 
-class StudentObjective(nn.Module):
-    """Student and objective as one module, so that one forward call of the training engine does both.
+class StudentInTraining:
+    """A student under the engine, with the teacher that it follows (None: cross-entropy alone)."""
 
-    ``sharded``, set by the engine, means that the head's weight is gathered from all ranks at every call (ZeRO-3): all
-    ranks then agree on the number of chunks, since a call that one rank makes alone would hang.
-    """
+    def __init__(self, student: Student, teacher: Teacher | None, settings: TrainSettings) -> None:
+        self.student, self.teacher, self.device = student, teacher, student.device
+        # Whether its own text has a cross-entropy term.
+        self.student_cross_entropy = settings.on_policy is not None and settings.on_policy.cross_entropy
+        module = StudentObjective(student.model, student.head, settings.chunking)
+        self.engine = Engine(module, settings.optimiser, student.device)
 
-    sharded = False
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that is trained; under ZeRO-3 its weights are sharded."""
+        return self.student.model
 
-    def __init__(
-        self, student: PreTrainedModel, *, chunk_tokens: int, vocab_size: int | None = None, fused: bool = False
-    ) -> None:
-        super().__init__()
-        self.student, self.chunk_tokens, self.fused = student, chunk_tokens, fused
-        self.head = make_head(student, vocab_size)
+    @property
+    def teacher_reads(self) -> bool:
+        """Whether the teacher's trunk reads every batch."""
+        return self.teacher is not None and self.teacher.online
 
-    def forward(
-        self,
-        batch: Batch,
-        term: StageObjective,
-        teacher_states: Tensor | None = None,
-        teacher_head: Head | None = None,
-        weights: Weights | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(summed loss [], cross-entropy [N], divergence [N]) of a micro-batch; see ``Objective``.
+    def train(self) -> None:
+        """Put the model into training mode."""
+        self.model.train()
 
-        ``weights`` [B] are per example and replace the term's.
+    def forward_backward(
+        self, micro: MicroBatch, objective: StageObjective, factors: np.ndarray | None, num_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Add one micro-batch's gradient, divided by ``num_tokens``, the response tokens of the whole step.
+
+        ``factors`` multiplies the KD ratio of each example, by position in the data; None is 1 for all.
+        -> (summed objective, cross-entropy, divergence) [3], float64, and the cross-entropy of each token [N].
         """
-        labels = response_labels(batch)
-        num_chunks = chunks_needed(len(labels), self.chunk_tokens)
-        if self.sharded:
-            num_chunks = distributed.max_over_ranks(num_chunks, labels.device)
-        if weights is not None:
-            counts = send(batch.num_labels, labels.device)
-            parts = (weights.divergence, weights.cross_entropy)
-            weights = Weights(*(part.repeat_interleave(counts, output_size=len(labels)) for part in parts))
-        states = response_states(self.student, batch)
-        result = distillation_objective(
-            states,
-            self.head,
-            teacher_states,
-            teacher_head,
-            labels,
-            term=term,
-            weights=weights,
-            num_chunks=num_chunks,
-            fused=self.fused,
+        values = self.engine.forward(
+            micro.batch, objective, self._teacher_states(micro), self._weights(micro, objective, factors)
         )
-        return result.loss, result.cross_entropy, result.divergence
+        parts = (values.loss.detach(), values.cross_entropy.double().sum(), values.divergence.double().sum())
+        sums = torch.stack([part.double() for part in parts])
+        # The gradient is all NaN if anything is not finite: then every rank skips the step.
+        self.engine.backward(values.loss * (1.0 + 0.0 * sums.sum()).to(values.loss.dtype), num_tokens)
+        return sums, values.cross_entropy
+
+    def gathered(self) -> Student:
+        """The student with all of its weights here: itself, or a copy if ZeRO-3 has sharded them."""
+        model = self.engine.gathered(self.student.model)
+        return self.student if model is self.student.model else self.student.with_model(model)
+
+    def _teacher_states(self, micro: MicroBatch) -> HiddenStates | None:
+        if self.teacher is None:
+            return None
+        known = micro.teacher_states
+        return HiddenStates(self.teacher.states(micro.batch) if known is None else known, self.teacher.head)
+
+    def _weights(self, micro: MicroBatch, objective: StageObjective, factors: np.ndarray | None) -> Weights | None:
+        """The weights of each example of a micro-batch [B]; None if they are the stage's for all."""
+        no_cross_entropy = micro.of_student & (not self.student_cross_entropy)
+        if factors is None and not no_cross_entropy.any():
+            return None
+        ratio = objective.kd_ratio * (np.ones(len(micro.positions)) if factors is None else factors[micro.positions])
+        both = torch.from_numpy(np.stack([ratio, np.where(no_cross_entropy, 0.0, 1.0 - ratio)])).float()
+        return Weights(*send(both, self.device).unbind())

@@ -2,89 +2,74 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from signal import SIGTERM
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
 
 from pocl.common import distributed
 from pocl.common.console import Progressing, say
 from pocl.common.errors import Interrupted, RunStopped
 from pocl.common.files import write_json
 from pocl.common.interrupt import Interrupt, StopRequested
-from pocl.curriculum.pools import Pools
+from pocl.curriculum.schedule import Schedule, Update
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.difficulty.forgetting import BucketProbe
 from pocl.difficulty.ranker import Ranker
-from pocl.difficulty.training_losses import TrainingLosses
-from pocl.evaluation.answers import evaluate, mean_scores
-from pocl.evaluation.likelihood import mean_cross_entropy
 from pocl.evaluation.sets import DevSet
-from pocl.generation.decoding import BuiltIn
-from pocl.models.teacher import TeacherSource
-from pocl.training.batches import MicroBatchSource
+from pocl.losses.distillation import DistillationLoss
+from pocl.models.student import Student
+from pocl.models.teacher import Teacher
+from pocl.training.batches import BatchCutter, GlobalBatch, Texts
 from pocl.training.checkpoints import Checkpoints
-from pocl.training.engine import Engine
+from pocl.training.dev import dev_loss, evaluate_dev
 from pocl.training.log import MetricsLog, peak_memory_gb
-from pocl.training.on_policy import OnPolicy, OnPolicyState
-from pocl.training.position import Position
+from pocl.training.on_policy import StudentTexts
+from pocl.training.position import Position, after_epoch, is_due
 from pocl.training.run_folder import RunFolder
 from pocl.training.settings import TrainSettings
-from pocl.training.step import Gradients
+from pocl.training.state import RunState
+from pocl.training.student import StudentInTraining
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is trained on, what chooses the best student (None: the newest is kept), and what ranks again."""
+
+    train: Split
+    dev: DevSet | None = None
+    ranker: Ranker | None = None
 
 
 class Trainer:
-    """One run: ``fit`` trains every stage, ``step`` is one optimiser step."""
+    """One run: ``fit`` trains every stage of a schedule, ``step`` is one optimiser step."""
 
     def __init__(
         self,
-        recipe: TrainSettings,
+        student: Student,
+        teacher: Teacher | None,
+        schedule: Schedule,
+        loss: DistillationLoss,
         *,
+        data: TrainingData,
         run: RunFolder,
-        engine: Engine,
-        student: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        teacher: TeacherSource | None,
-        train: Split,
-        pools: Pools,
-        ranker: Ranker | None = None,
-        dev: DevSet | None,
-        on_policy: OnPolicy | None = None,
-        device: torch.device,
+        settings: TrainSettings,
     ) -> None:
-        self.recipe, self.run, self.engine, self.device = recipe, run, engine, device
-        self.checkpoints = Checkpoints(run, engine, tokenizer)
-        self.student, self.tokenizer, self.teacher = student, tokenizer, teacher
-        self.train, self.pools, self.ranker, self.dev = train, pools, ranker, dev
-        self.snapshot = TrainingLosses(len(train))
-        self.journal = MetricsLog(run, len(recipe.stages))
-        self.probe: BucketProbe | None = None
-        if pools.ranked is not None:
-            self._probe_buckets(pools.ranked)
-        self.batches = MicroBatchSource(
-            train,
-            tokenizer,
-            on_policy=on_policy,
-            student=self._gathered_student,
-            max_tokens=recipe.max_tokens,
-            batch_size=recipe.batch_size,
-            packed=recipe.packed,
-            max_new_tokens=recipe.max_new_tokens,
-            total_steps=recipe.total_steps,
-            device=device,
-        )
-        self.gradients = Gradients(self.batches, engine, teacher, self.snapshot, device)
-        self.position = Position()
-        self.saved: Position | None = None  # that of the last checkpoint
+        self.schedule, self.loss, self.run, self.settings = schedule, loss, run, settings
+        self.train, self.dev, self.ranker = data.train, data.dev, data.ranker
+        self.student = StudentInTraining(student, teacher, settings)
+        self.batches = BatchCutter(data.train, teacher, settings.limits, student.device)
+        self.state = RunState(len(data.train))
+        self.student_texts = self._student_texts()
+        self.checkpoints = Checkpoints(run, self.student.engine, student.tokenizer)
+        self.log = MetricsLog(run, len(schedule.stages), distils=teacher is not None)
+        self.probe = self._probe()
         self.interrupt = Interrupt()
-        self.asked_to_stop = 0  # the signal that asked for it, on any rank
-        self._teacher_reads = teacher is not None and teacher.online
 
     def fit(self) -> Position:
         """Train every stage, from the start or from the last checkpoint -> the final position.
@@ -92,28 +77,197 @@ class Trainer:
         Raises Interrupted if a signal asked to stop: the step was finished and everything saved.
         """
         self.resume()
-        if self.position.step == 0 and self.dev and self.batches.follows_dev_loss:
-            self.batches.state = self.batches.state.after_dev_loss(self.dev_loss(self._gathered_student()))
-        self.journal.open(self.position.step)
+        position = self.state.position
+        if position.step == 0 and self.dev and self.student_texts and self.student_texts.follows_dev_loss:
+            self.state.dev_loss_known(dev_loss(self.student.gathered(), self.dev, self.settings.chunking.tokens))
+        self.log.open(position.step)
         with (
             self.interrupt,
             self._saving_what_is_done(),
-            Progressing("training", self.recipe.total_steps, self.position.step) as progress,
+            Progressing("training", self.schedule.total_steps, position.step) as progress,
         ):
-            for stage in self.recipe.stages[self.position.stage :]:
-                begins = self.position.epoch == self.position.step_in_epoch == 0
-                if begins and stage.index > 0 and self.recipe.restart_optimizer:
-                    self.engine.fresh_optimizer()
-                for epoch in range(self.position.epoch, stage.epochs):
+            for stage in self.schedule.stages[position.stage :]:
+                self.train_stage(stage, progress)
+        self.log.close()
+        return self.state.position
+
+    def train_stage(self, stage: Stage, progress: Progressing) -> None:
+        """The epochs of one stage that are left, until its last or until it has converged."""
+        for epoch in range(self.state.position.epoch, stage.epochs):
+            self.rank(stage, epoch)
+            self.train_epoch(stage, epoch, progress)
+            self.end_epoch(stage)
+            if self.state.position.stage > stage.index:
+                left = stage.epochs - epoch - 1
+                progress.advance(left * self.schedule.steps_per_epoch(stage))
+                return
+
+    def train_epoch(self, stage: Stage, epoch: int, progress: Progressing) -> None:
+        """One pass over the stage's pool in global batches."""
+        self.student.train()
+        updates = list(self.schedule.epoch(stage, epoch, done=self.state.position.step_in_epoch))
+        for update, following in zip(updates, [*updates[1:], None], strict=True):
+            if update.restarts and self.schedule.rate.restarts:
+                self.student.engine.fresh_optimizer()
+            record, asked_to_stop = self.step(update, following)
+            if self.state.position.step % self.settings.log_every == 0 or following is None:
+                self.log.record_step(update, self.state.position.step, record)
+            progress.advance(1, self.log.note(stage, record))
+            if asked_to_stop:
+                raise StopRequested(asked_to_stop)
+
+    def step(self, update: Update, following: Update | None = None) -> tuple[dict[str, float], int]:
+        """One optimiser step -> its record for metrics.jsonl, and the signal that asks to stop (0: none), on any rank.
+
+        The objective is summed over response tokens and divided once by their number in the whole step, so ranks and
+        micro-batches of any size give the same gradient. The ``following`` batch is prepared while a GPU computes
+        this one.  Raises RunStopped for a loss that is not finite.
+        """
+        started = time.perf_counter()
+        number, stage = self.state.position.step, update.stage
+        objective = self.loss.objective(stage.temperature, stage.kd_ratio)
+        batch = self.batches.cut(self._texts(update), number)
+        sums = []
+        for micro in batch.micro_batches:
+            values, cross_entropy = self.student.forward_backward(
+                micro, objective, self.schedule.ratio_factors, batch.num_response_tokens
+            )
+            self.state.note_loss(micro, cross_entropy)
+            sums.append(values)
+        if following is not None and self.student_texts is None:  # the student's text depends on this step's update
+            self.batches.prepare(_own_texts(following), number + 1)
+        gradient_norm, applied = self.student.engine.step(update.lr)  # waits for the GPU, as nothing before it does
+        parts, totals, asked_to_stop = self._over_ranks(sums)
+        self._check_finite(update, batch, parts, totals, applied=applied)
+        self.state.step_done(batch, len(update.examples), teacher_reads=self.student.teacher_reads)
+        loss, cross_entropy_mean, divergence = (total / batch.num_response_tokens for total in totals)
+        record = {
+            "loss": loss,
+            "cross_entropy": cross_entropy_mean,
+            "divergence": divergence,
+            "lr": update.lr,
+            "gradient_norm": gradient_norm,
+            "skipped": not applied,
+            "student_text": batch.num_student_texts / len(update.examples),
+            "tokens_per_second": batch.num_tokens / (time.perf_counter() - started),
+            "peak_memory_gb": peak_memory_gb(self.student.device),
+        }
+        return record, asked_to_stop
+
+    def _student_texts(self) -> StudentTexts | None:
+        """What chooses the student's own responses; None if it is trained on the data's alone."""
+        plan, most = self.settings.on_policy, self.settings.max_new_tokens
+        if plan is None:
+            return None
+        total_steps = self.schedule.total_steps
+        return StudentTexts(plan, self.train, self.student.gathered, max_new_tokens=most, total_steps=total_steps)
+
+    def _texts(self, update: Update) -> Texts:
+        if self.student_texts is None:
+            return _own_texts(update)
+        return self.state.choose_texts(self.student_texts, update.examples)
+
+    def _over_ranks(self, sums: Sequence[Tensor]) -> tuple[list[list[float]], list[float], int]:
+        """(this rank's sums by micro-batch, their totals over all ranks, the signal that asked any rank to stop)."""
+        parts: list[list[float]] = torch.stack(list(sums)).tolist()
+        signum = self.interrupt.signum
+        of_rank = [*map(sum, zip(*parts, strict=True)), signum]
+        *totals, signums = distributed.sum_over_ranks(of_rank, self.student.device)
+        # Decided by the sum alone: the other ranks do not know of a signal that came since.
+        return parts, totals, (self.interrupt.signum or SIGTERM) if signums else 0
+
+    def _check_finite(
+        self, update: Update, batch: GlobalBatch, parts: list[list[float]], totals: list[float], *, applied: bool
+    ) -> None:
+        """Count a step that was not applied.  Raises RunStopped if `max_skipped_steps` allows no more."""
+        if not all(map(math.isfinite, totals)):
+            what = f"loss is {totals[0] / batch.num_response_tokens}"
+            pairs = zip(batch.micro_batches, parts, strict=True)
+            bad = [micro.batch.example_ids.tolist() for micro, part in pairs if not all(map(math.isfinite, part))]
+            offenders = [example_id for ids in bad for example_id in ids]
+        elif not applied and not self.student.engine.scales_loss:  # the dynamic loss scale handles an fp16 overflow
+            what, offenders = "gradient is not finite", self.train.ids[update.examples].tolist()
+        else:
+            return
+        position, most = self.state.position, self.settings.max_skipped_steps
+        ids = sorted(distributed.gather_by_id(dict.fromkeys(offenders)))
+        where = (
+            f"the {what} at step {position.step + 1}, stage {update.stage.index + 1}, in the batch of examples {ids}"
+        )
+        if position.skipped_steps >= most:
+            before = f" after {position.skipped_steps} skipped steps" if position.skipped_steps else ""
+            raise RunStopped(f"{where}{before}; {self.checkpoints.kept()}")
+        self.state.step_skipped()
+        say(f"{where}: skipped, {self.state.position.skipped_steps} of at most {most}")
+
+    def end_epoch(self, stage: Stage) -> None:
+        """Evaluate on dev and write checkpoints, if this epoch is due; move on to the next epoch or stage."""
+        position, settings = self.state.position, self.settings
+        self.state.losses.share()
+        due = is_due(stage, position.epoch, settings.eval_every)
+        rouge_l = self.evaluate_dev(stage, position.epoch) if due else None
+        last_stage = stage.index == len(self.schedule.stages) - 1
+        end = after_epoch(position, stage, rouge_l, patience=settings.patience, last_stage=last_stage)
+        if end.converged:
+            say(f"stage {stage.index + 1} ends: dev ROUGE-L has not risen for {settings.patience} evaluations")
+        self.state.move_to(end.position)
+        if end.stage_over and settings.keep_stages:
+            self.checkpoints.save_stage(self.student.model, stage.index)
+        if end.stage_over and self.probe:
+            self.log.record(stage, position.epoch, position.step, self.probe.measure(self.student.gathered()))
+        if not due:
+            return
+        if end.is_best:
+            self.state.move_to(end.position.with_best(rouge_l))
+            self.checkpoints.save_best(self.student.model)
+        self.save()
+
+    def evaluate_dev(self, stage: Stage, epoch: int) -> float | None:
+        """Mean ROUGE-L (0 to 100) of the student's answers to the dev prompts; None without a dev set."""
+        if self.dev is None:
+            return None
+        where, step = f"stage {stage.index + 1}, epoch {epoch + 1}", self.state.position.step
+        scores = evaluate_dev(self.student.gathered(), self.dev, self.settings.chunking.tokens, where=where)
+        self.state.dev_loss_known(scores["dev_cross_entropy"])  # after all answers, which a signal may interrupt
+        say(
+            f"stage {stage.index + 1} epoch {epoch + 1}  step {step}  "
+            f"dev ROUGE-L {scores['dev_rouge_l']:.2f}  exact match {scores['dev_exact_match']:.1f}"
+        )
+        self.log.record_dev(stage, epoch, step, scores)
+        return scores["dev_rouge_l"]
+
+    def rank(self, stage: Stage, epoch: int) -> None:
+        """Apply a new ranking of the examples if this epoch begins with one."""
+        name = self.ranker.new_ranking(stage, epoch) if self.ranker else None
+        if self.ranker is None or name is None:
+            return
+        if self.state.position.step_in_epoch and not self.ranker.made(name):
+            return  # the epoch began without one
+        ranked = self.ranker.rank(name, self.student.gathered, self.state.losses.values)
+        if ranked is not None:
+            self.schedule = self.schedule.rank(ranked, stage)
+            self.probe = self.probe or self._probe()
+
+    def _probe(self) -> BucketProbe | None:
+        """The probe of the quarters of the first ranking; None before there is one, and where none is wanted."""
+        if self.schedule.ranked is None or self.ranker is None or not self.settings.bucket_examples:
+            return None
+        return BucketProbe(self.train, self.schedule.ranked, self.settings.bucket_examples, self.ranker.settings)
+
+    def resume(self) -> None:
+        """Load the last checkpoint, if there is one, and the rankings in force at that point."""
+        position, kept = self.checkpoints.resume()
+        if kept is None:
+            return
+        self.state.restore(position, kept)
+        self._write_ledger()  # the run may have ended between checkpoint and ledger
+        say(f"resuming from step {position.step} of {self.schedule.total_steps}")
+        for stage in self.schedule.stages[: position.stage + 1]:
+            for epoch in range(stage.epochs if stage.index < position.stage else position.epoch):
+                if self.ranker and self.ranker.made(self.ranker.new_ranking(stage, epoch)):
                     self.rank(stage, epoch)
-                    self.train_epoch(stage, epoch, progress)
-                    self.end_epoch(stage, epoch)
-                    if self.position.stage > stage.index:  # its last epoch, or converged
-                        left = stage.epochs - epoch - 1
-                        progress.advance(left * stage.steps_per_epoch(self.recipe.global_batch_size))
-                        break
-        self.journal.close()
-        return self.position
+        if kept["other_ranks"] and self.ranker:
+            self.ranker.forget_after(position, self.schedule.stages)
 
     @contextmanager
     def _saving_what_is_done(self) -> Iterator[None]:
@@ -121,215 +275,29 @@ class Trainer:
         try:
             yield
         except StopRequested as asked:
-            if self.position != self.saved:
+            if self.state.position != self.state.saved:
                 self.save()
             raise Interrupted(
-                f"asked to stop: saved at step {self.position.step} of {self.recipe.total_steps} in "
+                f"asked to stop: saved at step {self.state.position.step} of {self.schedule.total_steps} in "
                 f"{self.run.checkpoints}; the same command resumes",
                 asked.signum,
             ) from None
 
-    def resume(self) -> None:
-        """Load the last checkpoint, if there is one, and the rankings in force at that point."""
-        self.position, saved = self.checkpoints.resume()
-        if saved is None:
-            return
-        self.saved = self.position
-        self.batches.state = OnPolicyState.from_json(saved["on_policy"])
-        self.snapshot.restore(saved["losses"])
-        self._write_ledger()  # the run may have ended between checkpoint and ledger
-        say(f"resuming from step {self.position.step} of {self.recipe.total_steps}")
-        for stage in self.recipe.stages[: self.position.stage + 1]:
-            for epoch in range(stage.epochs if stage.index < self.position.stage else self.position.epoch):
-                if self.ranker and self.ranker.made(self.ranker.new_ranking(stage, epoch)):
-                    self.rank(stage, epoch)
-        if saved["other_ranks"] and self.ranker:
-            self.ranker.forget_after(self.position, self.recipe.stages)
-
-    def rank(self, stage: Stage, epoch: int) -> None:
-        """Apply a new ranking of the examples if this epoch begins with one."""
-        name = self.ranker.new_ranking(stage, epoch) if self.ranker else None
-        if self.ranker is None or name is None:
-            return
-        if self.position.step_in_epoch and not self.ranker.made(name):
-            return  # the epoch began without one
-        ranked = self.ranker.rank(name, self._gathered_student, self.snapshot.values)
-        if ranked is None:
-            return
-        self._probe_buckets(ranked)
-        self.pools = self.pools.rank(ranked, stage)
-
-    def _probe_buckets(self, ranked: np.ndarray) -> None:
-        """Track the quarters of the first ranking from stage to stage."""
-        if self.probe is None and self.ranker and self.recipe.bucket_examples:
-            self.probe = BucketProbe(
-                self.train,
-                self.tokenizer,
-                ranked,
-                examples_per_bucket=self.recipe.bucket_examples,
-                limits=self.ranker.limits,
-            )
-
-    def train_epoch(self, stage: Stage, epoch: int, progress: Progressing) -> None:
-        """One pass over the stage's pool in global batches; a last short batch is dropped."""
-        self.student.train()
-        size = self.recipe.global_batch_size
-        examples = self.pools.examples(stage, epoch, seed=self.recipe.seed)
-        steps = stage.steps_per_epoch(size)
-        batches = examples[: steps * size].reshape(steps, size)
-        for i in range(self.position.step_in_epoch, steps):
-            lr = self.recipe.learning_rate(stage, epoch * steps + i)
-            record = self.step(batches[i], stage, lr, following=batches[i + 1] if i + 1 < steps else None)
-            if self.position.step % self.recipe.log_every == 0 or i == steps - 1:
-                self.journal.record_step(stage, epoch, self.position.step, record)
-            progress.advance(1, self.journal.note(stage, record, distils=self.teacher is not None))
-            self.position = replace(self.position, step_in_epoch=i + 1)
-            if self.asked_to_stop:
-                raise StopRequested(self.asked_to_stop)
-
-    def step(
-        self, examples: np.ndarray, stage: Stage, lr: float, following: np.ndarray | None = None
-    ) -> dict[str, float]:
-        """One optimiser step over one global batch [G] -> its record for metrics.jsonl.
-
-        The objective is summed over response tokens and divided once by their number in the whole step, so ranks and
-        micro-batches of any size give the same gradient. ``following`` [G] is the next global batch, prepared while a
-        GPU computes this one.  Raises RunStopped for a loss that is not finite.
-        """
-        started = time.perf_counter()
-        whole, parts = self.gradients.add(
-            examples, self.position.step, self.recipe.terms[stage.index], self.pools.factor
-        )
-        if following is not None:
-            self.gradients.make_ready(following, self.position.step + 1)
-        gradient_norm, applied = self.engine.step(lr)  # waits for the GPU, as nothing does between micro-batches
-        sums = torch.stack(parts).tolist()
-        signum = self.interrupt.signum  # if any rank received a signal, all ranks stop
-        *totals, signums = distributed.sum_over_ranks([*map(sum, zip(*sums, strict=True)), signum], self.device)
-        loss, cross_entropy, divergence = (total / whole.num_response_tokens for total in totals)
-        # Decided by the sum alone: the other ranks do not know of a signal that came since.
-        self.asked_to_stop = (self.interrupt.signum or SIGTERM) if signums else 0
-        if not all(map(math.isfinite, totals)):
-            pairs = zip(whole.micro_batches, sums, strict=True)
-            bad = [micro.batch.example_ids for micro, part in pairs if not all(map(math.isfinite, part))]
-            self._skip(f"loss is {loss}", stage, [i for ids in bad for i in ids.tolist()])
-        elif not applied and not self.engine.scales_loss:  # an fp16 overflow is handled by the dynamic loss scale
-            self._skip("gradient is not finite", stage, self.train.ids[examples].tolist())
-        self.position = self.position.after_step(
-            len(examples),
-            tokens=whole.num_tokens,
-            response_tokens=whole.num_response_tokens,
-            student_texts=whole.num_student_texts,
-            teacher_reads=self._teacher_reads,
-        )
-        return {
-            "loss": loss,
-            "cross_entropy": cross_entropy,
-            "divergence": divergence,
-            "lr": lr,
-            "gradient_norm": gradient_norm,
-            "skipped": not applied,
-            "student_text": whole.num_student_texts / len(examples),
-            "tokens_per_second": whole.num_tokens / (time.perf_counter() - started),
-            "peak_memory_gb": peak_memory_gb(self.device),
-        }
-
-    def _skip(self, what: str, stage: Stage, offenders: list[int]) -> None:
-        """Count a step that was not applied.  Raises RunStopped if --max-skipped-steps allows no more."""
-        ids = sorted(distributed.gather_by_id(dict.fromkeys(offenders)))
-        where = f"the {what} at step {self.position.step + 1}, stage {stage.index + 1}, in the batch of examples {ids}"
-        if self.position.skipped_steps >= self.recipe.max_skipped_steps:
-            before = f" after {self.position.skipped_steps} skipped steps" if self.position.skipped_steps else ""
-            raise RunStopped(f"{where}{before}; {self._kept()}")
-        self.position = replace(self.position, skipped_steps=self.position.skipped_steps + 1)
-        say(f"{where}: skipped, {self.position.skipped_steps} of at most {self.recipe.max_skipped_steps}")
-
-    def _kept(self) -> str:
-        folder = self.run.checkpoints
-        return f"the last good checkpoint is kept in {folder}" if folder.exists() else "no checkpoint was written yet"
-
-    def end_epoch(self, stage: Stage, epoch: int) -> None:
-        """Evaluate on dev and write checkpoints, if this epoch is due; move on to the next epoch or stage."""
-        self.snapshot.share()
-        last = epoch == stage.epochs - 1
-        due = last or (epoch + 1) % self.recipe.eval_every == 0
-        rouge_l = self.evaluate_dev(stage, epoch) if due else None
-        if rouge_l is not None:
-            self.position = self.position.after_dev(rouge_l)
-        patience = self.recipe.patience
-        converged = patience is not None and self.position.evaluations_without_rise >= patience
-        if converged and not last:
-            say(f"stage {stage.index + 1} ends: dev ROUGE-L has not risen for {patience} evaluations")
-        best = self.position.best_rouge_l
-        self.position = self.position.after_epoch(
-            stage.index, epoch, stage_over=last or converged, last_stage=stage.index == len(self.recipe.stages) - 1
-        )
-        if self.recipe.keep_stages and (last or converged):
-            self.checkpoints.save_stage(self.student, stage.index)
-        if self.probe and (last or converged):
-            self.journal.record(stage, epoch, self.position.step, self.probe.measure(self._gathered_student()))
-        if not due:
-            return
-        if rouge_l is None or best is None or rouge_l > best:
-            self.position = replace(self.position, best_rouge_l=rouge_l)
-            self.checkpoints.save_best(self.student)
-        self.save()
-
     def save(self) -> None:
         """Write what resuming needs, and the ledger of what the run has seen."""
-        self.snapshot.share()
-        state = {"on_policy": self.batches.state.as_json(), "losses": self.snapshot.as_json()}
-        self.checkpoints.save_last(self.position, state)
-        self.saved = self.position
+        self.checkpoints.save_last(self.state.position, self.state.to_keep())
+        self.state.was_saved()
         self._write_ledger()
 
     def _write_ledger(self) -> None:
         if distributed.is_main():
             write_json(self.run.path / "ledger.json", self.ledger())
 
-    def dev_loss(self, student: PreTrainedModel) -> float:
-        """Mean cross-entropy of the dev references [nats per response token]."""
-        assert self.dev
-        return mean_cross_entropy(
-            student, self.dev.split, chunk_tokens=self.recipe.chunk_tokens, vocab_size=len(self.tokenizer)
-        )
-
-    def evaluate_dev(self, stage: Stage, epoch: int) -> float | None:
-        """Mean ROUGE-L (0 to 100) of the student's answers to the dev prompts; None without a dev set."""
-        if self.dev is None:
-            return None
-        started = time.perf_counter()
-        student = self._gathered_student()
-        loss = self.dev_loss(student)
-        records = evaluate(
-            BuiltIn(student, self.tokenizer, self.dev.batch_size),
-            self.tokenizer,
-            self.dev.examples,
-            self.dev.prompts,
-            sampling=self.dev.sampling,
-            title=f"dev after stage {stage.index + 1}, epoch {epoch + 1}",
-        )
-        self.batches.state = self.batches.state.after_dev_loss(loss)  # after all answers, which a signal may interrupt
-        scores = mean_scores(records)
-        say(
-            f"stage {stage.index + 1} epoch {epoch + 1}  step {self.position.step}  "
-            f"dev ROUGE-L {scores['rouge_l']:.2f}  exact match {scores['exact_match']:.1f}"
-        )
-        values = {
-            "dev_rouge_l": scores["rouge_l"],
-            "dev_exact_match": scores["exact_match"],
-            "dev_cross_entropy": loss,
-            "dev_seconds": time.perf_counter() - started,
-        }
-        self.journal.record_dev(stage, epoch, self.position.step, values)
-        return scores["rouge_l"]
-
-    def _gathered_student(self) -> PreTrainedModel:
-        return self.engine.gathered(self.student)
-
     def ledger(self) -> dict[str, Any]:
         """What the run has seen: the terms of a fair comparison."""
-        position = self.position
+        position, teacher = self.state.position, self.student.teacher
+        to_cache = len(self.train) if teacher and not teacher.online else 0  # it read every example once
+        to_rank = self.ranker.teacher_passes() if self.ranker else 0
         return {
             "samples": position.samples,
             "tokens": position.tokens,
@@ -337,12 +305,14 @@ class Trainer:
             "student_texts": position.student_texts,
             "optimizer_steps": position.step,
             "skipped_steps": position.skipped_steps,
-            "global_batch_size": self.recipe.global_batch_size,
-            "lr": self.recipe.lr,
-            # A cache was made by reading every example once.
-            "teacher_forward_passes": position.teacher_forward_passes
-            + (len(self.train) if self.teacher and not self._teacher_reads else 0)
-            + (self.ranker.teacher_passes() if self.ranker else 0),
+            "global_batch_size": self.schedule.global_batch_size,
+            "lr": self.schedule.rate.peak,
+            "teacher_forward_passes": position.teacher_forward_passes + to_cache + to_rank,
             "world_size": distributed.world_size(),
             "finished": position.done,
         }
+
+
+def _own_texts(update: Update) -> Texts:
+    """The examples of a step with the data's own responses."""
+    return Texts(update.examples, [None] * len(update.examples))

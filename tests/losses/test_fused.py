@@ -21,7 +21,7 @@ from pocl.losses.fused import fused_objective, never_fused, why_not_fused
 from pocl.losses.head import HEAD_ROWS, aligned
 from pocl.losses.token import StageObjective, Weights, token_objective
 from pocl.models.states import make_head, response_states
-from pocl.training.student import StudentObjective
+from pocl.training.module import StudentObjective
 from tests.runs import call, make_folders, train_arguments
 from tests.tiny import tiny_model
 

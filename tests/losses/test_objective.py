@@ -23,7 +23,7 @@ from pocl.losses.divergences import LOSSES, slope_by_autograd
 from pocl.losses.head import HEAD_ROWS, Head, aligned
 from pocl.losses.token import StageObjective, Weights, token_objective
 from pocl.models.states import make_head, response_labels, response_states
-from pocl.training.student import StudentObjective
+from pocl.training.module import StudentObjective
 from tests import steps
 
 END = 0

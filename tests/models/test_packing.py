@@ -27,7 +27,7 @@ from pocl.models.loading import attend_by_example, load_model
 from pocl.models.packing import never_packed, why_not_packed
 from pocl.models.states import make_head, response_states
 from pocl.models.tuning import recompute_activations
-from pocl.training.student import StudentObjective
+from pocl.training.module import StudentObjective
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 

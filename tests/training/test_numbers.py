@@ -20,7 +20,7 @@ from pocl.data.dataset import load_split
 from pocl.losses.token import StageObjective
 from pocl.models.loading import DTYPES
 from pocl.training.engine import Engine, _groups
-from pocl.training.student import StudentObjective
+from pocl.training.module import StudentObjective
 from tests.golden import CASES, KEPT, curve
 from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import tiny_model

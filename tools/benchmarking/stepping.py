@@ -44,7 +44,7 @@ from pocl.models import attention
 from pocl.models.loading import DTYPES, fuse_activations
 from pocl.models.states import make_head, response_labels, response_states, trunk
 from pocl.models.teacher import CachedTeacher
-from pocl.training.student import StudentObjective
+from pocl.training.module import StudentObjective
 from tools.process_data import tokenised
 
 TEMPERATURE, KD_RATIO = 1.5, 0.8  # as in the middle of the curriculum
