@@ -10,14 +10,13 @@ operation on tensors of two devices. What stays on the CPU is computed as ever. 
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from pocl.training.step import Gradients
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,21 +24,22 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from transformers import PreTrainedModel
 
-import pocl.models.teacher
 from pocl.data.dataset import Split
 from pocl.difficulty.training_losses import TrainingLosses
 from pocl.generation.decoding import Decoder
 from pocl.generation.sampling import Sampling
-from pocl.losses.chunked import BLOCK_NUMBERS
+from pocl.losses.chunked import BLOCK_NUMBERS, LossValues
 from pocl.losses.divergences import LOSSES
-from pocl.losses.head import HEAD_ROWS
+from pocl.losses.head import HEAD_ROWS, aligned
 from pocl.losses.token import StageObjective
 from pocl.models.loading import attend_by_example
 from pocl.models.packing import takes_whole_masks
-from pocl.models.states import make_head
-from pocl.models.teacher import CachedTeacher, OnlineTeacher, TeacherSource
+from pocl.models.states import make_head, response_states
+from pocl.models.teacher import Teacher
+from pocl.models.teacher_cache import StatesCache
 from pocl.training.batches import MicroBatch
-from pocl.training.module import StudentObjective
+from pocl.training.student import StudentInTraining
+from tests.parts import module_of
 from tests.tiny import FAMILIES, tiny_model
 
 NAME = "elsewhere"
@@ -83,9 +83,9 @@ class PlainEngine:
     def __init__(self, module: StudentObjective) -> None:
         self.module = module
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any) -> LossValues:
         """Run the module."""
-        return self.module(*inputs)
+        return LossValues(*self.module(*inputs))
 
     def backward(self, loss_sum: Tensor, num_tokens: float) -> None:
         """Add the gradient."""
@@ -132,23 +132,24 @@ def micro_batch(
     for model in (student, other):
         attend_by_example(model)
         moved(model)
-    source: TeacherSource | None = None
+    source: Teacher | None = None
     if teacher == "online":
-        source = OnlineTeacher(other, DEVICE, fingerprint="")
+        source = Teacher(aligned(make_head(other)), partial(response_states, other), DEVICE, "", other)
     elif teacher == "cached":
         width = make_head(other).module.in_features
         np.zeros((int(split.num_labels.sum()), width), np.float32).tofile(folder / "states.bin")
-        source = CachedTeacher(folder, split, other, DEVICE, fingerprint="")
-    engine: Any = PlainEngine(StudentObjective(student, chunk_tokens=8))
-    batches: Any = SimpleNamespace(student_cross_entropy=False)
-    gradients = Gradients(batches, engine, source, TrainingLosses(len(split)), DEVICE)
+        source = Teacher(aligned(make_head(other)), StatesCache(folder, split, other).read, DEVICE, "")
+    learner: Any = object.__new__(StudentInTraining)  # whose engine is not DeepSpeed
+    learner.teacher, learner.device, learner.student_cross_entropy = source, DEVICE, False
+    learner.engine = PlainEngine(module_of(student, 8))
     factor = np.linspace(0, 1, 6) if reliance else None
     positions = np.array([4, 1, 2])
     batch = split.batch(positions).packed() if packed else split.batch(positions)
     of_student = np.array([False, True, False]) if on_policy else np.zeros(3, dtype=bool)
     states = source.states(batch.to(DEVICE)) if teacher == "cached" and source else None
-    micro = MicroBatch(positions, of_student, batch)
-    sums = gradients.forward_backward(micro, batch.to(DEVICE), states, term, factor, 9)
+    micro = MicroBatch(positions, of_student, batch.to(DEVICE), states)
+    sums, cross_entropy = learner.forward_backward(micro, term, factor, 9)
+    TrainingLosses(len(split)).note(positions, of_student, micro.batch, cross_entropy)
     assert sums.device == DEVICE and sums.shape == (3,)
     assert {parameter.grad.device for parameter in student.parameters()} == {DEVICE}
 
@@ -195,7 +196,6 @@ def cases() -> dict[str, Callable[[], object]]:
 def main() -> None:
     """Try every case."""
     BLOCK_NUMBERS[NAME], HEAD_ROWS[NAME] = BLOCK_NUMBERS["cuda"], HEAD_ROWS["cuda"]
-    pocl.models.teacher.place_head = lambda model, device: None  # it is there
     raised = {}
     with OnTheDevice():
         for name, case in cases().items():

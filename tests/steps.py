@@ -17,10 +17,10 @@ from pocl.cli import process
 from pocl.common import distributed
 from pocl.data.batch import collate
 from pocl.losses.divergences import LOSSES
+from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective
 from pocl.models.states import make_head, response_states
-from pocl.training.engine import Engine
-from pocl.training.module import StudentObjective
+from tests.parts import engine_of
 from tests.tiny import tiny_model
 
 GLOBAL_BATCH, MICRO_BATCH, STEPS = 8, 2, 3
@@ -30,18 +30,8 @@ def curve(family: str, config_path: Path, device: torch.device) -> list[tuple[fl
     """(loss, gradient norm) of each step of one model."""
     size = {"vocab_size": 600, "end_id": 0}
     student, teacher = tiny_model(family, **size), tiny_model(family, num_layers=3, width=48, seed=1, **size).eval()
-    engine = Engine(
-        StudentObjective(student, chunk_tokens=20),
-        lr=1e-2,
-        weight_decay=0.01,
-        clip_grad=1.0,
-        dtype="fp32",
-        config_path=config_path,
-        global_batch_size=GLOBAL_BATCH,
-        world_size=distributed.world_size(),
-        device=device,
-    )
-    term = StageObjective(LOSSES["tjsd"].bind(), 1.5, 2.25, 0.7)
+    engine = engine_of(student, config_path, global_batch_size=GLOBAL_BATCH, weight_decay=0.01)
+    objective = StageObjective(LOSSES["tjsd"].bind(), 1.5, 2.25, 0.7)
     draw, found = random.Random(0), []
     for _ in range(STEPS):
         texts = [
@@ -55,7 +45,7 @@ def curve(family: str, config_path: Path, device: torch.device) -> list[tuple[fl
             batch = collate(range(len(prompts)), prompts, responses, max_length=64)
             with torch.no_grad():
                 teacher_states = response_states(teacher, batch)
-            loss, _, _ = engine.forward(batch, term, teacher_states, make_head(teacher))
+            loss = engine.forward(batch, objective, HiddenStates(teacher_states, make_head(teacher))).loss
             engine.backward(loss, num_tokens)
             total += float(loss.detach()) / num_tokens
         norm, _ = engine.step(1e-2)

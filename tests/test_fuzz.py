@@ -17,11 +17,11 @@ import torch
 
 from pocl.cli.build import answer_length
 from pocl.cli.checks import parse_train
-from pocl.cli.resolve import data_fingerprint
 from pocl.common.errors import UserError
 from pocl.common.files import read_jsonl, write_json, write_jsonl
 from pocl.common.resumable_pass import ResumablePass
-from pocl.curriculum.stages import baby_step_pools
+from pocl.curriculum.stages import baby_step
+from pocl.data.dataset import read_manifest
 from pocl.data.sources import read_instructions
 from pocl.evaluation.sets import load_set
 from pocl.models.identity import check_tokenizer
@@ -29,7 +29,7 @@ from pocl.models.lora import adapter_chain
 from pocl.training.checkpoints import Checkpoints
 from pocl.training.deepspeed_config import check_precision, zero_stage
 from pocl.training.position import Position
-from pocl.training.run_folder import RunFolder
+from pocl.training.run_folder import Origin, RunFolder
 from pocl.training.statefile import load_state, save_state
 from tests.runs import Folders, call, make_folders, train_arguments
 from tests.tiny import ROOT, tiny_tokenizer
@@ -225,7 +225,7 @@ def test_processed_manifests_are_read_or_refused(folders: Folders, tmp_path: Pat
 
     def read() -> None:
         check_tokenizer(tmp_path, tokenizer, "student")
-        data_fingerprint(config)
+        read_manifest(tmp_path)
         assert answer_length(config) in range(1, config.data.max_length + 1)
 
     data = (folders.data / "manifest.json").read_bytes()
@@ -256,15 +256,8 @@ def run(folders: Folders, tmp_path: Path) -> SimpleNamespace:
     config = parse_train(train_arguments(folders, tmp_path / "out"))
     run = RunFolder(tmp_path / "out" / "tfkl" / "seed10")
     fingerprints = {"student": "a" * 64, "data": "b" * 64, "teacher": "c" * 64}
-    run.write_config(run_options(config), fingerprints, 1)
-    pools = baby_step_pools(48, 4)
-    write_json(
-        run.path / "stages.json",
-        [
-            {"index": i, "pool": [pool.start, pool.stop], "epochs": 1, "temperature": 1.0, "kd_ratio": 0.7}
-            for i, pool in enumerate(pools)
-        ],
-    )
+    stages = baby_step(48, epochs=1, temperature=[1], kd_ratio=[0.7])
+    run.start(Origin(run_options(config), fingerprints), stages)
     tag = run.checkpoints / "step-4"
     state = {"optimizer": {}, "random": {"torch": torch.get_rng_state()}, "own": {}}
     save_state(tag / "rank-0.safetensors", state)

@@ -13,14 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import train
-from pocl.curriculum.pools import unranked_pools
+from pocl.curriculum.schedule import Reliance, Schedule, unranked_order
 from pocl.curriculum.stages import CURRICULA, plan_stages
 from pocl.data.batch import collate
 from pocl.data.dataset import Split
 from pocl.difficulty.ranker import Ranker
 from pocl.difficulty.ranking import COLUMNS, SIGNALS, Column, columns_of, rank_examples
 from pocl.difficulty.training_losses import TrainingLosses
-from pocl.training.batches import MicroBatchSource
+from pocl.training.batches import BatchCutter, Texts
 from pocl.training.checkpoints import Checkpoints
 from pocl.training.position import Position
 from pocl.training.run_folder import RunFolder
@@ -153,13 +153,13 @@ def test_every_epoch_trains_on_the_easiest_of_the_ranking_in_force(
     gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[set[int]] = []
-    of_step = MicroBatchSource.of_step
+    cut = BatchCutter.cut
 
-    def watched(self: MicroBatchSource, examples: np.ndarray, step: int) -> object:
-        seen.append({int(i) for i in self.train.ids[examples]})
-        return of_step(self, examples, step)
+    def watched(self: BatchCutter, texts: Texts, step: int) -> object:
+        seen.append({int(i) for i in self.train.ids[texts.positions]})
+        return cut(self, texts, step)
 
-    monkeypatch.setattr(MicroBatchSource, "of_step", watched)
+    monkeypatch.setattr(BatchCutter, "cut", watched)
     extra = ["--num-stages", 2, "--epochs", 2, "--rerank", "epoch", "--global-batch-size", 24, "--num-dev", 0]
     path = run(gpt2, tmp_path, "--difficulty", "snapshot", "length", "--lr", 0.05, *extra)
     names = ["difficulty", "difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage2-epoch2"]
@@ -174,21 +174,22 @@ def test_pools_leave_behind_what_a_one_pass_curriculum_has_trained_on() -> None:
     for name in ("one-pass", "baby-step"):
         stages = plan_stages(12, curriculum=name, num_stages=3, epochs=1, **ramps)
         first, again = np.arange(12), np.arange(12)[::-1]
-        pools = unranked_pools(12, name, seed=0).rank(first)
-        before = pools.order[: stages[1].pool.start].tolist()
-        pools = pools.rank(again, stages[1])
-        chosen = sorted(pools.examples(stages[1], 0, seed=0).tolist())
+        schedule = Schedule(stages, first, global_batch_size=1, scheme=CURRICULA[name]).rank(first)
+        before = schedule.order[: stages[1].pool.start].tolist()
+        schedule = schedule.rank(again, stages[1])
+        chosen = sorted(schedule.batches(stages[1], 0).ravel().tolist())
         assert chosen == ([8, 9, 10, 11] if name == "one-pass" else list(range(4, 12)))
-        assert pools.order[: len(before)].tolist() == before
-        assert sorted(pools.order.tolist()) == list(range(12))
+        assert schedule.order[: len(before)].tolist() == before
+        assert sorted(schedule.order.tolist()) == list(range(12))
 
 
 def test_a_ranking_moves_reliance_and_not_the_order_where_the_order_is_not_ranked() -> None:
     for name in ("whole-pool", "random"):
-        pools = unranked_pools(5, name, seed=3, reliance="linear")
-        ranked = pools.rank(np.array([4, 2, 0, 1, 3]))
-        assert ranked.order.tolist() == pools.order.tolist()
-        assert ranked.factor is not None and ranked.factor.tolist() == [0.5, 0.75, 0.25, 1.0, 0.0]
+        order, linear = unranked_order(5, CURRICULA[name], seed=3), Reliance("linear")
+        schedule = Schedule((), order, scheme=CURRICULA[name], reliance=linear)
+        ranked = schedule.rank(np.array([4, 2, 0, 1, 3]))
+        assert ranked.order.tolist() == order.tolist()
+        assert ranked.ratio_factors is not None and ranked.ratio_factors.tolist() == [0.5, 0.75, 0.25, 1.0, 0.0]
     assert CURRICULA["random"].order == "random"
 
 
@@ -256,15 +257,15 @@ def test_a_run_that_stops_within_its_first_look_ranks_by_the_losses_of_all(
     gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = ["--difficulty", "snapshot", "--num-stages", 2, "--num-dev", 0]
-    of_step = MicroBatchSource.of_step
+    cutter = BatchCutter.cut
 
-    def asked(self: MicroBatchSource, examples: np.ndarray, step: int) -> object:
+    def asked(self: BatchCutter, texts: Texts, step: int) -> object:
         if step == 2:  # of the six that look at all examples
             os.kill(os.getpid(), signal.SIGTERM)
-        return of_step(self, examples, step)
+        return cutter(self, texts, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MicroBatchSource, "of_step", asked)
+        patch.setattr(BatchCutter, "cut", asked)
         assert call(train, train_arguments(gpt2, tmp_path / "cut", *extra)).status == 143
     cut, whole = run(gpt2, tmp_path / "cut", *extra), run(gpt2, tmp_path / "whole", *extra)
     assert sorted(path.name for path in cut.glob("difficulty*")) == [

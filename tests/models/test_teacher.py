@@ -19,11 +19,10 @@ from pocl.common.errors import UserError
 from pocl.common.resumable_pass import ResumablePass
 from pocl.data.dataset import load_split
 from pocl.data.micro_batches import READING_TOKENS, blocks_to_read
-from pocl.models import teacher as teachers
+from pocl.models import teacher_cache as teachers
 from pocl.models.identity import count_parameters
 from pocl.models.loading import load_model
-from pocl.models.offload import place
-from pocl.models.teacher import CachedTeacher, OnlineTeacher, cached_teacher
+from pocl.models.teacher import Teacher
 from tests.runs import (
     MAX_LENGTH,
     Folders,
@@ -43,17 +42,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return make_folders(tmp_path_factory.mktemp("teacher"), "opt")  # its head is narrower than its layers
 
 
-def build(folders: Folders, folder: Path, dtype: str = "fp32", **key: object) -> CachedTeacher:
-    split = load_split(folders.data, "train", max_length=MAX_LENGTH)
-    model = load_model(str(folders.teacher), dtype)
-    key = {"teacher": "t", **key}
-    return cached_teacher(model, split, folder, CPU, key=key, vocab_size=None)
+def build(folders: Folders, folder: Path, dtype: str = "fp32", *, max_length: int = MAX_LENGTH) -> Teacher:
+    split = load_split(folders.data, "train", max_length=max_length)
+    return Teacher.open(str(folders.teacher), split, cache=folder, dtype=dtype)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
 def test_cached_logits_are_the_online_ones(folders: Folders, tmp_path: Path, dtype: str, tolerance: float) -> None:
     split = load_split(folders.data, "train", max_length=MAX_LENGTH)
-    online = OnlineTeacher(load_model(str(folders.teacher), dtype), CPU, fingerprint="t")
+    online = Teacher.open(str(folders.teacher), dtype=dtype)
     cached = build(folders, tmp_path / "cache", dtype)
     for positions in ([0, 5, 47], [46], [3, 2, 1, 0]):
         batch = split.batch(positions)
@@ -96,15 +93,13 @@ def watch_weights(model: PreTrainedModel) -> list[int]:
 def test_an_offloaded_teacher_has_one_layer_on_the_device(folders: Folders, tmp_path: Path) -> None:
     split, model = load_split(folders.data, "train", max_length=MAX_LENGTH), load_model(str(folders.teacher))
     whole, largest = count_parameters(model), max(parameter.numel() for parameter in model.parameters())
-    wanted = OnlineTeacher(load_model(str(folders.teacher)), CPU, fingerprint="t")
-    place(model, CPU, layerwise=True)
+    wanted = Teacher.open(str(folders.teacher))
+    online, batch = Teacher.of(model, CPU, layerwise=True), split.batch([0, 5, 47])
     seen = watch_weights(model)
-    online, batch = OnlineTeacher(model, CPU, fingerprint="t"), split.batch([0, 5, 47])
     assert torch.equal(online.states(batch), wanted.states(batch))
     assert torch.equal(online.head(online.states(batch)), wanted.head(wanted.states(batch)))
     assert max(seen) == largest < whole * 0.6 and len(seen) > 10
-    key = {"teacher": "t"}
-    cached = cached_teacher(model, split, tmp_path / "cache", CPU, key=key, vocab_size=None)
+    cached = online.cached(split, tmp_path / "cache")
     torch.testing.assert_close(cached.head(cached.states(batch)), wanted.head(wanted.states(batch)))
     build(folders, tmp_path / "plain")
     assert (tmp_path / "cache" / "states.bin").read_bytes() == (tmp_path / "plain" / "states.bin").read_bytes()
@@ -253,7 +248,7 @@ def test_a_cache_whose_bytes_were_lost_on_their_way_is_never_finished(
 def test_a_stale_or_damaged_cache_is_refused(folders: Folders, tmp_path: Path) -> None:
     build(folders, tmp_path / "cache")
     with pytest.raises(UserError, match="caches another teacher or other texts"):
-        build(folders, tmp_path / "cache", other="texts")
+        build(folders, tmp_path / "cache", max_length=MAX_LENGTH - 1)
     with pytest.raises(UserError, match="caches another teacher"):
         build(folders, tmp_path / "cache", "bf16")
     states = tmp_path / "cache" / "states.bin"

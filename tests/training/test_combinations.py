@@ -7,15 +7,15 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import train
+from pocl.curriculum.schedule import Update
 from pocl.curriculum.stages import CURRICULA
 from pocl.data.batch import IGNORE
 from pocl.difficulty.ranking import SIGNALS
 from pocl.losses.divergences import LOSSES
-from pocl.training.batches import GlobalBatch, MicroBatch, MicroBatchSource
+from pocl.training.batches import BatchCutter, GlobalBatch, MicroBatch, Texts
 from tests.runs import Folders, call, examples_of, make_folders, read_jsonl, train_arguments
 
 FACTORS: dict[str, list[Any]] = {
@@ -94,14 +94,20 @@ def test_options_work_together(
     choice: Choice, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[tuple[list[int], GlobalBatch, Any]] = []
-    of_step = MicroBatchSource.of_step
+    cut, step = BatchCutter.cut, train.Trainer.step
 
-    def watched(self: MicroBatchSource, examples: np.ndarray, step: int) -> GlobalBatch:
-        whole = of_step(self, examples, step)
-        steps.append((self.train.ids[examples].tolist(), whole, self.train))
-        return whole
+    def watched(self: BatchCutter, texts: Texts, number: int) -> GlobalBatch:
+        batches.append(cut(self, texts, number))
+        return batches[-1]
 
-    monkeypatch.setattr(MicroBatchSource, "of_step", watched)
+    def stepped(self: train.Trainer, update: Update, following: Update | None) -> Any:
+        result = step(self, update, following)
+        steps.append((self.train.ids[update.examples].tolist(), batches[-1], self.train))
+        return result
+
+    batches: list[GlobalBatch] = []
+    monkeypatch.setattr(BatchCutter, "cut", watched)
+    monkeypatch.setattr(train.Trainer, "step", stepped)
     flags = [word for name, value in choice.items() if value is not None for word in (f"--{name}", value)]
     needs_dev = choice["on-policy"] == "adaptive" or choice["advance"] == "converged"
     flags += ["--num-train", 16, "--num-stages", 2, "--num-dev", 2 if needs_dev else 0, "--patience", 1]

@@ -13,7 +13,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import train
@@ -22,9 +21,8 @@ from pocl.common.errors import Interrupted, UserError
 from pocl.common.interrupt import Interrupt
 from pocl.generation.decoding import BuiltIn
 from pocl.training import checkpoints
-from pocl.training.batches import MicroBatchSource
+from pocl.training.batches import BatchCutter, Texts
 from pocl.training.run_folder import RunFolder
-from pocl.training.step import Gradients
 from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT
 
@@ -39,15 +37,15 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
     folders: Folders, tmp_path: Path, signum: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extra = ["--difficulty", "length", "--on-policy", "mixed", "--replay-buffer", 16, "--type", "tjsd", "--num-dev", 0]
-    of_step = MicroBatchSource.of_step
+    cut = BatchCutter.cut
 
-    def asked(self: MicroBatchSource, examples: np.ndarray, step: int) -> object:
+    def asked(self: BatchCutter, texts: Texts, step: int) -> object:
         if step == 5:
             os.kill(os.getpid(), signum)
-        return of_step(self, examples, step)
+        return cut(self, texts, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MicroBatchSource, "of_step", asked)
+        patch.setattr(BatchCutter, "cut", asked)
         result = call(train, train_arguments(folders, tmp_path / "cut", *extra))
     assert result.status == 128 + signum
     assert (
@@ -113,18 +111,18 @@ def test_a_disk_that_is_full_at_an_epochs_end_keeps_the_checkpoint_of_its_last_s
 ) -> None:
     extra = ["--type", "sft", "--curriculum", "whole-pool", "--num-stages", 1, "--epochs", 2, "--num-dev", 0]
     cut, whole = (train_arguments(folders, tmp_path / name, *extra, teacher=False) for name in ("cut", "whole"))
-    add = Gradients.add
+    cutter = BatchCutter.cut
 
-    def asked(self: Gradients, examples: np.ndarray, step: int, *others: object) -> object:
+    def asked(self: BatchCutter, texts: Texts, step: int) -> object:
         if step == 11:  # the last of the second epoch's six
             os.kill(os.getpid(), signal.SIGTERM)
-        return add(self, examples, step, *others)  # type: ignore[arg-type]
+        return cutter(self, texts, step)
 
     def full(path: Path, state: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Gradients, "add", asked)
+        patch.setattr(BatchCutter, "cut", asked)
         result = call(train, cut)
     assert result.status == 143 and "saved at step 12 of 12" in result.last_line, result.output
     with monkeypatch.context() as patch:
@@ -230,7 +228,7 @@ if os.environ.get("RANK") == "1":
     whole = Trainer.step
 
     def step(self, *arguments, **more):
-        if self.position.step == 2:
+        if self.state.position.step == 2:
             raise ZeroDivisionError('a bug')
         return whole(self, *arguments, **more)
 

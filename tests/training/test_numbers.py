@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 import train
-from pocl.cli import process
 from pocl.common.errors import RunStopped
 from pocl.common.files import ROOT
 from pocl.data.batch import collate
@@ -20,8 +19,8 @@ from pocl.data.dataset import load_split
 from pocl.losses.token import StageObjective
 from pocl.models.loading import DTYPES
 from pocl.training.engine import Engine, _groups
-from pocl.training.module import StudentObjective
 from tests.golden import CASES, KEPT, curve
+from tests.parts import engine_of
 from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import tiny_model
 
@@ -118,23 +117,12 @@ def test_a_gradient_that_is_not_finite_stops_with_step_stage_and_examples(
 @pytest.mark.parametrize("first", [True, False], ids=["first", "third"])
 @pytest.mark.parametrize(("stage", "dtype"), [*SETTINGS, (2, "bf16"), (3, "bf16")], ids=lambda value: str(value))
 def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(stage: int, dtype: str, first: bool) -> None:
-    device = process.start()
-    module = StudentObjective(tiny_model("llama", vocab_size=600, end_id=0).to(DTYPES[dtype]), chunk_tokens=20)
-    engine = Engine(
-        module,
-        lr=1e-2,
-        weight_decay=0.1,
-        clip_grad=1.0,
-        dtype=dtype,
-        config_path=ROOT / "scripts" / "deepspeed" / f"zero{stage}.json",
-        global_batch_size=2,
-        world_size=1,
-        device=device,
-    )
+    model = tiny_model("llama", vocab_size=600, end_id=0).to(DTYPES[dtype])
+    engine = engine_of(model, ROOT / "scripts" / "deepspeed" / f"zero{stage}.json", dtype=dtype)
     batch = collate([0, 1], [[5, 9], [7]], [[10, 11, 0], [12, 0]], max_length=16)
 
     def step(factor: float) -> tuple[float, bool]:
-        engine.backward(engine.forward(batch, StageObjective())[0] * factor, 5)
+        engine.backward(engine.forward(batch, StageObjective()).loss * factor, 5)
         return engine.step(1e-2)
 
     def kept() -> list[torch.Tensor]:
@@ -163,20 +151,9 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(stage: int, 
 
 def test_a_whole_copy_of_a_student_draws_no_random_number_of_the_runs() -> None:
     """Under ZeRO-3; else a run that ranks again, and one that resumes after it, would have other dropout."""
-    device = process.start()
     student = tiny_model("gpt2", vocab_size=600, end_id=0)
     weights = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    engine = Engine(
-        StudentObjective(student, chunk_tokens=20),
-        lr=1e-2,
-        weight_decay=0.1,
-        clip_grad=1.0,
-        dtype="fp32",
-        config_path=ROOT / "scripts" / "deepspeed" / "zero3.json",
-        global_batch_size=2,
-        world_size=1,
-        device=device,
-    )
+    engine = engine_of(student, ROOT / "scripts" / "deepspeed" / "zero3.json")
     before = torch.get_rng_state()
     copy = engine.gathered(student)
     assert torch.equal(torch.get_rng_state(), before) and copy is not student

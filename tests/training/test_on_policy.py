@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from pocl.common import distributed
 from pocl.data.batch import IGNORE
 from pocl.data.dataset import load_split
 from pocl.evaluation.likelihood import mean_cross_entropy
-from pocl.models.loading import load_model
-from pocl.training.batches import GlobalBatch, MicroBatchSource
-from pocl.training.on_policy import OnPolicy, OnPolicyState
+from pocl.models.student import Student
+from pocl.training.batches import BatchCutter, BatchLimits, GlobalBatch, Texts
+from pocl.training.on_policy import OnPolicy, OnPolicyState, StudentTexts
 from tests.runs import (
     MAX_LENGTH,
     Folders,
@@ -110,10 +111,10 @@ def test_labels_of_student_text_are_its_own_next_tokens(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[GlobalBatch] = []
-    of_step = MicroBatchSource.of_step
+    cut, end = BatchCutter.cut, tiny_tokenizer().eos_token_id
 
-    def watched(self: MicroBatchSource, examples: np.ndarray, step: int) -> GlobalBatch:
-        whole = of_step(self, examples, step)
+    def watched(self: BatchCutter, texts: Texts, step: int) -> GlobalBatch:
+        whole = cut(self, texts, step)
         seen.append(whole)
         found = [example for micro in whole.micro_batches for example in examples_of(micro.batch)]
         assert whole.num_tokens == sum(len(ids) for ids, _ in found)
@@ -132,12 +133,11 @@ def test_labels_of_student_text_are_its_own_next_tokens(
                 assert response[:-1] == ids[len(prompt) :]  # each label is the next input
                 assert (response == gold) != of_student
                 if of_student:
-                    end = self.tokenizer.eos_token_id
                     assert end not in response[:-1]
                     assert response[-1] == end or len(response) == LONGEST
         return whole
 
-    monkeypatch.setattr(MicroBatchSource, "of_step", watched)
+    monkeypatch.setattr(BatchCutter, "cut", watched)
     assert call(train, arguments(folders, tmp_path, "--num-dev", 0)).status == 0
     mixed = [micro for whole in seen for micro in whole.micro_batches if len(set(micro.of_student)) == 2]
     assert mixed  # a micro-batch holds texts of both kinds
@@ -192,27 +192,24 @@ def test_the_choice_depends_on_neither_ranks_nor_micro_batches(
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def source_of(folders: Folders, settings: OnPolicy, monkeypatch: pytest.MonkeyPatch) -> MicroBatchSource:
-    """A source whose student answers example i with so many tokens as i says, all of them 5, 6, ... by call."""
+def texts_of(folders: Folders, plan: OnPolicy, monkeypatch: pytest.MonkeyPatch) -> StudentTexts:
+    """The texts of a student that answers example i with so many tokens as i says, all of them 5, 6, ... by call."""
     calls = iter(range(5, 100))
 
-    def answers(model: object, prompts: list[list[int]], ids: list[int], **_: object) -> list[list[int]]:
+    def answers(student: object, prompts: list[list[int]], ids: list[int], sampling: object) -> list[list[int]]:
         token = next(calls)
         return [[token] * (1 + 7 * i % LONGEST) for i in ids]
 
-    monkeypatch.setattr("pocl.training.batches.generate", answers)
-    return MicroBatchSource(
+    monkeypatch.setattr("pocl.training.on_policy.generate", answers)
+    train, student = (
         load_split(folders.data, "train", max_length=MAX_LENGTH),
-        tiny_tokenizer(),
-        on_policy=settings,
-        student=lambda: None,  # type: ignore[arg-type, return-value]
-        max_tokens=600,
-        batch_size=None,
-        packed=False,
-        max_new_tokens=LONGEST,
-        total_steps=10,
-        device=torch.device("cpu"),
+        SimpleNamespace(tokenizer=tiny_tokenizer()),
     )
+    return StudentTexts(plan, train, lambda: student, max_new_tokens=LONGEST, total_steps=10)  # type: ignore[arg-type, return-value]
+
+
+def cutter_of(texts: StudentTexts) -> BatchCutter:
+    return BatchCutter(texts.train, None, BatchLimits(600), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
@@ -220,10 +217,10 @@ def test_student_text_is_cut_by_its_own_length_and_alike_on_every_rank(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
     """Also on a rank whose share has no prompt to answer."""
-    source = source_of(folders, schedule(alpha=0.2), monkeypatch)
+    source = texts_of(folders, schedule(alpha=0.2), monkeypatch)
     ids = {int(i) for i in source.train.ids}
     sampled = [
-        i for i in sorted(ids) if source.on_policy.source(0, i, progress=0, threshold=0, buffer_full=False) == "sample"
+        i for i in sorted(ids) if source.plan.source(0, i, progress=0, threshold=0, buffer_full=False) == "sample"
     ]
     gold = [i for i in sorted(ids) if i not in sampled]
     chosen = [*sampled[:3], *gold[:13]]  # three answers for four ranks
@@ -233,7 +230,8 @@ def test_student_text_is_cut_by_its_own_length_and_alike_on_every_rank(
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     everybody = {position_of[i]: [5] * (1 + 7 * i % LONGEST) for i in sampled[:3]}
     monkeypatch.setattr(distributed, "gather_by_id", lambda own: everybody)
-    whole = source.of_step(examples, 0)
+    texts, _ = source.choose(examples, 0, OnPolicyState())
+    whole = cutter_of(source).cut(texts, 0)
     assert whole.num_student_texts == 3
     assert sum(len(micro.positions) for micro in whole.micro_batches) == 4
     shapes = [micro.batch.input_ids.shape for micro in whole.micro_batches]
@@ -249,14 +247,14 @@ def test_adaptive_trains_on_what_it_has_just_sampled_and_mixed_on_the_buffer(
 ) -> None:
     def first_tokens(settings: OnPolicy) -> list[set[int]]:
         """The tokens that the student's texts of each step are made of."""
-        source = source_of(folders, settings, monkeypatch)
-        source.state = OnPolicyState(threshold=1.0)
-        found = []
+        source = texts_of(folders, settings, monkeypatch)
+        state, found, end = OnPolicyState(threshold=1.0), [], tiny_tokenizer().eos_token_id
         for step in range(3):
-            micros = source.of_step(np.arange(16), step).micro_batches
+            texts, state = source.choose(np.arange(16), step, state)
+            micros = cutter_of(source).cut(texts, step).micro_batches
             labels = [micro.batch.labels[micro.of_student] for micro in micros]
             kept = [tensor[(tensor != IGNORE) & (tensor >= 5)] for tensor in labels]
-            found.append({int(token) for tensor in kept for token in tensor} - {source.tokenizer.eos_token_id})
+            found.append({int(token) for tensor in kept for token in tensor} - {end})
         return found
 
     assert first_tokens(schedule("adaptive", buffer_size=1000)) == [{5}, {6}, {7}]
@@ -276,9 +274,9 @@ def test_the_adaptive_threshold_is_measured_from_the_loss_before_training(
     assert call(train, command).status == 0
     dev = [r for r in read_jsonl(tmp_path / "tjsd" / "seed10" / "metrics.jsonl") if "dev_cross_entropy" in r]
     assert len(seen) == 2 and seen[1] == dev[-1]["dev_cross_entropy"]
-    student = load_model(str(folders.student))
+    student = Student.load(str(folders.student))
     split = load_split(folders.data, "dev", max_length=MAX_LENGTH, num_examples=4)
-    assert seen[0] == pytest.approx(mean_cross_entropy(student, split, chunk_tokens=64, vocab_size=600), rel=1e-6)
+    assert seen[0] == pytest.approx(mean_cross_entropy(student, split, chunk_tokens=64), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import evaluate
 import train
 from pocl.common.resumable_pass import ResumablePass
-from pocl.curriculum.stages import Stage
+from pocl.curriculum.schedule import Update
 from pocl.losses.divergences import LOSSES
 from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 
@@ -196,11 +195,9 @@ def test_every_other_curriculum_trains_on_its_own_examples(
     seen: list[set[int]] = [set(), set(), set(), set()]
     step = train.Trainer.step
 
-    def watched(
-        self: train.Trainer, examples: np.ndarray, stage: Stage, *others: Any, **more: Any
-    ) -> dict[str, float]:
-        seen[stage.index] |= set(self.train.ids[examples].tolist())
-        return step(self, examples, stage, *others, **more)
+    def watched(self: train.Trainer, update: Update, following: Update | None) -> Any:
+        seen[update.stage.index] |= set(self.train.ids[update.examples].tolist())
+        return step(self, update, following)
 
     monkeypatch.setattr(train.Trainer, "step", watched)
     extra = ["--curriculum", curriculum, "--difficulty-file", ranked / "difficulty.jsonl", "--num-dev", 0]
