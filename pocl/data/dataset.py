@@ -1,4 +1,4 @@
-"""Examples from JSONL to batches: the prompt template, the processed Arrow dataset, padded and packed batches."""
+"""A processed folder as examples: its splits in memory-mapped Arrow, and its manifest."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl.common import distributed
 from pocl.data.batch import Batch
 from pocl.data.dataset import Split
-from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
+from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits, micro_batches
 from pocl.generation.decoding import generate
 from pocl.generation.sampling import Sampling
 from pocl.training.on_policy import OnPolicy, OnPolicyState, Response
@@ -93,12 +93,9 @@ class MicroBatchSource:
         cuts = micro_batches(
             np.arange(len(examples)),
             lengths,
-            max_tokens=self.max_tokens,
-            batch_size=self.batch_size,
+            MicroBatchLimits(self.max_tokens, self.batch_size, OVERHEAD_TOKENS[self.device.type], self.packed),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            overhead=OVERHEAD_TOKENS[self.device.type],
-            packed=self.packed,
         )
         return GlobalBatch(
             [self._micro_batch(texts, rows) for rows in cuts],

@@ -8,7 +8,7 @@ from pocl.data.batch import Batch, send
 from pocl.losses.chunked import chunks_needed, distillation_objective
 from pocl.losses.head import Head
 from pocl.losses.token import StageObjective, Weights
-from pocl.models.states import make_head, response_labels, response_states
+from pocl.models.states import make_head, response_states
 
 
 class StudentObjective(nn.Module):
@@ -39,7 +39,7 @@ class StudentObjective(nn.Module):
 
         ``weights`` [B] are per example and replace the term's.
         """
-        labels = response_labels(batch)
+        labels = batch.response_labels()
         num_chunks = chunks_needed(len(labels), self.chunk_tokens)
         if self.sharded:
             num_chunks = distributed.max_over_ranks(num_chunks, labels.device)
