@@ -80,7 +80,7 @@ class PlainEngine:
 
     zero_stage, scales_loss = 0, False
 
-    def __init__(self, module: StudentObjective) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def forward(self, *inputs: Any) -> LossValues:

@@ -14,6 +14,7 @@ from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import ROOT, value_sha256
 from pocl.data.dataset import Split, load_split, read_manifest
+from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits
 from pocl.difficulty.ranker import Ranker
 from pocl.difficulty.ranking_file import adopt_ranking
 from pocl.difficulty.student import ScoringSettings
@@ -35,7 +36,6 @@ from pocl.models.states import check_head
 from pocl.models.student import Student
 from pocl.models.teacher import Teacher
 from pocl.models.tuning import recompute_activations, train_only_last_layers
-from pocl.training.batches import BatchLimits
 from pocl.training.engine import OptimiserSettings
 from pocl.training.module import Chunking
 from pocl.training.on_policy import OnPolicy
@@ -186,7 +186,12 @@ def make_settings(
             global_batch_size=optimiser.global_batch_size,
             deepspeed_config=deepspeed_config_path(config),
         ),
-        limits=BatchLimits(optimiser.max_tokens, optimiser.batch_size, packed=use_packing(config, student, teacher)),
+        limits=MicroBatchLimits(
+            optimiser.max_tokens,
+            optimiser.batch_size,
+            OVERHEAD_TOKENS[student.device.type],
+            packed=use_packing(config, student, teacher),
+        ),
         chunking=Chunking(config.loss.chunk_tokens, fused=use_fused_objective(config, student, loss)),
         max_new_tokens=answer_length(config),
         on_policy=policy,

@@ -45,7 +45,7 @@ from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
 from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split
-from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
+from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits, micro_batches
 from pocl.difficulty.ranker import read_order
 from pocl.difficulty.ranking import COLUMNS, columns_of, sources_of
 from pocl.models.loading import DTYPES, load_skeleton
@@ -133,12 +133,11 @@ def _amount(
     cut = partial(
         micro_batches,
         lengths=train.lengths,
-        max_tokens=config.optimiser.max_tokens,
-        batch_size=config.optimiser.batch_size,
+        limits=MicroBatchLimits(
+            config.optimiser.max_tokens, config.optimiser.batch_size, OVERHEAD_TOKENS[device.type], packed
+        ),
         rank=0,
         world_size=distributed.world_size(),
-        overhead=OVERHEAD_TOKENS[device.type],
-        packed=packed,
     )
     amounts = [
         count_stage(

@@ -67,6 +67,10 @@ class Batch:
         """N: how many positions have a label."""
         return len(self.response_positions)
 
+    def response_labels(self) -> Tensor:
+        """The labels at the response positions, in order.  -> [N]."""
+        return self.labels.flatten().index_select(0, self.response_positions)
+
     def packed(self) -> "Batch":
         """The same examples one behind the other in one row, without padding."""
         kept = self.attention_mask.bool()

@@ -21,8 +21,8 @@ from pocl.common.errors import RunStopped, UserError
 from pocl.common.files import read_jsonl, write_json, write_jsonl
 from pocl.common.resumable_pass import ResumablePass
 from pocl.curriculum.stages import Curriculum, Stage
+from pocl.data.blocks import blocks_to_read
 from pocl.data.dataset import Split
-from pocl.data.micro_batches import blocks_to_read
 from pocl.difficulty.diagnostics import diagnose, summary
 from pocl.difficulty.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
 from pocl.difficulty.student import ScoringSettings, score_examples
@@ -30,7 +30,6 @@ from pocl.losses.chunked import chunks_needed, distillation_objective
 from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective
 from pocl.models.identity import weights_fingerprint
-from pocl.models.states import response_labels
 from pocl.models.teacher import TeacherSource
 from pocl.training.position import Position
 from pocl.training.run_folder import RunFolder
@@ -157,7 +156,7 @@ class Ranker:
 
         def read(block: np.ndarray) -> list[dict[str, Any]]:
             batch = self.train.batch(block).to(teacher.device)
-            labels = response_labels(batch)
+            labels = batch.response_labels()
             result = distillation_objective(
                 HiddenStates(teacher.states(batch), teacher.head),
                 None,

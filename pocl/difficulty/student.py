@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.common.resumable_pass import ResumablePass
+from pocl.data.blocks import blocks_to_read
 from pocl.data.dataset import Split
-from pocl.data.micro_batches import blocks_to_read
 from pocl.evaluation.likelihood import example_cross_entropy
 from pocl.evaluation.metrics import rouge_l
 from pocl.generation.decoding import Generator, decode

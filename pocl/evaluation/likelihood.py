@@ -5,12 +5,12 @@ from transformers import PreTrainedModel
 
 from pocl.common import distributed
 from pocl.data.batch import Batch
+from pocl.data.blocks import blocks_to_read
 from pocl.data.dataset import Split
-from pocl.data.micro_batches import blocks_to_read
 from pocl.losses.chunked import chunks_needed, distillation_objective
 from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective
-from pocl.models.states import make_head, response_labels, response_states
+from pocl.models.states import make_head, response_states
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def example_cross_entropy(
     model: PreTrainedModel, batch: Batch, *, chunk_tokens: int, vocab_size: int
 ) -> list[tuple[float, int]]:
     """(summed cross-entropy in nats, response tokens) of each example of a batch, over ``vocab_size`` entries."""
-    head, labels = make_head(model, vocab_size), response_labels(batch)
+    head, labels = make_head(model, vocab_size), batch.response_labels()
     num_chunks = chunks_needed(len(labels), chunk_tokens)
     states = HiddenStates(response_states(model, batch), head)
     result = distillation_objective(states, None, labels, StageObjective(), num_chunks=num_chunks)

@@ -20,7 +20,7 @@ from pocl.common import distributed
 from pocl.common.console import Progressing
 from pocl.common.interrupt import requested, stop_if_requested
 from pocl.data.batch import send
-from pocl.data.micro_batches import blocks_by_length
+from pocl.data.blocks import blocks_by_length
 from pocl.generation.kv_cache import roomy_cache
 from pocl.generation.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 from pocl.losses.head import aligned

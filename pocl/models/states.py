@@ -4,9 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from pocl.common.errors import UserError
 from pocl.data.batch import Batch
@@ -47,11 +45,6 @@ def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
             others |= {"segments": batch.segments, "attention_mask": batch.attention_mask[None, None]}
     states = trunk(model)(input_ids=batch.input_ids, use_cache=False, **others).last_hidden_state  # [B, T, H]
     return states.flatten(0, 1).index_select(0, batch.response_positions)
-
-
-def response_labels(batch: Batch) -> Tensor:
-    """The labels of the same positions in the same order.  -> [N]."""
-    return batch.labels.flatten().index_select(0, batch.response_positions)
 
 
 @torch.no_grad()

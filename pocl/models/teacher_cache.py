@@ -26,8 +26,8 @@ from pocl.common.errors import UserError
 from pocl.common.files import read_json, write_json
 from pocl.common.resumable_pass import ResumablePass
 from pocl.data.batch import Batch
+from pocl.data.blocks import blocks_to_read
 from pocl.data.dataset import Split
-from pocl.data.micro_batches import blocks_to_read
 from pocl.models.states import response_states
 
 # The file's elements as numpy dtypes; numpy has no bfloat16.

@@ -10,7 +10,7 @@ from torch import Tensor
 from pocl.common import distributed
 from pocl.data.batch import Batch
 from pocl.data.dataset import Split
-from pocl.data.micro_batches import OVERHEAD_TOKENS, micro_batches
+from pocl.data.micro_batches import MicroBatchLimits, micro_batches
 from pocl.models.teacher import Teacher
 
 
@@ -47,22 +47,13 @@ class GlobalBatch:
     num_student_texts: int  # responses that are the student's own
 
 
-@dataclass(frozen=True)
-class BatchLimits:
-    """How large a micro-batch of one rank may be."""
-
-    max_tokens: int  # padding included; a single longer example is alone
-    batch_size: int | None = None  # examples; None: as many as the tokens allow
-    packed: bool = False  # in one row, without padding
-
-
 class BatchCutter:
     """Cuts the texts of a global batch into this rank's micro-batches and sends them to the device.
 
     Which texts are in a global batch depends neither on the limits nor on the number of ranks.
     """
 
-    def __init__(self, train: Split, teacher: Teacher | None, limits: BatchLimits, device: torch.device) -> None:
+    def __init__(self, train: Split, teacher: Teacher | None, limits: MicroBatchLimits, device: torch.device) -> None:
         self.train, self.teacher, self.limits, self.device = train, teacher, limits, device
         self._ready: tuple[int, GlobalBatch] | None = None  # with its step
 
@@ -80,12 +71,9 @@ class BatchCutter:
         cuts = micro_batches(
             np.arange(len(texts.positions)),
             lengths,
-            max_tokens=self.limits.max_tokens,
-            batch_size=self.limits.batch_size,
+            self.limits,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            overhead=OVERHEAD_TOKENS[self.device.type],
-            packed=self.limits.packed,
         )
         return GlobalBatch(
             [self._send(texts, rows) for rows in cuts],

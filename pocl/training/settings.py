@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pocl.training.batches import BatchLimits
+from pocl.data.micro_batches import MicroBatchLimits
 from pocl.training.engine import OptimiserSettings
 from pocl.training.module import Chunking
 from pocl.training.on_policy import OnPolicy
@@ -13,7 +13,7 @@ class TrainSettings:
     """How the steps of a schedule are made, and what is measured and kept between them."""
 
     optimiser: OptimiserSettings
-    limits: BatchLimits
+    limits: MicroBatchLimits
     chunking: Chunking
     max_new_tokens: int  # of a response that the student samples during training
     on_policy: OnPolicy | None = None  # when the student's own text is trained on; None: never

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pocl.data.micro_batches import cut_rows, micro_batches
+from pocl.data.micro_batches import MicroBatchLimits, cut, micro_batches
 
 RANKS = [1, 2, 4]
 
@@ -20,8 +20,8 @@ def shares_of(
     positions: np.ndarray, lengths: np.ndarray, *, world_size: int, max_tokens: int, batch_size: int | None = None
 ) -> list[list[np.ndarray]]:
     """The micro-batches of every rank."""
-    limits = {"max_tokens": max_tokens, "batch_size": batch_size, "world_size": world_size, "overhead": 64}
-    return [micro_batches(positions, lengths, rank=rank, **limits) for rank in range(world_size)]
+    limits = MicroBatchLimits(max_tokens, batch_size, overhead=64)
+    return [micro_batches(positions, lengths, limits, rank=rank, world_size=world_size) for rank in range(world_size)]
 
 
 def padded(lengths: np.ndarray, batches: list[np.ndarray]) -> int:
@@ -91,7 +91,8 @@ def test_ranks_get_equal_shares_of_the_tokens(world_size: int, seed: int) -> Non
 
 def test_an_example_above_the_budget_is_alone() -> None:
     widths = np.array([900, 700, 200, 200, 100])
-    assert cut_rows(widths, max_tokens=400, overhead=10) == [slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 5)]
+    limits = MicroBatchLimits(400, None, overhead=10)
+    assert cut(widths, limits) == [slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 5)]
 
 
 def every_cut(num_rows: int) -> Iterator[list[slice]]:
@@ -107,16 +108,16 @@ def every_cut(num_rows: int) -> Iterator[list[slice]]:
 def test_no_other_cut_costs_less(seed: int, max_tokens: int, overhead: int, batch_size: int | None) -> None:
     widths = np.sort(lengths_of(11, seed))[::-1]
 
-    def cost(cut: list[slice]) -> float:
-        rows = [row.stop - row.start for row in cut]
-        tokens = [count * int(widths[row.start]) for count, row in zip(rows, cut, strict=True)]
+    def cost(slices: list[slice]) -> float:
+        rows = [row.stop - row.start for row in slices]
+        tokens = [count * int(widths[row.start]) for count, row in zip(rows, slices, strict=True)]
         allowed = all(
             count == 1 or (padded <= max_tokens and count <= (batch_size or count))
             for count, padded in zip(rows, tokens, strict=True)
         )
-        return sum(tokens) + len(cut) * overhead if allowed else float("inf")
+        return sum(tokens) + len(slices) * overhead if allowed else float("inf")
 
-    found = cut_rows(widths, max_tokens=max_tokens, batch_size=batch_size, overhead=overhead)
+    found = cut(widths, MicroBatchLimits(max_tokens, batch_size, overhead))
     assert cost(found) == min(map(cost, every_cut(11)))
 
 

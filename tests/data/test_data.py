@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from pocl.common.errors import UserError
 from pocl.common.files import read_json, read_jsonl, write_json, write_jsonl
 from pocl.data.batch import IGNORE, Batch, collate
+from pocl.data.blocks import READING_TOKENS, blocks_by_length, blocks_to_read
 from pocl.data.dataset import FORMAT_VERSION, Split, load_split, read_manifest
-from pocl.data.micro_batches import READING_TOKENS, blocks_by_length, blocks_to_read, check_shares
+from pocl.data.micro_batches import check_shares
 from pocl.data.prompts import make_prompt, tokenise
 from pocl.data.sources import check_record, read_instructions
 from pocl.models.identity import check_tokenizer, tokenizer_fingerprint
@@ -168,7 +169,7 @@ def lengths_of(count: int, seed: int = 0) -> np.ndarray:
 
 def test_a_global_batch_that_the_ranks_cannot_share_is_refused() -> None:
     check_shares(64, 4)
-    with pytest.raises(UserError, match="--global-batch-size 10 cannot be split evenly over 4 ranks"):
+    with pytest.raises(UserError, match="`global_batch_size` 10 cannot be split evenly over 4 ranks"):
         check_shares(10, 4)
 
 
@@ -402,7 +403,7 @@ def test_values_of_response_tokens_are_summed_by_example() -> None:
     for laid_out in (batch, batch.packed()):
         sums = laid_out.sum_by_example(torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]))
         assert sums.dtype == torch.float64 and sums.tolist() == [3.0, 4.0, 24.0]
-        assert laid_out.labels.flatten()[laid_out.places].tolist() == [5, 6, 9, 1, 2]
+        assert laid_out.response_labels().tolist() == [5, 6, 9, 1, 2]
 
 
 def test_an_empty_response_leaves_nothing_to_learn() -> None:

@@ -250,7 +250,7 @@ def test_auto_goes_on_without_vllm_and_vllm_does_not(
         assert said == ""
     with pytest.raises(UserError, match=words) as caught, opened(folder, tokenizer, **changes):
         pass
-    assert "--generation-backend vllm" in str(caught.value) and "\n" not in str(caught.value)
+    assert "`generation_backend` vllm" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_busy_worker_ends_when_nobody_asks_any_more_and_not_by_ctrl_c(fake_python: Path) -> None:

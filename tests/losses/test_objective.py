@@ -22,7 +22,7 @@ from pocl.losses.chunked import BLOCK_NUMBERS, Objective, automatic_chunk_tokens
 from pocl.losses.divergences import LOSSES, slope_by_autograd
 from pocl.losses.head import HEAD_ROWS, Head, aligned
 from pocl.losses.token import StageObjective, Weights, token_objective
-from pocl.models.states import make_head, response_labels, response_states
+from pocl.models.states import make_head, response_states
 from pocl.training.module import StudentObjective
 from tests import steps
 
@@ -124,7 +124,7 @@ def objective(
         make_head(student, vocab_size),
         teacher_states,
         None if teacher is None else make_head(teacher, vocab_size),
-        response_labels(batch),
+        batch.response_labels(),
         term=term,
         num_chunks=num_chunks,
     )

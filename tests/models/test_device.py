@@ -1,6 +1,7 @@
 """Micro-batches and answers never wait for their device: no number of it is asked for, no tensor is elsewhere."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ NOTICED = {
 @pytest.fixture(scope="module")
 def raised() -> dict[str, Any]:
     """What each case raised, in a process of its own: torch's table of devices is changed there."""
-    done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(PROGRAM.parents[1])}
+    done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -47,7 +47,7 @@ from pocl.models.identity import (
     weights_fingerprint,
 )
 from pocl.models.loading import load_model, load_tokenizer
-from pocl.models.states import check_head, make_head, response_labels, response_states
+from pocl.models.states import check_head, make_head, response_states
 from pocl.models.tuning import train_only_last_layers
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 
@@ -95,7 +95,7 @@ def test_trunk_and_head_apart_give_the_models_logits(models: dict[str, PreTraine
     # By hand: the positions before each response token. Row 0: 2, 3. Row 1: 0 to 5. Row 2: 1.
     wanted = torch.cat([logits[0, 2:4], logits[1, 0:6], logits[2, 1:2]])
     torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
-    assert response_labels(batch).tolist() == [11, 0, 12, 13, 14, 15, 16, 0, 17]
+    assert batch.response_labels().tolist() == [11, 0, 12, 13, 14, 15, 16, 0, 17]
 
 
 @pytest.mark.parametrize("name", ["gemma2", "granite", "cohere"])
@@ -171,7 +171,7 @@ def test_a_text_is_as_long_as_the_model_has_positions_for_and_no_longer(gpt2_dir
     assert read(longest).shape == (1024, 32)
     with pytest.raises(IndexError):
         read(longest + 1)
-    with pytest.raises(UserError, match=f"--max-length {longest + 1}, but .* reads at most 1024 tokens"):
+    with pytest.raises(UserError, match=f"`max_length` {longest + 1}, but .* reads at most 1024 tokens"):
         check_positions(str(gpt2_dir), longest + 1)
 
 

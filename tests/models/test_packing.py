@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 
 import train
 from pocl.data.batch import Segments, collate
-from pocl.data.micro_batches import cut_rows
+from pocl.data.micro_batches import MicroBatchLimits, cut
 from pocl.losses.divergences import LOSSES
 from pocl.losses.token import StageObjective, Weights
 from pocl.models import attention
@@ -295,19 +295,22 @@ def test_an_attention_that_is_not_there_is_refused(folders: Folders, tmp_path: P
 
 
 def test_a_packed_cut_counts_no_padding_and_is_even() -> None:
-    widths = np.array([100, 40, 30, 30])
-    assert cut_rows(widths, max_tokens=200, overhead=5, packed=True) == [slice(0, 4)]
-    assert cut_rows(widths, max_tokens=199, overhead=5, packed=True) == [slice(0, 1), slice(1, 4)]
-    assert cut_rows(widths, max_tokens=100, overhead=5, packed=True) == [slice(0, 1), slice(1, 4)]
-    assert cut_rows(widths, max_tokens=200, batch_size=3, overhead=5, packed=True) == [slice(0, 1), slice(1, 4)]
-    assert cut_rows(np.array([300, 20, 10]), max_tokens=100, overhead=5, packed=True) == [slice(0, 1), slice(1, 3)]
+    def cut_packed(widths: list[int], max_tokens: int, batch_size: int | None = None) -> list[slice]:
+        return cut(np.array(widths), MicroBatchLimits(max_tokens, batch_size, overhead=5, packed=True))
+
+    widths = [100, 40, 30, 30]
+    assert cut_packed(widths, 200) == [slice(0, 4)]
+    assert cut_packed(widths, 199) == [slice(0, 1), slice(1, 4)]
+    assert cut_packed(widths, 100) == [slice(0, 1), slice(1, 4)]
+    assert cut_packed(widths, 200, batch_size=3) == [slice(0, 1), slice(1, 4)]
+    assert cut_packed([300, 20, 10], 100) == [slice(0, 1), slice(1, 3)]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_packed_cut_has_as_few_micro_batches_as_there_can_be(seed: int) -> None:
     widths = np.sort(np.random.default_rng(seed).integers(1, 512, 64))[::-1]
     for max_tokens in (600, 2048, 4096):
-        cuts = cut_rows(widths, max_tokens=max_tokens, overhead=64, packed=True)
+        cuts = cut(widths, MicroBatchLimits(max_tokens, None, overhead=64, packed=True))
         sizes = [int(widths[rows].sum()) for rows in cuts]
         fewest, room = 0, 0  # filled one after the other, which is the least for runs
         for width in widths.tolist():

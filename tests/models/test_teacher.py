@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 import train
 from pocl.common.errors import UserError
 from pocl.common.resumable_pass import ResumablePass
+from pocl.data.blocks import READING_TOKENS, blocks_to_read
 from pocl.data.dataset import load_split
-from pocl.data.micro_batches import READING_TOKENS, blocks_to_read
 from pocl.models import teacher_cache as teachers
 from pocl.models.identity import count_parameters
 from pocl.models.loading import load_model

@@ -12,9 +12,10 @@ import train
 from pocl.common import distributed
 from pocl.data.batch import IGNORE
 from pocl.data.dataset import load_split
+from pocl.data.micro_batches import MicroBatchLimits
 from pocl.evaluation.likelihood import mean_cross_entropy
 from pocl.models.student import Student
-from pocl.training.batches import BatchCutter, BatchLimits, GlobalBatch, Texts
+from pocl.training.batches import BatchCutter, GlobalBatch, Texts
 from pocl.training.on_policy import OnPolicy, OnPolicyState, StudentTexts
 from tests.runs import (
     MAX_LENGTH,
@@ -209,7 +210,7 @@ def texts_of(folders: Folders, plan: OnPolicy, monkeypatch: pytest.MonkeyPatch) 
 
 
 def cutter_of(texts: StudentTexts) -> BatchCutter:
-    return BatchCutter(texts.train, None, BatchLimits(600), torch.device("cpu"))
+    return BatchCutter(texts.train, None, MicroBatchLimits(600, None, 64), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])

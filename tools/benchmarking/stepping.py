@@ -31,8 +31,9 @@ from pocl.cli.cpu import onednn_is_better, use_onednn, use_torchs_own
 from pocl.common.errors import UserError
 from pocl.common.files import ROOT
 from pocl.data.batch import IGNORE, Batch
+from pocl.data.blocks import blocks_by_length
 from pocl.data.dataset import Split, load_split
-from pocl.data.micro_batches import OVERHEAD_TOKENS, blocks_by_length, micro_batches
+from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits, micro_batches
 from pocl.data.sources import read_instructions
 from pocl.losses import head as heads
 from pocl.losses.chunked import chunks_needed, distillation_objective
@@ -42,7 +43,7 @@ from pocl.losses.head import Head, aligned
 from pocl.losses.token import StageObjective
 from pocl.models import attention
 from pocl.models.loading import DTYPES, fuse_activations
-from pocl.models.states import make_head, response_labels, response_states, trunk
+from pocl.models.states import make_head, response_states, trunk
 from pocl.models.teacher import CachedTeacher
 from pocl.training.module import StudentObjective
 from tools.process_data import tokenised
@@ -194,9 +195,8 @@ def by_tokens_packed(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
 
 
 def _within_budget(bench: Bench, examples: np.ndarray, *, packed: bool) -> list[np.ndarray]:
-    limits = {"max_tokens": bench.max_tokens, "batch_size": None, "overhead": OVERHEAD_TOKENS[bench.device.type]}
-    limits |= {"rank": 0, "world_size": 1, "packed": packed}
-    return micro_batches(examples, bench.split.lengths, **limits)
+    limits = MicroBatchLimits(bench.max_tokens, None, OVERHEAD_TOKENS[bench.device.type], packed)
+    return micro_batches(examples, bench.split.lengths, limits, rank=0, world_size=1)
 
 
 def naive_objective(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
@@ -228,12 +228,12 @@ def response_loss(bench: Bench, batch: Batch, variant: Variant) -> Tensor:
     with torch.no_grad():
         teacher_logits = make_head(bench.teacher)(response_states(bench.teacher, batch))
     student_logits = make_head(bench.student)(response_states(bench.student, batch))
-    return naive_objective(student_logits, teacher_logits, response_labels(batch))
+    return naive_objective(student_logits, teacher_logits, batch.response_labels())
 
 
 def chunked_loss(bench: Bench, batch: Batch, variant: Variant) -> Tensor:
     """The project's objective, on hidden states alone."""
-    labels = response_labels(batch)
+    labels = batch.response_labels()
     return distillation_objective(
         response_states(bench.student, batch),
         make_head(bench.student),
