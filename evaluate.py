@@ -16,9 +16,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from pocl.cli import process
-from pocl.cli.checks import check_evaluate
+from pocl.cli.evaluate_options import EvaluateOptions
 from pocl.cli.flags import parse
-from pocl.cli.options import EvaluateOptions, GenerationOptions
+from pocl.cli.options import GenerationOptions
 from pocl.cli.process import quiet_libraries, run_main
 from pocl.cli.resolve import prompts_together
 from pocl.common import distributed
@@ -105,7 +105,6 @@ def main() -> None:
     """Parse, answer or read answers, score, summarise."""
     quiet_libraries()
     options, generation = parse([EvaluateOptions, GenerationOptions], "Evaluate a checkpoint on instruction sets.")
-    check_evaluate(options, generation)
     sets = {name: load_set(Path(options.data_root), name, options.num_examples) for name in options.sets}
     output_dir = results_folder(options)
     if options.answers:

@@ -1,24 +1,83 @@
-"""From frozen dataclasses to command-line flags: one field, one flag, one help line with its unit."""
+"""From frozen dataclasses to command-line flags: one field, one flag, one help line with its unit, its bounds."""
 
 import argparse
+import copy
 import dataclasses
+import math
+import operator
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import field
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
 from pocl.common.errors import UserError, closest
 
+_HOLDS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 
-def flag(help_text: str, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that becomes one command-line flag; without a default it is required."""
+
+def flag(
+    help_text: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    known: Collection[str] = (),
+) -> Any:
+    """A dataclass field that becomes one command-line flag; without a default it is required.
+
+    ``parse`` refuses a number outside the bounds or not finite, and a name that is none of the ``known``; of a flag
+    with several values each is looked at.
+    """
+    limits = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    bounds = {name: limit for name, limit in limits.items() if limit is not None}
+    metadata = {"help": help_text, "bounds": bounds, "known": known}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help_text})
-    return field(default=default, metadata={"help": help_text})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def defaults(options: type) -> dict[str, Any]:
+    """The default of each option of a class that has one."""
+    found = {}
+    for option in dataclasses.fields(options):
+        if option.default_factory is not dataclasses.MISSING:
+            found[option.name] = option.default_factory()
+        elif option.default is not dataclasses.MISSING:
+            found[option.name] = option.default
+    return found
+
+
+def _check(options: Any) -> None:
+    """Raise UserError for the first value that is not what its flag takes, and for what the options' ``check`` finds.
+
+    ``check()`` is a method that an options class may have, for what concerns its own options together.
+    """
+    for option in dataclasses.fields(options):
+        value, name = getattr(options, option.name), f"--{option.name.replace('_', '-')}"
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int | float):
+                _check_number(one, option.metadata["bounds"], f"{name} {'holds' if isinstance(value, list) else 'is'}")
+            elif option.metadata["known"] and one not in option.metadata["known"]:
+                names = option.metadata["known"]
+                raise UserError(f"unknown {name} {one!r}{closest(one, names)} (known: {', '.join(names)})")
+    if hasattr(options, "check"):
+        options.check()
+
+
+def _check_number(number: float, bounds: dict[str, float], what: str) -> None:
+    if math.isfinite(number) and all(_HOLDS[name](number, limit) for name, limit in bounds.items()):
+        return
+    wanted = [f"{name.replace('_', ' ')} {limit}" for name, limit in bounds.items()]
+    if isinstance(number, float) and not bounds.keys() & {"below", "at_most"}:
+        wanted.append("finite")
+    raise UserError(f"{what} {number}; it must be {' and '.join(wanted)}")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -50,6 +109,12 @@ class _Parser(HfArgumentParser):
                 # Its own default would be shown as the switch's; that of the switch itself is the one that counts.
                 action.help, action.default = f"turns --{action.dest.replace('_', '-')} off", argparse.SUPPRESS
 
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
+        plain = copy.copy(field)  # what a field says beside its help line is not argparse's
+        plain.metadata = MappingProxyType({"help": field.metadata["help"]})
+        HfArgumentParser._parse_dataclass_field(parser, plain)
+
     def error(self, message: str) -> NoReturn:
         for action in self._actions:
             if len(action.option_strings) > 1:
@@ -58,7 +123,7 @@ class _Parser(HfArgumentParser):
 
 
 def parse(dataclass_types: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Parse flags into one object per dataclass.
+    """Parse flags into one object per dataclass, and check each by itself (``flag``).
 
     No abbreviations; of a flag given twice the last wins; an unknown flag raises UserError with the closest one.
     """
@@ -78,4 +143,6 @@ def parse(dataclass_types: Sequence[type], description: str, argv: Sequence[str]
     if unknown:
         flags = [action.option_strings[-1] for action in parser._actions if action.option_strings]
         raise UserError(f"unknown argument {unknown[0]!r}{closest(unknown[0], flags)} (--help lists them all)")
+    for options in objects:
+        _check(options)
     return tuple(objects)

@@ -45,7 +45,7 @@ TRAIN_MISTAKES: list[tuple[list[object], list[str]]] = [
     (["--global-batch-size", 64], ["fewer than one batch of 64", "--num-stages"]),
     (["--num-stages", 100], ["48 training examples", "100 stages"]),
     (["--curriculum", "baby-steps"], ["did you mean 'baby-step'"]),
-    (["--kd-ratio", 0.5, 1.5], ["--kd-ratio", "outside 0 to 1"]),
+    (["--kd-ratio", 0.5, 1.5], ["--kd-ratio holds 1.5", "at most 1"]),
     (["--kd-ratio", 0.1, 0.2, 0.3], ["3 values for 4 stage(s)"]),
     (["--temperature", 0], ["--temperature", "above 0"]),
     (["--type", "fkl", "--temperature", 2], ["fkl has T = 1", "--type tfkl"]),

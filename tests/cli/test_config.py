@@ -1,16 +1,18 @@
 """Flags: all are explained, a misspelt one names its neighbour, and what cannot work together is refused at once."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pocl.cli.checks import check_evaluate, parse_train
-from pocl.cli.flags import parse
-from pocl.cli.options import EvaluateOptions, GenerationOptions, TrainConfig
-from pocl.cli.process import run_main
+from pocl.cli.checks import parse_train
+from pocl.cli.evaluate_options import EvaluateOptions
+from pocl.cli.flags import flag, parse
+from pocl.cli.options import GenerationOptions, TrainConfig, train_defaults
+from pocl.cli.process import in_flags, run_main
 from pocl.common.errors import UserError
 from tools.generate_seqkd import SeqKDOptions
 from tools.process_data import ProcessOptions
@@ -27,7 +29,7 @@ def complaint(*flags: str, base: list[str] = BASE) -> str:
     with pytest.raises(UserError) as caught:
         parse_train([*base, *flags])
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return in_flags(str(caught.value))
 
 
 def test_the_defaults_are_pocl() -> None:
@@ -177,7 +179,7 @@ def test_an_unknown_curriculum_names_the_closest_and_all() -> None:
 
 @pytest.mark.parametrize("ratios", [["1.5"], ["-0.1"], ["0.5", "1.01"], ["nan"], ["0", "0.5", "2", "1"]])
 def test_a_kd_ratio_outside_0_to_1_is_refused(ratios: list[str]) -> None:
-    assert "outside 0 to 1" in complaint("--kd-ratio", *ratios)
+    assert re.search("--kd-ratio holds .*; it must be at least 0 and at most 1$", complaint("--kd-ratio", *ratios))
 
 
 @pytest.mark.parametrize("flag", ["kd-ratio", "temperature"])
@@ -204,6 +206,17 @@ def test_a_count_of_values_that_fits_no_stage_is_refused(flag: str) -> None:
         ("--max-length", "0"),
         ("--num-train", "0"),
         ("--num-dev", "-1"),
+        ("--patience", "0"),
+        ("--bucket-examples", "-1"),
+        ("--max-skipped-steps", "-1"),
+        ("--train-last-layers", "0"),
+        ("--lora-rank", "0"),
+        ("--lora-alpha", "0"),
+        ("--lora-alpha", "inf"),
+        ("--lora-dropout", "1"),
+        ("--reliance-threshold", "1.1"),
+        ("--mixed-alpha", "-0.1"),
+        ("--replay-buffer", "-1"),
         ("--lr", "0"),
         ("--lr", "nan"),
         ("--lr", "inf"),
@@ -235,6 +248,47 @@ def test_a_value_that_cannot_work_is_refused_by_its_flag(flag: str, value: str) 
     assert flag in complaint(f"{flag}={value}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    """Options with every kind of bound."""
+
+    share: float = flag("a share of the whole", 0.5, above=0, at_most=1)
+    rates: list[float] | None = flag("rates of the thing", None, at_least=0)
+    count: int = flag("how many of them", 1, at_least=1, below=10)
+    free: float = flag("any number at all", -1.0)
+    names: list[str] = flag("some of the names", ["one"], known=("one", "two"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--share 0", "--share is 0.0; it must be above 0 and at most 1"),
+        ("--share nan", "--share is nan; it must be above 0 and at most 1"),
+        ("--rates 1 inf 2", "--rates holds inf; it must be at least 0 and finite"),
+        ("--count 10", "--count is 10; it must be at least 1 and below 10"),
+        ("--free nan", "--free is nan; it must be finite"),
+        ("--names one thre", "unknown --names 'thre' (known: one, two)"),
+        ("--names on", "unknown --names 'on'; did you mean 'one'? (known: one, two)"),
+    ],
+)
+def test_a_value_outside_its_flags_bounds_is_told_with_them(words: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse([Bounded], "", words.split())
+    assert str(caught.value) == told
+
+
+def test_a_value_on_its_bound_is_taken() -> None:
+    words = "--share 1 --rates 0 0.5 --count 9 --free 0 --names two one"
+    (taken,) = parse([Bounded], "", words.split())
+    assert taken == Bounded(1.0, [0.0, 0.5], 9, 0.0, ["two", "one"])
+
+
+def test_defaults_are_told_by_group() -> None:
+    assert "model" not in train_defaults()["models"]  # it is required
+    assert train_defaults()["models"]["teacher"] is None
+    assert train_defaults()["curriculum"]["difficulty"] == ["student"]
+
+
 @pytest.mark.parametrize(("loss", "flag"), [("sfkl", "--skew"), ("tsrkl", "--skew"), ("jsd", "--teacher-weight")])
 def test_a_mixture_weight_outside_its_range_is_refused(loss: str, flag: str) -> None:
     for value in ("0", "1", "nan"):
@@ -248,14 +302,15 @@ def test_a_mixture_weight_outside_its_range_is_refused(loss: str, flag: str) -> 
         (["--sets", "dolly", "--model", "m", "--answers", "a"], "either --model FOLDER or --answers FILE"),
         (["--sets", "dolly", "vicuna", "--answers", "a"], "--answers belongs to one set, .*--sets names 2"),
         (["--sets", "dolly", "--model", "m", "--num-examples", "0"], "--num-examples is 0"),
-        (["--sets", "dolly", "--model", "m", "--max-prompt-length", "512"], "--max-prompt-length 512"),
+        (["--sets", "dolly", "--model", "m", "--max-prompt-length", "512"], "--max-prompt-length 512 must leave room"),
+        (["--sets", "dolly", "--model", "m", "--max-prompt-length", "0"], "--max-prompt-length is 0"),
         (["--sets", "dolly", "--model", "m", "--eval-batch-size", "0"], "--eval-batch-size is 0"),
-        (["--sets", "dolly", "--model", "m", "--seeds", "-1"], "--seeds"),
+        (["--sets", "dolly", "--model", "m", "--seeds", "1", "-1"], "--seeds holds -1"),
     ],
 )
 def test_options_of_evaluate_that_cannot_work_are_refused(flags: list[str], wanted: str) -> None:
     with pytest.raises(UserError, match=wanted):
-        check_evaluate(*parse([EvaluateOptions, GenerationOptions], "", flags))
+        parse([EvaluateOptions, GenerationOptions], "", flags)
 
 
 def test_help_prints_every_group_and_flag() -> None:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pocl.cli.checks import EvaluateOptions, GenerationOptions, TrainConfig
+from pocl.cli.evaluate_options import EvaluateOptions
+from pocl.cli.flags import defaults
+from pocl.cli.options import GenerationOptions, train_defaults
 from pocl.common.errors import UserError
 from pocl.common.files import file_sha256
 from pocl.evaluation.sets import set_path
@@ -20,19 +22,6 @@ PROTOCOL = {
     "top_k": "top_k",
     "no_repeat_ngram": "no_repeat_ngram",
 }
-
-
-def defaults(dataclass_type: type) -> dict[str, Any]:
-    """The default of each field that has one."""
-    fields = dataclasses.fields(dataclass_type)
-    values = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-    made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
-    return values | made
-
-
-def train_defaults() -> dict[str, dict[str, Any]]:
-    """The defaults of train.py's options, by group."""
-    return {f.name: defaults(f.type) for f in dataclasses.fields(TrainConfig) if isinstance(f.type, type)}
 
 
 def flags(values: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,45 @@
+"""The options of evaluate.py, beside those of how answers are sampled (``GenerationOptions``)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pocl.cli.flags import flag
+from pocl.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What evaluate.py evaluates."""
+
+    _argument_group_name: ClassVar[str] = "evaluation"
+    sets: list[str] = flag("evaluation sets: folders under --data-root with a valid.jsonl")
+    model: str | None = flag("model folder or hub name whose answers are sampled", None)
+    answers: str | None = flag("score this JSONL of answers (key: text) instead of a model's; one set", None)
+    tokenizer: str | None = flag("tokenizer folder [default: the model's]", None)
+    seeds: list[int] = flag("one sampled answer per prompt and seed", [10, 20, 30, 40, 50], at_least=0)
+    data_root: str = flag("folder that holds the evaluation sets", "data")
+    clean: bool = flag("also answer greedily without the n-gram ban; results in clean/ of the results folder", False)
+    train_data: str | None = flag(
+        "processed data that the model was trained on: prompts found in it are listed, and the scores without them "
+        "reported",
+        None,
+    )
+    output_dir: str | None = flag("results folder [default: eval/ beside a run's best/]", None)
+    num_examples: int | None = flag("only the first N prompts of each set [examples; default: all]", None, above=0)
+    max_length: int = flag("prompt limit and longest answer together [tokens]", 512, above=0)
+    max_prompt_length: int = flag(
+        "longer prompts are left-truncated; answers get max-length minus this [tokens]", 256, above=0
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of the model", "fp32")
+
+    def check(self) -> None:
+        """Raise UserError unless one thing is evaluated, with room for its answers."""
+        if (self.model is None) == (self.answers is None):
+            raise UserError("give either --model FOLDER or --answers FILE")
+        if self.answers and len(self.sets) != 1:
+            raise UserError(f"--answers belongs to one set, --sets names {len(self.sets)}")
+        if self.max_prompt_length >= self.max_length:
+            raise UserError(
+                f"--max-prompt-length {self.max_prompt_length} must leave room for an answer in --max-length "
+                f"{self.max_length}"
+            )
