@@ -100,6 +100,19 @@ def test_the_package_imports_no_script_and_no_test(name: str) -> None:
     assert not {module.split(".")[0] for module in imported(PACKAGE[name])} & above
 
 
+def test_options_end_at_the_door() -> None:
+    users = {path.relative_to(ROOT).parts[:2] for path in SOURCES if "pocl.cli.options.TrainConfig" in imported(path)}
+    assert users <= {("pocl", "cli"), ("train.py",)}
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_no_function_takes_more_than_seven_arguments(name: str) -> None:
+    for node in ast.walk(parsed(PACKAGE[name])):
+        if isinstance(node, ast.FunctionDef):
+            given = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            assert len([name for name in given if name not in ("self", "cls")]) <= 7, node.name
+
+
 def test_only_the_engine_knows_deepspeed() -> None:
     users = {name for name, path in PACKAGE.items() if any(m.split(".")[0] == "deepspeed" for m in imported(path))}
     assert users == {"training.engine"}
