@@ -1,21 +1,15 @@
 """The training loop: stages, epochs, optimiser steps, dev evaluation."""
 
-import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from signal import SIGTERM
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from pocl.common import distributed
 from pocl.common.console import Progressing, say
 from pocl.common.errors import Interrupted, RunStopped
 from pocl.common.files import write_json
-from pocl.common.interrupt import Interrupt, StopRequested
+from pocl.common.interrupt import StopRequested
 from pocl.curriculum.schedule import Schedule, Update
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
@@ -25,15 +19,16 @@ from pocl.evaluation.sets import DevSet
 from pocl.losses.distillation import DistillationLoss
 from pocl.models.student import Student
 from pocl.models.teacher import Teacher
-from pocl.training.batches import BatchCutter, GlobalBatch, Texts
+from pocl.training.batches import BatchCutter
 from pocl.training.checkpoints import Checkpoints
 from pocl.training.dev import dev_loss, evaluate_dev
-from pocl.training.log import MetricsLog, peak_memory_gb
+from pocl.training.log import MetricsLog
 from pocl.training.on_policy import StudentTexts
 from pocl.training.position import Position, after_epoch, is_due
 from pocl.training.run_folder import RunFolder
 from pocl.training.settings import TrainSettings
 from pocl.training.state import RunState
+from pocl.training.step import NotFinite, Stepper, StepResult
 from pocl.training.student import StudentInTraining
 
 
@@ -60,16 +55,16 @@ class Trainer:
         run: RunFolder,
         settings: TrainSettings,
     ) -> None:
-        self.schedule, self.loss, self.run, self.settings = schedule, loss, run, settings
+        self.schedule, self.run, self.settings = schedule, run, settings
         self.train, self.dev, self.ranker = data.train, data.dev, data.ranker
         self.student = StudentInTraining(student, teacher, settings)
-        self.batches = BatchCutter(data.train, teacher, settings.limits, student.device)
         self.state = RunState(len(data.train))
         self.student_texts = self._student_texts()
+        batches = BatchCutter(data.train, teacher, settings.limits, student.device)
+        self.stepper = Stepper(self.student, loss, batches, self.student_texts, self.state, settings.max_skipped_steps)
         self.checkpoints = Checkpoints(run, self.student.engine, student.tokenizer)
         self.log = MetricsLog(run, len(schedule.stages), distils=teacher is not None)
         self.probe = self._probe()
-        self.interrupt = Interrupt()
 
     def fit(self) -> Position:
         """Train every stage, from the start or from the last checkpoint -> the final position.
@@ -82,7 +77,7 @@ class Trainer:
             self.state.dev_loss_known(dev_loss(self.student.gathered(), self.dev, self.settings.chunking.tokens))
         self.log.open(position.step)
         with (
-            self.interrupt,
+            self.stepper.interrupt,
             self._saving_what_is_done(),
             Progressing("training", self.schedule.total_steps, position.step) as progress,
         ):
@@ -109,96 +104,22 @@ class Trainer:
         for update, following in zip(updates, [*updates[1:], None], strict=True):
             if update.restarts and self.schedule.rate.restarts:
                 self.student.engine.fresh_optimizer()
-            record, asked_to_stop = self.step(update, following)
+            result = self.step(update, following)
             if self.state.position.step % self.settings.log_every == 0 or following is None:
-                self.log.record_step(update, self.state.position.step, record)
-            progress.advance(1, self.log.note(stage, record))
-            if asked_to_stop:
-                raise StopRequested(asked_to_stop)
+                self.log.record_step(update, self.state.position.step, result.record)
+            progress.advance(1, self.log.note(stage, result.record))
+            if result.asked_to_stop:
+                raise StopRequested(result.asked_to_stop)
 
-    def step(self, update: Update, following: Update | None = None) -> tuple[dict[str, float], int]:
-        """One optimiser step -> its record for metrics.jsonl, and the signal that asks to stop (0: none), on any rank.
+    def step(self, update: Update, following: Update | None = None) -> StepResult:
+        """One optimiser step, the ``following`` one prepared meanwhile.
 
-        The objective is summed over response tokens and divided once by their number in the whole step, so ranks and
-        micro-batches of any size give the same gradient. The ``following`` batch is prepared while a GPU computes
-        this one.  Raises RunStopped for a loss that is not finite.
+        Raises RunStopped, which says what was kept, for a loss or gradient that is not finite.
         """
-        started = time.perf_counter()
-        number, stage = self.state.position.step, update.stage
-        objective = self.loss.objective(stage.temperature, stage.kd_ratio)
-        batch = self.batches.cut(self._texts(update), number)
-        sums = []
-        for micro in batch.micro_batches:
-            values, cross_entropy = self.student.forward_backward(
-                micro, objective, self.schedule.ratio_factors, batch.num_response_tokens
-            )
-            self.state.note_loss(micro, cross_entropy)
-            sums.append(values)
-        if following is not None and self.student_texts is None:  # the student's text depends on this step's update
-            self.batches.prepare(_own_texts(following), number + 1)
-        gradient_norm, applied = self.student.engine.step(update.lr)  # waits for the GPU, as nothing before it does
-        parts, totals, asked_to_stop = self._over_ranks(sums)
-        self._check_finite(update, batch, parts, totals, applied=applied)
-        self.state.step_done(batch, len(update.examples), teacher_reads=self.student.teacher_reads)
-        loss, cross_entropy_mean, divergence = (total / batch.num_response_tokens for total in totals)
-        record = {
-            "loss": loss,
-            "cross_entropy": cross_entropy_mean,
-            "divergence": divergence,
-            "lr": update.lr,
-            "gradient_norm": gradient_norm,
-            "skipped": not applied,
-            "student_text": batch.num_student_texts / len(update.examples),
-            "tokens_per_second": batch.num_tokens / (time.perf_counter() - started),
-            "peak_memory_gb": peak_memory_gb(self.student.device),
-        }
-        return record, asked_to_stop
-
-    def _student_texts(self) -> StudentTexts | None:
-        """What chooses the student's own responses; None if it is trained on the data's alone."""
-        plan, most = self.settings.on_policy, self.settings.max_new_tokens
-        if plan is None:
-            return None
-        total_steps = self.schedule.total_steps
-        return StudentTexts(plan, self.train, self.student.gathered, max_new_tokens=most, total_steps=total_steps)
-
-    def _texts(self, update: Update) -> Texts:
-        if self.student_texts is None:
-            return _own_texts(update)
-        return self.state.choose_texts(self.student_texts, update.examples)
-
-    def _over_ranks(self, sums: Sequence[Tensor]) -> tuple[list[list[float]], list[float], int]:
-        """(this rank's sums by micro-batch, their totals over all ranks, the signal that asked any rank to stop)."""
-        parts: list[list[float]] = torch.stack(list(sums)).tolist()
-        signum = self.interrupt.signum
-        of_rank = [*map(sum, zip(*parts, strict=True)), signum]
-        *totals, signums = distributed.sum_over_ranks(of_rank, self.student.device)
-        # Decided by the sum alone: the other ranks do not know of a signal that came since.
-        return parts, totals, (self.interrupt.signum or SIGTERM) if signums else 0
-
-    def _check_finite(
-        self, update: Update, batch: GlobalBatch, parts: list[list[float]], totals: list[float], *, applied: bool
-    ) -> None:
-        """Count a step that was not applied.  Raises RunStopped if `max_skipped_steps` allows no more."""
-        if not all(map(math.isfinite, totals)):
-            what = f"loss is {totals[0] / batch.num_response_tokens}"
-            pairs = zip(batch.micro_batches, parts, strict=True)
-            bad = [micro.batch.example_ids.tolist() for micro, part in pairs if not all(map(math.isfinite, part))]
-            offenders = [example_id for ids in bad for example_id in ids]
-        elif not applied and not self.student.engine.scales_loss:  # the dynamic loss scale handles an fp16 overflow
-            what, offenders = "gradient is not finite", self.train.ids[update.examples].tolist()
-        else:
-            return
-        position, most = self.state.position, self.settings.max_skipped_steps
-        ids = sorted(distributed.gather_by_id(dict.fromkeys(offenders)))
-        where = (
-            f"the {what} at step {position.step + 1}, stage {update.stage.index + 1}, in the batch of examples {ids}"
-        )
-        if position.skipped_steps >= most:
-            before = f" after {position.skipped_steps} skipped steps" if position.skipped_steps else ""
-            raise RunStopped(f"{where}{before}; {self.checkpoints.kept()}")
-        self.state.step_skipped()
-        say(f"{where}: skipped, {self.state.position.skipped_steps} of at most {most}")
+        try:
+            return self.stepper.step(update, following, self.schedule.ratio_factors)
+        except NotFinite as error:
+            raise RunStopped(f"{error}; {self.checkpoints.kept()}") from error
 
     def end_epoch(self, stage: Stage) -> None:
         """Evaluate on dev and write checkpoints, if this epoch is due; move on to the next epoch or stage."""
@@ -253,6 +174,14 @@ class Trainer:
         if self.schedule.ranked is None or self.ranker is None or not self.settings.bucket_examples:
             return None
         return BucketProbe(self.train, self.schedule.ranked, self.settings.bucket_examples, self.ranker.settings)
+
+    def _student_texts(self) -> StudentTexts | None:
+        """What chooses the student's own responses; None if it is trained on the data's alone."""
+        plan, most = self.settings.on_policy, self.settings.max_new_tokens
+        if plan is None:
+            return None
+        total_steps = self.schedule.total_steps
+        return StudentTexts(plan, self.train, self.student.gathered, max_new_tokens=most, total_steps=total_steps)
 
     def resume(self) -> None:
         """Load the last checkpoint, if there is one, and the rankings in force at that point."""
@@ -311,8 +240,3 @@ class Trainer:
             "world_size": distributed.world_size(),
             "finished": position.done,
         }
-
-
-def _own_texts(update: Update) -> Texts:
-    """The examples of a step with the data's own responses."""
-    return Texts(update.examples, [None] * len(update.examples))
