@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pocl.difficulty.ranker import rank
     from pocl.difficulty.ranking import Ranking, rank_examples, reciprocal_rank_fusion
     from pocl.difficulty.student import ScoringSettings
-    from pocl.losses import LOSSES, Head, HiddenStates, LossValues, StageObjective
+    from pocl.losses import LOSSES, DistillationLoss, Head, HiddenStates, LossValues, StageObjective
     from pocl.models.student import Student
     from pocl.models.teacher import Teacher
     from pocl.training.run_folder import RunFolder
