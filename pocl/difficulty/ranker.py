@@ -27,6 +27,7 @@ from pocl.difficulty.diagnostics import diagnose, summary
 from pocl.difficulty.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
 from pocl.difficulty.student import ScoringSettings, score_examples
 from pocl.losses.chunked import chunks_needed, distillation_objective
+from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective
 from pocl.models.identity import weights_fingerprint
 from pocl.models.states import response_labels
@@ -158,12 +159,10 @@ class Ranker:
             batch = self.train.batch(block).to(teacher.device)
             labels = response_labels(batch)
             result = distillation_objective(
-                teacher.states(batch),
-                teacher.head,
-                None,
+                HiddenStates(teacher.states(batch), teacher.head),
                 None,
                 labels,
-                term=StageObjective(),
+                StageObjective(),
                 num_chunks=chunks_needed(len(labels), self.limits.chunk_tokens),
             )
             losses = batch.sum_by_example(result.cross_entropy).cpu() / batch.num_labels

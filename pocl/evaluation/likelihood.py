@@ -8,6 +8,7 @@ from pocl.data.batch import Batch
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import blocks_to_read
 from pocl.losses.chunked import chunks_needed, distillation_objective
+from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective
 from pocl.models.states import make_head, response_labels, response_states
 
@@ -19,8 +20,8 @@ def example_cross_entropy(
     """(summed cross-entropy in nats, response tokens) of each example of a batch, over ``vocab_size`` entries."""
     head, labels = make_head(model, vocab_size), response_labels(batch)
     num_chunks = chunks_needed(len(labels), chunk_tokens)
-    states = response_states(model, batch)
-    result = distillation_objective(states, head, None, None, labels, term=StageObjective(), num_chunks=num_chunks)
+    states = HiddenStates(response_states(model, batch), head)
+    result = distillation_objective(states, None, labels, StageObjective(), num_chunks=num_chunks)
     sums = batch.sum_by_example(result.cross_entropy)
     return list(zip(sums.tolist(), batch.num_labels.tolist(), strict=True))
 

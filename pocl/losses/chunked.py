@@ -5,9 +5,10 @@ logits, before the next chunk. The backward pass then only returns these gradien
 computed twice, and peak memory does not grow with tokens times vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pocl.losses.fused import fused_objective
-from pocl.losses.head import Head, aligned
+from pocl.losses.head import Head, HiddenStates, aligned
 from pocl.losses.token import StageObjective, Weights, token_objective
 
 # Logit elements processed per block. On the CPU, what its caches hold: at V = 50,257 ten rows at a time took two
@@ -26,9 +27,11 @@ _TENSORS_PER_BLOCK = 15
 _LARGEST_CHUNK = {"cpu": 128, "cuda": 4096}  # CPU: with 192 a step was 1 to 6 % faster, but took more memory
 _SHARE_OF_MEMORY = 1 / 16
 
+Values = tuple[Tensor, Tensor, Tensor]  # loss, cross-entropy and divergence of each token, 3 x [N]
+
 
 @dataclass(frozen=True)
-class Objective:
+class LossValues:
     """What one micro-batch contributes: a sum to differentiate, and one value per response token to report."""
 
     loss: Tensor  # [], the sum over tokens of (1 - r) CE + r T^k D
@@ -37,75 +40,94 @@ class Objective:
 
 
 def distillation_objective(
-    student_states: Tensor,
-    student_head: Head,
-    teacher_states: Tensor | None,
-    teacher_head: Head | None,
+    student: HiddenStates,
+    teacher: HiddenStates | None,
     labels: Tensor,
+    objective: StageObjective,
     *,
-    term: StageObjective,
     weights: Weights | None = None,
     num_chunks: int = 1,
     fused: bool = False,
-) -> Objective:
-    """The objective of N response tokens, summed.  [N, H_s], [N, H_t], [N] -> Objective.
+) -> LossValues:
+    """The objective of N response tokens, summed.  [N, H_s], [N, H_t], [N] -> [], [N], [N].
 
     ``weights`` [N] are per token and replace the objective's. ``fused``: if gradients are enabled, use the GPU kernel.
 
     The tokens are cut into ``num_chunks`` equal parts whose logits exist one after the other. If gradients are
     enabled, ``loss`` carries those w.r.t. the states and the head's parameters, and can be differentiated once.
     The caller divides ``loss`` once by the number of response tokens in the whole optimiser step.
-    Source: POCL, arXiv 2506.05695, section 3.  Raises ValueError if the numbers of rows differ.
+    Source: POCL, arXiv 2506.05695, section 3.  Raises ValueError if numbers of rows or vocabularies differ.
     """
-    num_tokens = _check_rows(student_states, teacher_states, labels)
-    learns = torch.is_grad_enabled()
-    parameters = student_head.trained_parameters() if learns else []
-    head = aligned(student_head)
-    parameter_gradients = _unfilled_gradients(student_head, head, student_states, num_chunks) if learns else []
-
-    def chunk(piece: slice) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """(objective, cross-entropy, divergence) of some tokens, and their gradient w.r.t. the states."""
-        rows = student_states[piece].detach().requires_grad_(learns)
-        with _frozen(parameters):  # their gradients are summed below, without another tensor of the head's size
-            product = head.module(rows)
-        student_logits = head.logits(product)
-        known = None if weights is None else weights[piece]
-        with torch.no_grad():
-            no_teacher = teacher_states is None or teacher_head is None
-            teacher_logits = None if no_teacher else teacher_head(teacher_states[piece])
-            # In place: the gradient overwrites the logits.
-            parts = (student_logits.detach(), teacher_logits, labels[piece], term, known)
-            values = fused_objective(*parts) if fused and learns else _in_blocks(*parts, learns=learns)
-        if not learns:
-            return values, None
-        del teacher_logits
-        by_rows, by_product = _back_to_rows(head, rows, product, student_logits)
-        _add_up(parameter_gradients, rows.detach(), by_product, first=piece.start == 0)
-        return values, by_rows
-
-    values, state_gradients = [], []
-    for i in range(num_chunks):
-        chunk_values, by_states = chunk(slice(num_tokens * i // num_chunks, num_tokens * (i + 1) // num_chunks))
-        values.append(chunk_values)
-        state_gradients.append(by_states)
-    losses, cross_entropies, divergences = (torch.cat(column) for column in zip(*values, strict=True))
-    loss = losses.sum()
-    if learns:
-        num_rows = student_head.module.out_features
-        known = [torch.cat(state_gradients), *(gradient[:num_rows] for gradient in parameter_gradients)]
-        loss = _WithGradient.apply(loss, known, student_states, *parameters)
-    return Objective(loss, cross_entropies, divergences)
+    _check(student, teacher, labels)
+    ends = [len(labels) * i // num_chunks for i in range(num_chunks + 1)]
+    chunks = [_Chunk(slice(*pair), teacher, labels, objective, weights) for pair in pairwise(ends)]
+    return _with_gradient(student, chunks, fused=fused) if torch.is_grad_enabled() else _values_alone(student, chunks)
 
 
-def _check_rows(student_states: Tensor, teacher_states: Tensor | None, labels: Tensor) -> int:
-    num_tokens = labels.shape[0]
-    if student_states.shape[0] != num_tokens or (teacher_states is not None and teacher_states.shape[0] != num_tokens):
-        teacher_tokens = num_tokens if teacher_states is None else teacher_states.shape[0]
+def _check(student: HiddenStates, teacher: HiddenStates | None, labels: Tensor) -> None:
+    teacher_rows = len(labels) if teacher is None else len(teacher)
+    if not len(student) == teacher_rows == len(labels):
         raise ValueError(
-            f"{student_states.shape[0]} student states, {teacher_tokens} teacher states and {num_tokens} labels; "
+            f"{len(student)} student states, {teacher_rows} teacher states and {len(labels)} labels; "
             f"expected one of each per response token"
         )
-    return num_tokens
+    if teacher is not None and teacher.head.num_logits != student.head.num_logits:
+        raise ValueError(
+            f"the student's head gives {student.head.num_logits} logits, the teacher's {teacher.head.num_logits}; cut "
+            f"both to the tokenizer's size by `vocab_size`"
+        )
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some of the response tokens, ``rows`` of them all, and what the student's logits are compared with there."""
+
+    rows: slice
+    teacher: HiddenStates | None  # this and the next two are of all tokens
+    labels: Tensor
+    objective: StageObjective
+    weights: Weights | None
+
+    @torch.no_grad()
+    def values(self, student_logits: Tensor, *, learns: bool, fused: bool = False) -> Values:
+        """The values of these tokens; if it ``learns``, the loss's gradient overwrites the student's logits [n, V]."""
+        teacher_logits = None if self.teacher is None else self.teacher.head(self.teacher.states[self.rows])
+        weights = None if self.weights is None else self.weights[self.rows]
+        compared = (student_logits, teacher_logits, self.labels[self.rows], self.objective, weights)
+        return fused_objective(*compared) if fused and learns else _in_blocks(*compared, learns=learns)
+
+
+def _values_alone(student: HiddenStates, chunks: Sequence[_Chunk]) -> LossValues:
+    head = aligned(student.head)
+    values = [chunk.values(head(student.states[chunk.rows]), learns=False) for chunk in chunks]
+    losses, cross_entropies, divergences = _joined(values)
+    return LossValues(losses.sum(), cross_entropies, divergences)
+
+
+def _with_gradient(student: HiddenStates, chunks: Sequence[_Chunk], *, fused: bool) -> LossValues:
+    of_head = _HeadGradient(student, summed=len(chunks) > 1)
+    found = [_chunk_gradient(student.states, chunk, of_head, fused=fused) for chunk in chunks]
+    losses, cross_entropies, divergences = _joined([values for values, _ in found])
+    gradients = [torch.cat([by_states for _, by_states in found]), *of_head.by_parameter()]
+    loss = _with_known_gradient(losses.sum(), gradients, student.states, *of_head.parameters)
+    return LossValues(loss, cross_entropies, divergences)
+
+
+def _joined(parts: Sequence[Values]) -> Values:
+    losses, cross_entropies, divergences = (torch.cat(column) for column in zip(*parts, strict=True))
+    return losses, cross_entropies, divergences
+
+
+def _chunk_gradient(states: Tensor, chunk: _Chunk, of_head: "_HeadGradient", *, fused: bool) -> tuple[Values, Tensor]:
+    """A chunk's values, and the gradient of its loss w.r.t. its states [n, H]; the head's is added to ``of_head``."""
+    head, rows = of_head.head, states[chunk.rows].detach().requires_grad_()
+    with _frozen(of_head.parameters):  # their gradients are summed in ``of_head``, without another tensor of that size
+        product = head.module(rows)
+    logits = head.logits(product)
+    values = chunk.values(logits.detach(), learns=True, fused=fused)
+    by_rows, by_product = _back_to_rows(head, rows, product, logits)
+    of_head.add(rows.detach(), by_product)
+    return values, by_rows
 
 
 @contextmanager
@@ -118,18 +140,6 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def _unfilled_gradients(head: Head, aligned_head: Head, states: Tensor, num_chunks: int) -> list[Tensor]:
-    """Empty gradients w.r.t. the head's trainable parameters, weight [V, H] and bias [V], V as aligned.
-
-    Allocated before any logits, whose memory the next chunk's can then reuse. If chunks are summed, in float32 at
-    least, since bfloat16 would lose small addends.
-    """
-    num_rows, width = aligned_head.module.out_features, aligned_head.module.in_features
-    dtype = torch.promote_types(states.dtype, torch.float32) if num_chunks > 1 else states.dtype
-    shapes = {id(head.module.weight): (num_rows, width), id(head.module.bias): (num_rows,)}
-    return [states.new_empty(shapes[id(parameter)], dtype=dtype) for parameter in head.trained_parameters()]
 
 
 def _back_to_rows(head: Head, rows: Tensor, product: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,17 +155,37 @@ def _back_to_rows(head: Head, rows: Tensor, product: Tensor, logits: Tensor) -> 
     return by_rows, by_product
 
 
-def _add_up(totals: Sequence[Tensor], rows: Tensor, gradient: Tensor, *, first: bool) -> None:
-    """Add a chunk's part to the gradients w.r.t. the head's parameters; the ``first`` one overwrites what they hold.
+class _HeadGradient:
+    """The gradient w.r.t. a head's trainable parameters, added up chunk by chunk.
 
-    ``rows`` [n, H] is the head's input, ``gradient`` [n, V] is w.r.t. its output.
+    Allocated before any logits, whose memory the next chunk's can then reuse. If chunks are summed, in float32 at
+    least, since bfloat16 would lose small addends.
     """
-    for total in totals:
-        if total.dim() == 2 and total.dtype == gradient.dtype:
-            total.addmm_(gradient.t(), rows, beta=0 if first else 1)
-            continue
-        part = gradient.t() @ rows if total.dim() == 2 else gradient.sum(0, dtype=total.dtype)
-        total.copy_(part) if first else total.add_(part)
+
+    def __init__(self, student: HiddenStates, *, summed: bool) -> None:
+        given, states = student.head.module, student.states
+        self.parameters = student.head.trained_parameters()
+        self.head = aligned(student.head)
+        self._num_rows = given.out_features
+        num_rows, width = self.head.module.out_features, self.head.module.in_features
+        dtype = torch.promote_types(states.dtype, torch.float32) if summed else states.dtype
+        shapes = {id(given.weight): (num_rows, width), id(given.bias): (num_rows,)}
+        self._totals = [states.new_empty(shapes[id(parameter)], dtype=dtype) for parameter in self.parameters]
+        self._filled = False
+
+    def add(self, rows: Tensor, gradient: Tensor) -> None:
+        """Add a chunk's part, from the head's input [n, H] and the ``gradient`` w.r.t. its output [n, V]."""
+        for total in self._totals:
+            if total.dim() == 2 and total.dtype == gradient.dtype:
+                total.addmm_(gradient.t(), rows, beta=int(self._filled))
+                continue
+            part = gradient.t() @ rows if total.dim() == 2 else gradient.sum(0, dtype=total.dtype)
+            total.add_(part) if self._filled else total.copy_(part)
+        self._filled = True
+
+    def by_parameter(self) -> list[Tensor]:
+        """The gradient w.r.t. each of ``parameters``, without the rows that ``aligned`` added."""
+        return [total[: self._num_rows] for total in self._totals]
 
 
 class _WithGradient(torch.autograd.Function):
@@ -175,16 +205,19 @@ class _WithGradient(torch.autograd.Function):
         return None, None, *(g.mul_(factor).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
 
 
+_with_known_gradient: Callable[..., Tensor] = _WithGradient.apply
+
+
 def _in_blocks(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
     labels: Tensor,
-    term: StageObjective,
+    objective: StageObjective,
     weights: Weights | None,
     *,
     learns: bool,
-) -> tuple[Tensor, ...]:
-    """``token_objective``, some rows at a time -> its three values for all; its gradient overwrites the logits.
+) -> Values:
+    """``token_objective``, some rows at a time; if it ``learns``, its gradient overwrites the student's logits.
 
     [N, V], [N, V], [N], [N] -> 3 x [N].
     """
@@ -192,18 +225,18 @@ def _in_blocks(
     blocks = []
     for start in range(0, max(1, len(labels)), num_rows):
         block = slice(start, start + num_rows)
-        *values, gradient = token_objective(
+        loss, cross_entropy, divergence, gradient = token_objective(
             student_logits[block],
             None if teacher_logits is None else teacher_logits[block],
             labels[block],
-            term,
+            objective,
             None if weights is None else weights[block],
             learns=learns,
         )
         if gradient is not None:
             student_logits[block] = gradient
-        blocks.append(values)
-    return tuple(torch.cat(column) for column in zip(*blocks, strict=True))
+        blocks.append((loss, cross_entropy, divergence))
+    return _joined(blocks)
 
 
 def chunk_bytes(chunk_tokens: int, vocab_size: int, device_type: str) -> int:

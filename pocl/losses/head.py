@@ -1,4 +1,4 @@
-"""The head of a model as a function of hidden states, and vocabulary padding for tensor-core alignment."""
+"""Hidden states and the head of a model that turns them into logits, and its padding for tensor-core alignment."""
 
 from dataclasses import dataclass, replace
 
@@ -32,6 +32,11 @@ class Head:
         return logits[..., : self.vocab_size] if self.vocab_size else logits
 
     @property
+    def num_logits(self) -> int:
+        """V, without what is cut off."""
+        return min(self.module.out_features, self.vocab_size or self.module.out_features)
+
+    @property
     def only_cuts(self) -> bool:
         """Whether ``logits`` are simply the first entries of the module's output."""
         return self.scale == 1.0 and self.cap is None
@@ -39,6 +44,17 @@ class Head:
     def trained_parameters(self) -> list[nn.Parameter]:
         """The head's trainable parameters."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """What a model makes of N response tokens: the last hidden states, and the head that turns them into logits."""
+
+    states: Tensor  # [N, H]
+    head: Head
+
+    def __len__(self) -> int:
+        return len(self.states)
 
 
 @torch.no_grad()

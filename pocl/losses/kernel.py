@@ -7,6 +7,9 @@ divergence and the sum of its slope, and for the gradient. Only pocl/losses/fuse
 not available everywhere.
 """
 
+# Triton reads annotations itself: they are its types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 import triton
 import triton.language as tl
 
@@ -99,7 +102,7 @@ def token_objective(
     labels,  # [N]
     divergence_weight,  # [N], r T^k
     cross_entropy_weight,  # [N], 1 - r
-    objective,  # [N], written
+    loss,  # [N], written
     cross_entropy,  # [N], written
     divergence,  # [N], written
     student_stride,
@@ -110,7 +113,7 @@ def token_objective(
     parameter,  # the divergence's own
     KIND: tl.constexpr,
     TEMPERED: tl.constexpr,  # whether T differs from 1
-    CROSS_ENTROPY: tl.constexpr,  # whether it is part of the objective
+    CROSS_ENTROPY: tl.constexpr,  # whether it is part of the loss
     BLOCK: tl.constexpr,  # entries at a time
 ):
     """The row of one token; see ``pocl.losses.token.token_objective``."""
@@ -146,7 +149,7 @@ def token_objective(
     if KIND == NONE:
         weight_d, weight_ce, share = 0.0, 1.0, 0.0
         inverse_p, log_total_p = 1.0, 0.0
-        tl.store(objective + token, value_ce)
+        tl.store(loss + token, value_ce)
         tl.store(divergence + token, 0.0)
     else:
         total_p = tl.sum(sum_p, 0)
@@ -178,7 +181,7 @@ def token_objective(
         if CROSS_ENTROPY:
             weight_ce = tl.load(cross_entropy_weight + token)
             weighted += weight_ce * value_ce
-        tl.store(objective + token, weighted)
+        tl.store(loss + token, weighted)
         tl.store(divergence + token, value_d)
 
     label = tl.load(labels + token)

@@ -47,35 +47,35 @@ def token_objective(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
     labels: Tensor,
-    term: StageObjective,
+    objective: StageObjective,
     weights: Weights | None = None,
     *,
     learns: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(objective, cross-entropy, divergence) of each token, and the objective's gradient w.r.t. the student's logits.
+    """(loss, cross-entropy, divergence) of each token, and the loss's gradient w.r.t. the student's logits.
 
     [N, V], [N, V], [N] -> 3 x [N], [N, V] in float32 at least; no gradient unless ``learns``.
     """
     plain = softmax(student_logits)
-    tempered = plain.tempered(term.temperature)
+    tempered = plain.tempered(objective.temperature)
     cross_entropy = -plain.logp_of(labels)
-    if term.divergence is None or teacher_logits is None:
+    if objective.divergence is None or teacher_logits is None:
         gradient = None
         if learns:
             gradient = plain.probs
             gradient.scatter_add_(-1, labels[:, None], gradient.new_full((len(labels), 1), -1.0))
         return cross_entropy, cross_entropy, torch.zeros_like(cross_entropy), gradient
-    divergence, slope = term.divergence(tempered, softmax(teacher_logits, term.temperature))
-    weight, weight_of_labels = term.weights(weights, cross_entropy)
-    objective = weight * divergence
+    divergence, slope = objective.divergence(tempered, softmax(teacher_logits, objective.temperature))
+    weight, weight_of_labels = objective.weights(weights, cross_entropy)
+    loss = weight * divergence
     gradient = None
     if learns:
-        gradient = through_softmax(slope, tempered, weight[:, None] / term.temperature)
+        gradient = through_softmax(slope, tempered, weight[:, None] / objective.temperature)
     if weight_of_labels is not None:
-        objective = objective + weight_of_labels * cross_entropy
+        loss = loss + weight_of_labels * cross_entropy
         if gradient is not None:
             _add_cross_entropy(gradient, plain, labels, weight_of_labels)
-    return objective, cross_entropy, divergence, gradient
+    return loss, cross_entropy, divergence, gradient
 
 
 def _add_cross_entropy(gradient: Tensor, q: Softmax, labels: Tensor, weight: Tensor) -> None:

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from pocl.common import distributed
 from pocl.data.batch import Batch, send
 from pocl.losses.chunked import chunks_needed, distillation_objective
-from pocl.losses.head import Head
+from pocl.losses.head import Head, HiddenStates
 from pocl.losses.token import StageObjective, Weights
 from pocl.models.states import make_head, response_labels, response_states
 
@@ -35,7 +35,7 @@ class StudentObjective(nn.Module):
         teacher_head: Head | None = None,
         weights: Weights | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(summed loss [], cross-entropy [N], divergence [N]) of a micro-batch; see ``Objective``.
+        """(summed loss [], cross-entropy [N], divergence [N]) of a micro-batch; see ``LossValues``.
 
         ``weights`` [B] are per example and replace the term's.
         """
@@ -47,14 +47,14 @@ class StudentObjective(nn.Module):
             counts = send(batch.num_labels, labels.device)
             parts = (weights.divergence, weights.cross_entropy)
             weights = Weights(*(part.repeat_interleave(counts, output_size=len(labels)) for part in parts))
-        states = response_states(self.student, batch)
+        teacher = None
+        if teacher_states is not None and teacher_head is not None:
+            teacher = HiddenStates(teacher_states, teacher_head)
         result = distillation_objective(
-            states,
-            self.head,
-            teacher_states,
-            teacher_head,
+            HiddenStates(response_states(self.student, batch), self.head),
+            teacher,
             labels,
-            term=term,
+            term,
             weights=weights,
             num_chunks=num_chunks,
             fused=self.fused,
