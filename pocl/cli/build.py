@@ -20,7 +20,7 @@ from pocl.difficulty.ranking_file import adopt_ranking
 from pocl.difficulty.student import ScoringSettings
 from pocl.evaluation.sets import DevSet, Example
 from pocl.generation.sampling import Sampling
-from pocl.losses.distillation import DistillationLoss
+from pocl.losses import DistillationLoss
 from pocl.losses.fused import why_not_fused
 from pocl.models.identity import (
     check_positions,

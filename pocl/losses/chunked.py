@@ -5,7 +5,7 @@ logits, before the next chunk. The backward pass then only returns these gradien
 computed twice, and peak memory does not grow with tokens times vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -109,8 +109,7 @@ def _with_gradient(student: HiddenStates, chunks: Sequence[_Chunk], *, fused: bo
     found = [_chunk_gradient(student.states, chunk, of_head, fused=fused) for chunk in chunks]
     losses, cross_entropies, divergences = _joined([values for values, _ in found])
     gradients = [torch.cat([by_states for _, by_states in found]), *of_head.by_parameter()]
-    inputs = (student.states, *of_head.parameters)
-    loss: Tensor = _WithGradient.apply(losses.sum(), gradients, *inputs)  # type: ignore[no-untyped-call]
+    loss = _with_known_gradient(losses.sum(), gradients, student.states, *of_head.parameters)
     return LossValues(loss, cross_entropies, divergences)
 
 
@@ -204,6 +203,9 @@ class _WithGradient(torch.autograd.Function):
         # In place, and released: the head's gradient is as large as the head.
         gradients, ctx.gradients = ctx.gradients, ()
         return None, None, *(g.mul_(factor).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
+
+
+_with_known_gradient: Callable[..., Tensor] = _WithGradient.apply
 
 
 def _in_blocks(

@@ -174,9 +174,7 @@ class Family:
 
     divergence: Callable[..., ValueAndSlope]
     uniform_power: int = 2  # keeps the gradient's size steady as T rises
-    published_power: int | None = (
-        None  # of the paper's code; None: it has no such divergence, and k is the uniform one
-    )
+    published_power: int | None = None  # of the paper's code; None: it has no such divergence, k is the uniform one
     parameter: str | None = None  # the one option that the divergence takes, by its name in LossOptions
 
 
@@ -224,6 +222,8 @@ LOSSES: dict[str, LossType] = {
 }
 
 ALIASES: dict[str, str] = {"kd": "fkl", "ttvdf": "ttvd"}
+
+SCALINGS = ("uniform", "published")  # of T^k, see ``Family``
 
 SFT = "sft"  # cross-entropy alone: no teacher, no divergence
 

@@ -16,7 +16,7 @@ from pocl.data.dataset import Split
 from pocl.difficulty.forgetting import BucketProbe
 from pocl.difficulty.ranker import Ranker
 from pocl.evaluation.sets import DevSet
-from pocl.losses.distillation import DistillationLoss
+from pocl.losses import DistillationLoss
 from pocl.models.student import Student
 from pocl.models.teacher import Teacher
 from pocl.training.batches import BatchCutter

@@ -53,14 +53,14 @@ def apart(found: Tensor, wanted: Tensor) -> float:
 
 
 def compare(
-    term: StageObjective, student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Weights | None = None
+    objective: StageObjective, student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Weights | None = None
 ) -> None:
     """Values and gradient of the kernel are those of torch's operations in float64."""
     in_float64 = None if teacher is None else teacher.double()
     doubled = None if weights is None else Weights(weights.divergence.double(), weights.cross_entropy.double())
-    *wanted, gradient = token_objective(student.double(), in_float64, labels, term, doubled)
+    *wanted, gradient = token_objective(student.double(), in_float64, labels, objective, doubled)
     found = student.clone() if student.is_contiguous() else student
-    values = fused_objective(found, teacher, labels, term, weights)
+    values = fused_objective(found, teacher, labels, objective, weights)
     for a, b in zip(values, wanted, strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=2e-6)  # nats: as near as torch's are in float32
@@ -71,8 +71,8 @@ def compare(
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("name", KINDS)
 def test_every_divergence_is_what_torch_makes_of_it(name: str, temperature: float, dtype: torch.dtype) -> None:
-    term = StageObjective(LOSSES[name].bind(), temperature, temperature**2, 0.6)
-    compare(term, *rows(150, dtype))
+    objective = StageObjective(LOSSES[name].bind(), temperature, temperature**2, 0.6)
+    compare(objective, *rows(150, dtype))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -94,12 +94,12 @@ def test_cross_entropy_alone(vocab_size: int) -> None:
 
 
 def test_cross_entropy_is_left_out_at_a_ratio_of_one() -> None:
-    term = StageObjective(LOSSES["fkl"].bind(), kd_ratio=1.0)
+    objective = StageObjective(LOSSES["fkl"].bind(), kd_ratio=1.0)
     student, teacher, labels = rows(100)
-    compare(term, student, teacher, labels)
+    compare(objective, student, teacher, labels)
     student[torch.arange(5, device=DEVICE), labels] = -float("inf")  # an infinite cross-entropy
-    objective, _, divergence_values = fused_objective(student, teacher, labels, term)
-    assert objective.equal(divergence_values) and student.isfinite().all()
+    loss, _, divergence = fused_objective(student, teacher, labels, objective)
+    assert loss.equal(divergence) and student.isfinite().all()
 
 
 @pytest.mark.parametrize("parameter", [0.01, 0.5, 0.9])
@@ -113,9 +113,9 @@ def test_entries_that_a_model_masks_give_no_nan(name: str) -> None:
     student, teacher, labels = rows(150)
     labels = labels.clamp(max=39)
     student[:, 40:90], teacher[:, 60:120] = -float("inf"), -float("inf")
-    term = StageObjective(LOSSES[name].bind(), 1.2, 1.44, 0.6)
-    *wanted, gradient = token_objective(student.double(), teacher.double(), labels, term)
-    values = fused_objective(student, teacher, labels, term)
+    objective = StageObjective(LOSSES[name].bind(), 1.2, 1.44, 0.6)
+    *wanted, gradient = token_objective(student.double(), teacher.double(), labels, objective)
+    values = fused_objective(student, teacher, labels, objective)
     for a, b in zip((*values, student), (*wanted, gradient), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-6)
 
@@ -130,19 +130,19 @@ def test_large_logits_far_apart(name: str) -> None:
 def test_a_nan_among_the_logits_arrives_in_values_and_gradient(broken: str) -> None:
     student, teacher, labels = rows(150)
     (student if broken == "student" else teacher)[2, 77] = float("nan")
-    objective, _, divergence = fused_objective(
+    loss, _, divergence = fused_objective(
         student, teacher, labels, StageObjective(LOSSES["fkl"].bind(), 1.0, 1.0, 0.6)
     )
-    assert objective.isnan().tolist() == divergence.isnan().tolist() == [False, False, True, False, False]
+    assert loss.isnan().tolist() == divergence.isnan().tolist() == [False, False, True, False, False]
     assert student.isnan().any(1).tolist() == [False, False, True, False, False]
 
 
 def test_logits_may_be_the_front_of_wider_rows_whose_end_is_then_zero() -> None:
-    term = StageObjective(LOSSES["trkl"].bind(), 1.5, 2.25, 0.6)
+    objective = StageObjective(LOSSES["trkl"].bind(), 1.5, 2.25, 0.6)
     student, teacher, labels = rows(150)
     wide, wide_teacher = (torch.full((5, width), 9.0, device=DEVICE) for width in (192, 176))
     wide[:, :150], wide_teacher[:, :150] = student, teacher
-    compare(term, wide[:, :150], wide_teacher[:, :150], labels)
+    compare(objective, wide[:, :150], wide_teacher[:, :150], labels)
     assert (wide[:, 150:160] == 0).all() and (wide[:, 160:] == 9).all() and (wide_teacher[:, 150:] == 9).all()
 
 
@@ -169,9 +169,9 @@ def test_the_whole_objective_by_the_kernel(monkeypatch: pytest.MonkeyPatch, head
     found = []
     for by_kernel in (False, True):
         module = StudentObjective(student, chunk_tokens=3, fused=by_kernel)
-        term = StageObjective(LOSSES["tsrkl"].bind(), 1.5, 2.25, 0.8)
+        objective = StageObjective(LOSSES["tsrkl"].bind(), 1.5, 2.25, 0.8)
         student.zero_grad()
-        loss, cross_entropy, divergence = module(batch, term, states, aligned(make_head(teacher)), weights)
+        loss, cross_entropy, divergence = module(batch, objective, states, aligned(make_head(teacher)), weights)
         loss.backward()
         found.append([cross_entropy, divergence, loss.detach(), *(p.grad for p in student.parameters())])
     for plain, fast in zip(*found, strict=True):
@@ -185,10 +185,10 @@ def test_no_token_is_no_work() -> None:
 
 def test_logits_that_do_not_fit_are_refused() -> None:
     student, teacher, labels = rows(30)
-    term = StageObjective(LOSSES["fkl"].bind())
+    objective = StageObjective(LOSSES["fkl"].bind())
     for one, other in ((student.t().contiguous().t(), teacher), (student, teacher[:, :20])):
         with pytest.raises(ValueError, match="contiguous rows"):
-            fused_objective(one, other, labels, term)
+            fused_objective(one, other, labels, objective)
 
 
 def test_what_has_no_kernel_is_named() -> None:

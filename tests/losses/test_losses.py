@@ -383,7 +383,7 @@ def test_an_unknown_type_names_the_closest_and_all(name: str, meant: str | None)
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1.1, math.nan, math.inf])
 def test_mixture_weights_lie_strictly_between_0_and_1(value: float) -> None:
     for name, option in (("sfkl", "skew"), ("tsrkl", "skew"), ("jsd", "teacher_weight")):
-        with pytest.raises(UserError, match=f"--{option.replace('_', '-')} is {value}"):
+        with pytest.raises(UserError, match=f"`{option}` is {value}"):
             LOSSES[name].bind(**{option: value})
 
 
