@@ -13,6 +13,7 @@ from pocl.data.dataset import Split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits, micro_batches
 from pocl.generation.decoding import generate
 from pocl.generation.sampling import Sampling
+from pocl.models.student import Student
 from pocl.training.on_policy import OnPolicy, OnPolicyState, Response
 
 _SEEDS_OF_A_STEP = 1_000_003  # a prime: the sampling seeds of two steps differ for any run seed below it
@@ -157,16 +158,9 @@ class MicroBatchSource:
         answers: list[list[int]] = []
         if len(mine):
             rows = self.train.table[mine.tolist()]
-            answers = generate(
-                student,
-                rows["prompt_ids"],
-                rows["id"],
-                sampling=Sampling(
-                    self.max_new_tokens, no_repeat_ngram=0, seed=_SEEDS_OF_A_STEP * (step + 1) + on_policy.seed
-                ),
-                eos_ids=[self.tokenizer.eos_token_id],
-                vocab_size=len(self.tokenizer),
-            )
+            seed = _SEEDS_OF_A_STEP * (step + 1) + on_policy.seed
+            sampling = Sampling(self.max_new_tokens, no_repeat_ngram=0, seed=seed)
+            answers = generate(Student(student, self.tokenizer), rows["prompt_ids"], rows["id"], sampling=sampling)
         found = distributed.gather_by_id(dict(zip(mine.tolist(), answers, strict=True)))
         end = [self.tokenizer.eos_token_id]
         # An answer cut at max_new_tokens did not end: it gets no end-of-text token.

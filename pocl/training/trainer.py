@@ -27,6 +27,7 @@ from pocl.evaluation.answers import evaluate, mean_scores
 from pocl.evaluation.likelihood import mean_cross_entropy
 from pocl.evaluation.sets import DevSet
 from pocl.generation.decoding import BuiltIn
+from pocl.models.student import Student
 from pocl.models.teacher import TeacherSource
 from pocl.training.batches import MicroBatchSource
 from pocl.training.checkpoints import Checkpoints
@@ -302,7 +303,7 @@ class Trainer:
         student = self._gathered_student()
         loss = self.dev_loss(student)
         records = evaluate(
-            BuiltIn(student, self.tokenizer, self.dev.batch_size),
+            BuiltIn(Student(student, self.tokenizer), self.dev.batch_size),
             self.tokenizer,
             self.dev.examples,
             self.dev.prompts,
