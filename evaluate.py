@@ -40,9 +40,10 @@ from pocl.evaluation.kept_answers import (
 from pocl.evaluation.sets import Example, load_set, tokenise_prompts
 from pocl.generation.decoding import Generator
 from pocl.generation.sampling import Sampling
-from pocl.generation.vllm_backend import open_generator
+from pocl.generation.vllm_backend import BackendSettings, open_generator
 from pocl.models.identity import check_positions, tokenizer_fingerprint, weights_fingerprint
 from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.student import Student
 
 # What summary.json keeps of the command beside the protocol, so that it can be given again.
 ASKED = ("model", "tokenizer", "num_examples", "max_length", "max_prompt_length", "dtype")
@@ -154,15 +155,9 @@ def sample_and_score(
     check_positions(options.model, options.max_length)
     model = load_model(options.model, options.dtype)
     batch_size = generation.eval_batch_size
-    with open_generator(
-        generation.generation_backend,
-        model,
-        tokenizer,
-        model_path=options.model,
-        max_length=options.max_length,
-        batch_size=batch_size or prompts_together(options.model, options.dtype, options.max_length, device),
-        device=device,
-    ) as generator:
+    batch_size = batch_size or prompts_together(options.model, options.dtype, options.max_length, device)
+    settings = BackendSettings(generation.generation_backend, options.max_length, batch_size, device)
+    with open_generator(Student(model, tokenizer, options.model), settings) as generator:
         command = {option: getattr(options, option) for option in ASKED}
         fingerprints = {"model": weights_fingerprint(model), "tokenizer": tokenizer_fingerprint(tokenizer)}
         respondent = Respondent(generator, tokenizer, fingerprints, command)

@@ -31,9 +31,10 @@ from pocl.common.resumable_pass import ResumablePass
 from pocl.data.dataset import Split, load_split, read_manifest
 from pocl.generation.decoding import Generator, decode
 from pocl.generation.sampling import Sampling
-from pocl.generation.vllm_backend import Backend, open_generator
+from pocl.generation.vllm_backend import Backend, BackendSettings, open_generator
 from pocl.models.identity import check_positions, check_tokenizer, weights_fingerprint
 from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.student import Student
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,9 @@ def main() -> None:
     if is_there(output_dir, key, what):
         say(f"{output_dir} is there already; delete it to make it again")
         return
-    with open_generator(
-        what.generation_backend,
-        model,
-        tokenizer,
-        model_path=what.model,
-        max_length=what.max_length,
-        batch_size=what.eval_batch_size or prompts_together(what.model, what.dtype, what.max_length, device),
-        device=device,
-    ) as generator:
+    batch_size = what.eval_batch_size or prompts_together(what.model, what.dtype, what.max_length, device)
+    settings = BackendSettings(what.generation_backend, what.max_length, batch_size, device)
+    with open_generator(Student(model, tokenizer, what.model), settings) as generator:
         key["generator"] = generator.name
         parts_dir = output_dir.with_name(output_dir.name + ".parts")
         answers = answer_all(generator, tokenizer, train, sampling, parts_dir, key)

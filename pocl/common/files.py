@@ -1,17 +1,17 @@
 """Files written whole or not at all, JSONL read with file and line in every complaint, fingerprints."""
 
 import codecs
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pocl.common.errors import UserError, first_line
+
+ROOT = Path(__file__).resolve().parents[2]  # of a checkout: where scripts/ and data/ are
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,6 +99,26 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file that is appended to; a last line that a crash cut is left out, a missing file empty.
+
+    Raises UserError for a line before it that is not a JSON object.
+    """
+    if not path.is_file():
+        return []
+    # Bytes, split at \n only: a text may hold other line separators, such as U+2028.
+    lines = path.read_bytes().split(b"\n")[:-1]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number} is damaged: {first_line(error)}") from error
+        check_object(record, {}, f"{path}:{number}: the line")
+        records.append(record)
+    return records
+
+
 def _record(line: bytes, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8"))
@@ -110,19 +130,6 @@ def _record(line: bytes, place: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{place}: {json_kind(record)}; each line wants one JSON object")
     return record
-
-
-@contextmanager
-def locked_folder(path: Path) -> Iterator[None]:
-    """Let one process at a time into the block; where the file system knows no locks, all of them."""
-    path.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
 
 
 def file_sha256(path: Path) -> str:
@@ -160,26 +167,3 @@ def recover_folder(path: Path) -> None:
 def _aside(path: Path) -> Path:
     """Where a folder waits while it is replaced: no name that a person gives a copy, since it is deleted."""
     return path.with_name(f".{path.name}.replaced")
-
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file that is appended to; a last line that a crash cut is left out, a missing file empty.
-
-    Raises UserError for a line before it that is not a JSON object.
-    """
-    if not path.is_file():
-        return []
-    # Bytes, split at \n only: a text may hold other line separators, such as U+2028.
-    lines = path.read_bytes().split(b"\n")[:-1]
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number} is damaged: {first_line(error)}") from error
-        check_object(record, {}, f"{path}:{number}: the line")
-        records.append(record)
-    return records

@@ -9,6 +9,7 @@ from pocl.common import distributed
 from pocl.data.dataset import Split
 from pocl.difficulty.student import ScoringSettings, score_block
 from pocl.generation.decoding import BuiltIn
+from pocl.models.student import Student
 
 NUM_BUCKETS = 4
 
@@ -36,7 +37,7 @@ class BucketProbe:
         was_training = student.training
         student.eval()
         positions = np.concatenate(self.buckets)
-        generator = BuiltIn(student, self.tokenizer, self.limits.batch_size)
+        generator = BuiltIn(Student(student, self.tokenizer), self.limits.batch_size)
         blocks = generator.blocks(self.train.prompt_lengths[positions])
         mine = [
             record

@@ -20,7 +20,8 @@ from pocl.evaluation.likelihood import example_cross_entropy
 from pocl.evaluation.metrics import rouge_l
 from pocl.generation.decoding import Generator, decode
 from pocl.generation.sampling import Sampling
-from pocl.generation.vllm_backend import Backend, open_generator
+from pocl.generation.vllm_backend import Backend, BackendSettings, open_generator
+from pocl.models.student import Student
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,9 @@ def score_examples(
     """
     was_training = model.training
     model.eval()
-    with open_generator(
-        limits.backend if answers else "builtin",
-        model,
-        tokenizer,
-        model_path=limits.model_path,
-        max_length=split.max_length,
-        batch_size=limits.batch_size,
-        device=model.device,
-    ) as generator:
+    backend = limits.backend if answers else "builtin"
+    settings = BackendSettings(backend, split.max_length, limits.batch_size, model.device)
+    with open_generator(Student(model, tokenizer, limits.model_path), settings) as generator:
         asked = generator if answers else None
         with ResumablePass(parts_dir, dict(key) | limits.key() | {"answers": asked and asked.name}) as parts:
             gathered = parts.fill(

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pocl.common.files import locked_folder, read_json, write_json
+from pocl.common.files import read_json, write_json
+from pocl.common.lock import locked_folder
 
 ORIGIN = "origin.json"  # of a set: what its answers come from, written before the first of them
 GIVEN = "answers.jsonl"  # of a set: the scores of --answers

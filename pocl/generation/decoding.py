@@ -25,9 +25,9 @@ from pocl.generation.kv_cache import roomy_cache
 from pocl.generation.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
 from pocl.losses.head import aligned
 from pocl.models.attention import whole_mask
-from pocl.models.identity import end_ids
 from pocl.models.packing import takes_whole_masks
-from pocl.models.states import make_head, trunk
+from pocl.models.states import trunk
+from pocl.models.student import Student
 
 # Rows are dropped once this share of the batch is done: dropping copies the cache.
 _COMPACT_AT = 0.125
@@ -51,11 +51,10 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """The project's own decoding loop, on the model as it is in memory."""
+    """The project's own decoding loop, on the student as it is in memory."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    batch_size: int
+    student: Student
+    batch_size: int  # prompts that are answered together
     name: ClassVar[str] = "builtin"
 
     def blocks(self, lengths: np.ndarray) -> list[np.ndarray]:
@@ -66,30 +65,20 @@ class BuiltIn:
         self, prompts: Sequence[list[int]], example_ids: Sequence[int], sampling: Sampling
     ) -> list[list[int]]:
         """One answer per prompt; padded vocabulary entries are never chosen."""
-        return generate(
-            self.model,
-            prompts,
-            example_ids,
-            sampling=sampling,
-            eos_ids=end_ids(self.model, self.tokenizer),
-            vocab_size=len(self.tokenizer),
-        )
+        return generate(self.student, prompts, example_ids, sampling)
 
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    example_ids: Sequence[int],
-    *,
-    sampling: Sampling,
-    eos_ids: Sequence[int],
-    vocab_size: int | None = None,
+    student: Student, prompts: Sequence[list[int]], example_ids: Sequence[int], sampling: Sampling
 ) -> list[list[int]]:
-    """One answer per prompt of one batch, as token ids without the end-of-text token, in the order of the prompts."""
-    was_training = model.training
+    """One answer per prompt of one batch, as token ids without the token that ended it, in the order of the prompts.
+
+    Any of the student's ``end_ids`` ends an answer.
+    """
+    model, was_training = student.model, student.model.training
     model.eval()
-    answers = Decoder(model, prompts, example_ids, sampling, eos_ids).run(aligned(make_head(model, vocab_size)))
+    answers = Decoder(model, prompts, example_ids, sampling, student.end_ids).run(aligned(student.head))
     model.train(was_training)
     return answers
 

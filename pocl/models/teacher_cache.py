@@ -5,13 +5,12 @@ the teacher computes in. Its head gives the full distribution at any temperature
 be far larger.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import read_json, write_json
+from pocl.common.lock import LOCK, FolderLock
 from pocl.common.resumable_pass import ResumablePass
 from pocl.data.batch import Batch
 from pocl.data.blocks import blocks_to_read
@@ -32,7 +32,6 @@ from pocl.models.states import response_states
 
 # The file's elements as numpy dtypes; numpy has no bfloat16.
 _STORAGE = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16, torch.float64: np.float64}
-_LOCK = ".lock"
 _SECONDS_BETWEEN_TRIES = 2.0
 _NUM_VERIFIED = 8  # examples that are recomputed when a finished cache is opened
 
@@ -103,10 +102,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
     Raises UserError if the folder holds something else.
     """
-    with ExitStack() as stack:
+    with FolderLock(folder) as lock:
         said = False
         # Polling, not one long wait: the other ranks would time out on a rank that is silent for hours.
-        while not distributed.broadcast(_lock(folder, stack) if distributed.is_main() else None):
+        while distributed.broadcast(_taken(lock) if distributed.is_main() else None):
             if not said:
                 say(f"another run is using the teacher cache in {folder}; waiting for it")
             said = True
@@ -114,19 +113,16 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _lock(folder: Path, stack: ExitStack) -> bool:
-    """Whether this run now has the folder to itself, until ``stack`` is closed."""
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if held - {_LOCK, "manifest.json"} and "states.bin" not in held:
-        raise UserError(f"{folder} holds something other than a teacher cache; give `teacher_cache` another folder")
-    with suppress(OSError):  # a file system without locks, or a folder that _prepare reports
-        folder.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context((folder / _LOCK).open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+def _taken(lock: FolderLock) -> str | None:
+    """Take the lock -> None, or who has it."""
+    held = {path.name for path in lock.folder.iterdir()} if lock.folder.is_dir() else set()
+    if held - {LOCK, "manifest.json"} and "states.bin" not in held:
+        raise UserError(
+            f"{lock.folder} holds something other than a teacher cache; give `teacher_cache` another folder"
+        )
+    with suppress(OSError):  # a finished cache may be read only; _prepare reports the others
+        return lock.take()
+    return None
 
 
 def _build(folder: Path, split: Split, model: PreTrainedModel, device: torch.device, key: Mapping[str, Any]) -> None:
@@ -196,9 +192,6 @@ def _prepare(folder: Path, key: Mapping[str, Any], needed: int) -> None:
         ) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
-        with suppress(OSError):
-            (folder / _LOCK).unlink(missing_ok=True)
-            folder.rmdir()
         raise UserError(
             f"the teacher cache needs {needed / 1e9:.2f} GB and {folder.parent} has {free / 1e9:.2f} GB free; "
             f"give `teacher_cache` another disk, or `teacher_cache` off"

@@ -1,9 +1,6 @@
 """results/<family>/<method>/<type>/<run>/: what a run writes, and whether it may resume."""
 
-import contextlib
-import fcntl
 import json
-import os
 import platform
 import re
 import subprocess
@@ -18,6 +15,7 @@ from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import ROOT, check_object, read_lines, read_object, write_json, write_text
+from pocl.common.lock import FolderLock
 from pocl.curriculum.stages import Curriculum
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "peft", "accelerate", "rouge-score", "numpy")
@@ -52,35 +50,20 @@ class RunFolder:
         A run that ends before it has written anything leaves no folder. Collective: every rank must call it.
         Raises UserError if another process trains here.
         """
-        with contextlib.ExitStack() as stack:
-            holder = self._lock(stack) if distributed.is_main() else None
-            holder = distributed.broadcast(holder)
+        with FolderLock(self.path) as lock:
+            holder = distributed.broadcast(self._take(lock) if distributed.is_main() else None)
             if holder:
                 raise UserError(
                     f"{self.path} is being trained by {holder}; wait until it ends, or give another `run_name`"
                 )
             yield
 
-    def _lock(self, stack: contextlib.ExitStack) -> str | None:
-        """Hold the lock until the stack is closed -> None, or who holds it already."""
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+    def _take(self, lock: FolderLock) -> str | None:
+        """Take the lock -> None, or who has it."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            return lock.take()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}; give another `output_dir`") from error
-        stack.callback(_remove_if_unused, made)
-        file = stack.enter_context((self.path / ".lock").open("a+", encoding="utf-8"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            return file.read().strip() or "another process"
-        except OSError:  # a file system without locks
-            return None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        return None
 
     def last_checkpoint(self) -> dict[str, Any] | None:
         """What checkpoints/last.json says (tag, position, world_size, files); None before the first."""
@@ -215,15 +198,6 @@ class RunFolder:
             if record["step"] < last_step or (record["step"] == last_step and ("loss" in record or not within_epoch))
         ]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def _remove_if_unused(folders: Sequence[Path]) -> None:
-    """Remove these folders, innermost first, if they hold nothing but a lock."""
-    if folders and [path.name for path in folders[0].iterdir()] == [".lock"]:
-        (folders[0] / ".lock").unlink()
-        with contextlib.suppress(OSError):  # somebody else has put something there
-            for folder in folders:
-                folder.rmdir()
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Sequence[str]:

@@ -3,6 +3,8 @@
 import copy
 import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from pocl.losses.head import HEAD_ROWS
 from pocl.models.attention import whole_mask
 from pocl.models.loading import attend_by_example
 from pocl.models.packing import takes_whole_masks
+from pocl.models.states import make_head
+from pocl.models.student import Student
 from tests.tiny import FAMILIES, tiny_model
 
 # Lengths 1 to 14; some repeat themselves, so that a ban of n-grams finds something in the prompt.
@@ -57,9 +61,23 @@ def reference(
     return cut(output[0, len(prompt) :].tolist(), eos_ids)
 
 
+def answered(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    ids: Sequence[int],
+    sampling: Sampling,
+    *,
+    eos_ids: Sequence[int] = (),
+    vocab_size: int | None = None,
+) -> list[list[int]]:
+    """The answers of a student that these tokens end, and that may choose these entries of its vocabulary."""
+    student: Any = SimpleNamespace(model=model, head=make_head(model, vocab_size), end_ids=list(eos_ids))
+    return generate(student, prompts, ids, sampling)
+
+
 def greedy(model: PreTrainedModel, *, max_new_tokens: int, ngram: int, eos_ids: Sequence[int] = ()) -> list[list[int]]:
     sampling = Sampling(max_new_tokens, temperature=0.0, no_repeat_ngram=ngram)
-    return generate(model, PROMPTS, IDS, sampling=sampling, eos_ids=eos_ids)
+    return answered(model, PROMPTS, IDS, sampling, eos_ids=eos_ids)
 
 
 @pytest.mark.parametrize("ngram", [0, 2, 3, 4, 5, 6])
@@ -105,7 +123,7 @@ def sampled(
         answers |= dict(
             zip(
                 ids,
-                generate(model, [PROMPTS[r] for r in part], ids, sampling=sampling, eos_ids=range(30)),
+                answered(model, [PROMPTS[r] for r in part], ids, sampling, eos_ids=range(30)),
                 strict=True,
             )
         )
@@ -133,7 +151,7 @@ def test_sampled_answers_are_the_same_every_time_and_differ_by_seed(models: dict
 
 
 def test_the_same_prompt_gets_other_answers_under_other_ids(models: dict[str, PreTrainedModel]) -> None:
-    answers = generate(models["gpt2"], [[5, 6, 7]] * 6, range(6), sampling=Sampling(10), eos_ids=[])
+    answers = answered(models["gpt2"], [[5, 6, 7]] * 6, range(6), Sampling(10))
     assert len({tuple(answer) for answer in answers}) == 6
 
 
@@ -142,7 +160,7 @@ def test_answer_prompts_gives_the_same_texts_in_any_batch(
 ) -> None:
     answers = [
         answer_prompts(
-            BuiltIn(models["gpt2"], tokenizer, batch_size),
+            BuiltIn(Student(models["gpt2"], tokenizer), batch_size),
             tokenizer,
             PROMPTS,
             IDS,
@@ -233,7 +251,7 @@ def test_first_tokens_have_the_frequencies_of_the_models_distribution(babbler: P
     with torch.no_grad():
         probabilities = babbler(input_ids=torch.tensor([[1, 2, 3]])).logits[0, -1].softmax(-1).tolist()
     assert max(probabilities) > 0.15 and num_draws * min(probabilities) > 5
-    answers = generate(babbler, [[1, 2, 3]] * num_draws, range(num_draws), sampling=Sampling(1), eos_ids=[])
+    answers = answered(babbler, [[1, 2, 3]] * num_draws, range(num_draws), Sampling(1))
     counts = torch.bincount(torch.tensor(answers).flatten(), minlength=20).tolist()
     assert chi_square(counts, probabilities) < 50.8  # 19 degrees of freedom: 1 in 10,000 exceeds it
 
@@ -251,7 +269,7 @@ def test_no_ngram_is_repeated_over_prompt_and_answer(babbler: PreTrainedModel, s
     prompts = [[1, 2, 3, 1, 2, 3, 1, 2], [4, 4, 4, 4, 4, 4, 4, 4, 4], [5]]
     for ban in (size, 0):
         sampling = Sampling(length, temperature=temperature, no_repeat_ngram=ban)
-        answers = generate(babbler, prompts, range(3), sampling=sampling, eos_ids=[])
+        answers = answered(babbler, prompts, range(3), sampling)
         found = [repeats(p + a, size, len(p)) for p, a in zip(prompts, answers, strict=True)]
         if ban:
             assert not any(found)
@@ -269,26 +287,38 @@ def test_an_answer_ends_before_its_first_end_token(models: dict[str, PreTrainedM
     assert not any(token in eos_ids for answer in answers for token in answer)
 
 
+def test_any_end_token_of_the_student_ends_an_answer(
+    models: dict[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    sampling = Sampling(12, no_repeat_ngram=0)
+    model = copy.deepcopy(models["gpt2"])
+    free = generate(Student(model, tokenizer), PROMPTS, IDS, sampling)
+    # As chat models do, whose settings name the end of a turn beside the tokenizer's end of text.
+    model.generation_config.eos_token_id = [free[0][3], free[1][4]]
+    eos_ids = [tokenizer.eos_token_id, free[0][3], free[1][4]]
+    assert generate(Student(model, tokenizer), PROMPTS, IDS, sampling) == [cut(answer, eos_ids) for answer in free]
+
+
 def sampled_lists(model: PreTrainedModel, *, eos_ids: Sequence[int]) -> list[list[int]]:
-    return generate(model, PROMPTS, IDS, sampling=Sampling(12, no_repeat_ngram=0), eos_ids=eos_ids)
+    return answered(model, PROMPTS, IDS, Sampling(12, no_repeat_ngram=0), eos_ids=eos_ids)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 9])
 def test_an_answer_is_never_longer_than_max_new_tokens(models: dict[str, PreTrainedModel], limit: int) -> None:
     for temperature in (0.0, 1.0):
-        answers = generate(models["gpt2"], PROMPTS, IDS, sampling=Sampling(limit, temperature=temperature), eos_ids=[])
+        answers = answered(models["gpt2"], PROMPTS, IDS, Sampling(limit, temperature=temperature))
         assert [len(answer) for answer in answers] == [limit] * len(PROMPTS)
 
 
 def test_a_longer_limit_only_adds_to_an_answer(models: dict[str, PreTrainedModel]) -> None:
-    short, long = (generate(models["gpt2"], PROMPTS, IDS, sampling=Sampling(limit), eos_ids=[]) for limit in (5, 11))
+    short, long = (answered(models["gpt2"], PROMPTS, IDS, Sampling(limit)) for limit in (5, 11))
     assert short == [answer[:5] for answer in long]
 
 
 def test_padded_vocabulary_entries_are_never_answered(teacher: PreTrainedModel) -> None:
     prompts, sampling = [[5, 6]] * 300, Sampling(4, no_repeat_ngram=0)
-    whole = generate(teacher, prompts, range(300), sampling=sampling, eos_ids=[])
-    cut_off = generate(teacher, prompts, range(300), sampling=sampling, eos_ids=[], vocab_size=600)
+    whole = answered(teacher, prompts, range(300), sampling)
+    cut_off = answered(teacher, prompts, range(300), sampling, vocab_size=600)
     assert max(token for answer in whole for token in answer) >= 600
     assert max(token for answer in cut_off for token in answer) < 600
 
@@ -298,7 +328,7 @@ def test_generating_leaves_the_model_as_it_was(models: dict[str, PreTrainedModel
     before: dict[str, Tensor] = copy.deepcopy(model.state_dict())
     for training in (True, False):
         model.train(training)
-        generate(model, PROMPTS, IDS, sampling=Sampling(3), eos_ids=[])
+        answered(model, PROMPTS, IDS, Sampling(3))
         assert model.training is training
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
@@ -328,9 +358,9 @@ def test_what_is_known_a_round_late_changes_no_answer(
 ) -> None:
     """As on a GPU, where the loop is not told at once which rows are done."""
     sampling, looks = Sampling(12, temperature=temperature, no_repeat_ngram=2), []
-    free = generate(models["gpt2"], PROMPTS, IDS, sampling=sampling, eos_ids=[])
+    free = answered(models["gpt2"], PROMPTS, IDS, sampling)
     eos_ids = [answer[3 + i] for i, answer in enumerate(free)]
-    wanted = generate(models["gpt2"], PROMPTS, IDS, sampling=sampling, eos_ids=eos_ids)
+    wanted = answered(models["gpt2"], PROMPTS, IDS, sampling, eos_ids=eos_ids)
 
     def late(watch: _Watch, done: Tensor) -> list[bool]:
         before, watch.copied = watch.copied, done.clone()  # type: ignore[assignment]
@@ -338,7 +368,7 @@ def test_what_is_known_a_round_late_changes_no_answer(
         return [False] * len(done) if before is None else before.tolist()  # type: ignore[union-attr]
 
     monkeypatch.setattr(_Watch, "look", late)
-    assert generate(models["gpt2"], PROMPTS, IDS, sampling=sampling, eos_ids=eos_ids) == wanted
+    assert answered(models["gpt2"], PROMPTS, IDS, sampling, eos_ids=eos_ids) == wanted
     assert wanted == [cut(answer, eos_ids) for answer in free]
     assert min(looks) < len(PROMPTS) and len({len(answer) for answer in wanted}) > 2
 
@@ -350,7 +380,7 @@ def test_whole_masks_give_the_answers_of_transformers_own(models: dict[str, PreT
     assert takes_whole_masks(model) and not takes_whole_masks(models[family])
     for options in ({"temperature": 0.0}, {}):
         sampling = Sampling(12, **options)
-        answers = [generate(m, PROMPTS, IDS, sampling=sampling, eos_ids=[]) for m in (model, models[family])]
+        answers = [answered(m, PROMPTS, IDS, sampling) for m in (model, models[family])]
         assert answers[0] == answers[1]
 
 
@@ -362,7 +392,7 @@ def test_rows_that_a_device_wants_behind_a_head_are_never_answered(
     answers = []
     for multiple in (1, 64):
         monkeypatch.setitem(HEAD_ROWS, "cpu", multiple)
-        answers.append(generate(models["gpt2"], PROMPTS, IDS, sampling=sampling, eos_ids=[]))
+        answers.append(answered(models["gpt2"], PROMPTS, IDS, sampling))
     assert answers[0] == answers[1]
 
 

@@ -4,6 +4,7 @@ Most tests run the real worker on a stand-in for vLLM (tests/fake_vllm). Those t
 POCL_VLLM_PYTHON, or this Python, has it.
 """
 
+import itertools
 import json
 import os
 import random
@@ -31,8 +32,16 @@ from pocl.difficulty.student import ScoringSettings, score_examples
 from pocl.generation import vllm_backend
 from pocl.generation.decoding import BuiltIn, Generator
 from pocl.generation.sampling import Sampling
-from pocl.generation.vllm_backend import has_vllm, open_generator, vllm_python, worker_environment
+from pocl.generation.vllm_backend import (
+    Backend,
+    BackendSettings,
+    has_vllm,
+    open_generator,
+    vllm_python,
+    worker_environment,
+)
 from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.student import Student
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT, save_model, tiny_model
 from tools import generate_seqkd
@@ -83,19 +92,25 @@ def folder(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPath
 
 
 def opened(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, backend: str = "vllm", **changes: object
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    backend: Backend = "vllm",
+    *,
+    path: str = "",
+    max_length: int = 30 + LIMIT,
+    device: torch.device = CPU,
 ) -> AbstractContextManager[Generator]:
-    """A generator for the model of a folder."""
-    options = {"model_path": str(folder), "max_length": 30 + LIMIT, "batch_size": 5, "device": CPU} | changes
-    return open_generator(backend, load_model(str(folder)), tokenizer, **options)
+    """A generator for the model of a folder, which may say that it came from another ``path``."""
+    student = Student(load_model(str(folder)), tokenizer, path or str(folder))
+    return open_generator(student, BackendSettings(backend, max_length, 5, device))
 
 
 def opened_on_gpu(
-    patch: pytest.MonkeyPatch, *positional: object, **changes: object
+    patch: pytest.MonkeyPatch, folder: Path, tokenizer: PreTrainedTokenizerBase, *, path: str = ""
 ) -> AbstractContextManager[Generator]:
     """``opened`` with ``auto`` and a model that is told to go to the GPU, and stays here."""
     patch.setattr(PreTrainedModel, "to", lambda model, device: model)
-    return opened(*positional, "auto", device=torch.device("cuda", 0), **changes)
+    return opened(folder, tokenizer, "auto", path=path, device=torch.device("cuda", 0))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +136,7 @@ SAMPLINGS = [
 def check_answers(generator: Generator, folder: Path, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> None:
     """The generator's answers are the built-in loop's, token for token."""
     ids = [7 * i for i in range(len(prompts()))]
-    wanted = BuiltIn(load_model(str(folder)), tokenizer, 5)(prompts(), ids, sampling)
+    wanted = BuiltIn(Student(load_model(str(folder)), tokenizer), 5)(prompts(), ids, sampling)
     assert generator(prompts(), ids, sampling) == wanted
     tokens = {token for answer in wanted for token in answer}
     assert tokens <= set(range(600)) - set(range(100, 110)) - {tokenizer.eos_token_id}
@@ -151,14 +166,25 @@ def test_auto_on_a_gpu_is_vllm(worker: Generator) -> None:
 def test_one_rank_without_vllm_leaves_all_without(
     folder: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = mock.Mock(name="a worker of this rank")
-    monkeypatch.setattr(vllm_backend, "_start", lambda settings, device: (mine, None))
-    theirs = vllm_backend._Missing("rank 1 has none")
-    monkeypatch.setattr(distributed, "gather_by_id", lambda found: {**found, 1: theirs})
+    monkeypatch.setattr(vllm_backend, "VllmWorker", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr(distributed, "gather_by_id", lambda found: {**found, 1: "rank 1 has none"})
+    with opened_on_gpu(monkeypatch, folder, tokenizer) as generator:
+        assert generator.name == "builtin"
+    with pytest.raises(UserError, match="rank 1 has none"), opened(folder, tokenizer):
+        pass
+
+
+def test_one_rank_that_cannot_load_the_model_leaves_all_without(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, faked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = mock.Mock()
+    monkeypatch.setattr(vllm_backend, "VllmWorker", lambda *_: mine)
+    theirs = itertools.cycle([None, "rank 1 cannot"])  # each is asked whether it has vLLM, then whether that loaded
+    monkeypatch.setattr(distributed, "gather_by_id", lambda found: {**found, 1: next(theirs)})
     with opened_on_gpu(monkeypatch, folder, tokenizer) as generator:
         assert generator.name == "builtin"
         mine.close.assert_called_once()
-    with pytest.raises(UserError, match="rank 1 has none"), opened(folder, tokenizer):
+    with pytest.raises(UserError, match="rank 1 cannot"), opened(folder, tokenizer):
         pass
 
 
@@ -212,11 +238,12 @@ def test_the_python_of_vllm_is_named_or_found(tmp_path: Path, monkeypatch: pytes
 
 
 def test_auto_on_a_cpu_is_the_built_in_loop(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, faked: None, capsys: pytest.CaptureFixture[str]
+    folder: Path, tokenizer: PreTrainedTokenizerBase, faked: None, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "pocl")
     with opened(folder, tokenizer, "auto") as generator:
         assert generator.name == "builtin" and [len(block) for block in generator.blocks(np.arange(7))] == [4, 3]
-    assert capsys.readouterr().out == ""
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
@@ -233,22 +260,23 @@ def test_auto_goes_on_without_vllm_and_vllm_does_not(
     tokenizer: PreTrainedTokenizerBase,
     faked: None,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     fault: str,
     words: str,
 ) -> None:
+    caplog.set_level("INFO", "pocl")
     monkeypatch.setenv("FAKE_VLLM_FAULT", fault)
     if fault == "none":
         monkeypatch.setenv("POCL_VLLM_PYTHON", "/nowhere/python")
-    changes = {"model_path": "a-hub/name"} if fault == "hub" else {}
-    with opened_on_gpu(monkeypatch, folder, tokenizer, **changes) as generator:
+    path = "a-hub/name" if fault == "hub" else ""
+    with opened_on_gpu(monkeypatch, folder, tokenizer, path=path) as generator:
         assert generator.name == "builtin"
-    said = capsys.readouterr().out
     if fault in ("load", "exit"):
-        assert said.count("\n") == 1 and words in said
+        (said,) = caplog.messages
+        assert words in said and "\n" not in said
     else:  # there is nothing to mend
-        assert said == ""
-    with pytest.raises(UserError, match=words) as caught, opened(folder, tokenizer, **changes):
+        assert caplog.messages == []
+    with pytest.raises(UserError, match=words) as caught, opened(folder, tokenizer, path=path):
         pass
     assert "`generation_backend` vllm" in str(caught.value) and "\n" not in str(caught.value)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import evaluate
 import train
@@ -21,6 +21,7 @@ from pocl.models.identity import weights_fingerprint
 from pocl.models.loading import load_model, load_tokenizer
 from pocl.models.lora import adapter_chain, add_adapters, merged_weights, save_adapter
 from pocl.models.states import check_head, make_head, response_states, trunk
+from pocl.models.student import Student
 from pocl.models.tuning import layer_stack, recompute_activations
 from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
@@ -144,7 +145,9 @@ def test_a_model_without_adapters_keeps_its_weights(models: dict[str, PreTrained
 
 
 @pytest.mark.parametrize("plain", FAMILIES, indirect=True)
-def test_an_adapted_model_has_trunk_head_layers_and_answers_as_the_merged_one(plain: PreTrainedModel) -> None:
+def test_an_adapted_model_has_trunk_head_layers_and_answers_as_the_merged_one(
+    plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     twin = copy.deepcopy(plain)
     model = adapt(plain).eval()
     twin.load_state_dict(merged_weights(model, model.state_dict()))
@@ -153,8 +156,7 @@ def test_an_adapted_model_has_trunk_head_layers_and_answers_as_the_merged_one(pl
     assert len(layer_stack(model)) == 2
     fingerprint = weights_fingerprint(model)
     answers = [
-        generate(m, [[5, 6, 7], [8]], [0, 1], sampling=Sampling(8, temperature=0.0), eos_ids=[0])
-        for m in (model, twin)
+        generate(Student(m, tokenizer), [[5, 6, 7], [8]], [0, 1], Sampling(8, temperature=0.0)) for m in (model, twin)
     ]
     assert answers[0] == answers[1] and max(map(len, answers[0])) > 0
     with torch.no_grad():
