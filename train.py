@@ -37,10 +37,12 @@ from pocl.common.console import say
 from pocl.common.files import read_jsonl, value_sha256, write_json
 from pocl.curriculum.stages import Curriculum
 from pocl.data.micro_batches import check_shares
-from pocl.difficulty.ranker import write_diagnostics
+from pocl.difficulty.diagnostics import write_diagnostics
+from pocl.difficulty.ranker import FIRST
 from pocl.models.identity import count_parameters, weights_fingerprint
 from pocl.models.loading import load_model, load_tokenizer
 from pocl.models.states import check_head
+from pocl.models.student import Student
 from pocl.models.teacher import TeacherSource
 from pocl.training.engine import check_precision, read_deepspeed_config
 from pocl.training.position import Position
@@ -78,8 +80,8 @@ def distil(config: TrainConfig, run: RunFolder, tokenizer: PreTrainedTokenizerBa
     packed = use_packing(config, student, teacher, device)
     start_run(run, config, stages, student, teacher)
 
-    ranker = make_ranker(config, run, tokenizer, teacher, train)
-    easy_to_hard = ranker.easy_to_hard(student) if ranker else None
+    ranker = make_ranker(config, run, teacher, train)
+    ranking = ranker.rank(FIRST, lambda: Student(student, tokenizer, config.models.model)) if ranker else None
     engine = make_engine(config, student, vocab_size, device)
     trainer = Trainer(
         make_settings(config, stages, packed=packed),
@@ -89,7 +91,7 @@ def distil(config: TrainConfig, run: RunFolder, tokenizer: PreTrainedTokenizerBa
         tokenizer=tokenizer,
         teacher=teacher,
         train=train,
-        pools=make_pools(config, len(train), easy_to_hard),
+        pools=make_pools(config, len(train), ranking.order if ranking else None),
         ranker=ranker,
         dev=dev,
         on_policy=make_on_policy(config),
@@ -152,8 +154,10 @@ def start_run(
 def report(run: RunFolder, position: Position) -> None:
     """Say how the run ended."""
     best = "" if position.best_rouge_l is None else f" (dev ROUGE-L {position.best_rouge_l:.2f})"
-    for line in write_diagnostics(run) if distributed.is_main() else ():
-        say(line)
+    path = run.first_ranking()
+    if path and distributed.is_main():
+        for line in write_diagnostics(run.path / "diagnostics.json", read_jsonl(path), run.read_metrics()):
+            say(line)
     say(f"done after {position.step} optimiser steps; the best student{best} is in {run.best}")
 
 

@@ -12,15 +12,15 @@ from numerize.numerize import numerize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.cli.options import TrainConfig
-from pocl.cli.resolve import cache_key, cache_place, data_fingerprint, needs_ranking, offloads_teacher, wants_packing
+from pocl.cli.resolve import cache_key, cache_place, needs_ranking, offloads_teacher, wants_packing
 from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import ROOT, value_sha256
 from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split, load_split, read_manifest
-from pocl.difficulty.ranker import Ranker, adopt_ranking
-from pocl.difficulty.student import ScoringSettings
+from pocl.difficulty.measuring import ScoringSettings
+from pocl.difficulty.ranker import Ranker
 from pocl.evaluation.sets import DevSet, Example
 from pocl.generation.sampling import Sampling
 from pocl.losses.divergences import loss_type
@@ -137,38 +137,26 @@ def teacher_cache(
     return Path(chosen), key
 
 
-def make_ranker(
-    config: TrainConfig,
-    run: RunFolder,
-    tokenizer: PreTrainedTokenizerBase,
-    teacher: TeacherSource | None,
-    train: Split,
-) -> Ranker | None:
+def make_ranker(config: TrainConfig, run: RunFolder, teacher: TeacherSource | None, train: Split) -> Ranker | None:
     """What orders the examples from easy to hard; None if nothing needs it."""
     given = config.curriculum
     if not needs_ranking(config) and not given.difficulty_file:
         return None
-    if given.difficulty_file:
-        adopt_ranking(Path(given.difficulty_file), run, train)
-    limits = ScoringSettings(
+    settings = ScoringSettings(
         max_new_tokens=answer_length(config),
         no_repeat_ngram=config.generation.no_repeat_ngram,
         batch_size=config.generation.eval_batch_size,
         chunk_tokens=config.loss.chunk_tokens,
         backend=config.generation.generation_backend,
-        model_path=config.models.model,
     )
-    key = {"data": data_fingerprint(config), "max_length": config.data.max_length, "dtype": config.models.dtype}
     return Ranker(
-        given.difficulty,
-        given.rerank,
-        run,
+        run.path,
         train,
-        tokenizer,
-        teacher,
-        limits,
-        key,
-        adopted=bool(given.difficulty_file),
+        signals=given.difficulty,
+        rerank=given.rerank,
+        teacher=teacher,
+        settings=settings,
+        given=Path(given.difficulty_file) if given.difficulty_file else None,
     )
 
 

@@ -21,12 +21,14 @@ from pocl.curriculum.pools import Pools
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.difficulty.forgetting import BucketProbe
-from pocl.difficulty.ranker import Ranker
+from pocl.difficulty.ranker import Ranker, new_ranking
+from pocl.difficulty.ranking import Ranking
 from pocl.difficulty.training_losses import TrainingLosses
 from pocl.evaluation.answers import evaluate, mean_scores
 from pocl.evaluation.likelihood import mean_cross_entropy
 from pocl.evaluation.sets import DevSet
 from pocl.generation.decoding import BuiltIn
+from pocl.models.student import Student
 from pocl.models.teacher import TeacherSource
 from pocl.training.batches import MicroBatchSource
 from pocl.training.checkpoints import Checkpoints
@@ -133,6 +135,8 @@ class Trainer:
         """Load the last checkpoint, if there is one, and the rankings in force at that point."""
         self.position, saved = self.checkpoints.resume()
         if saved is None:
+            if self.ranker:
+                self.ranker.forget_after(0, -1)
             return
         self.saved = self.position
         self.batches.state = OnPolicyState.from_json(saved["on_policy"])
@@ -141,33 +145,36 @@ class Trainer:
         say(f"resuming from step {self.position.step} of {self.recipe.total_steps}")
         for stage in self.recipe.stages[: self.position.stage + 1]:
             for epoch in range(stage.epochs if stage.index < self.position.stage else self.position.epoch):
-                if self.ranker and self.ranker.made(self.ranker.new_ranking(stage, epoch)):
-                    self.rank(stage, epoch)
+                known = self.ranker and self.ranker.known(new_ranking(self.ranker.rerank, stage.index, epoch))
+                if known:
+                    self._follow(known, stage)
         if saved["other_ranks"] and self.ranker:
-            self.ranker.forget_after(self.position, self.recipe.stages)
+            begun = self.position.epoch if self.position.step_in_epoch else self.position.epoch - 1
+            self.ranker.forget_after(self.position.stage, begun)
 
     def rank(self, stage: Stage, epoch: int) -> None:
         """Apply a new ranking of the examples if this epoch begins with one."""
-        name = self.ranker.new_ranking(stage, epoch) if self.ranker else None
+        name = new_ranking(self.ranker.rerank, stage.index, epoch) if self.ranker else None
         if self.ranker is None or name is None:
             return
-        if self.position.step_in_epoch and not self.ranker.made(name):
-            return  # the epoch began without one
-        ranked = self.ranker.rank(name, self._gathered_student, self.snapshot.values)
-        if ranked is None:
-            return
-        self._probe_buckets(ranked)
-        self.pools = self.pools.rank(ranked, stage)
+        ranking = self.ranker.known(name)
+        if ranking is None and self.position.step_in_epoch == 0:  # else the epoch began without one
+            ranking = self.ranker.rank(name, self._current_student, self.snapshot.values)
+        if ranking is not None:
+            self._follow(ranking, stage)
+
+    def _follow(self, ranking: Ranking, stage: Stage) -> None:
+        self._probe_buckets(ranking.order)
+        self.pools = self.pools.rank(ranking.order, stage)
 
     def _probe_buckets(self, ranked: np.ndarray) -> None:
         """Track the quarters of the first ranking from stage to stage."""
         if self.probe is None and self.ranker and self.recipe.bucket_examples:
             self.probe = BucketProbe(
                 self.train,
-                self.tokenizer,
                 ranked,
                 examples_per_bucket=self.recipe.bucket_examples,
-                limits=self.ranker.limits,
+                settings=self.ranker.settings,
             )
 
     def train_epoch(self, stage: Stage, epoch: int, progress: Progressing) -> None:
@@ -267,7 +274,7 @@ class Trainer:
         if self.recipe.keep_stages and (last or converged):
             self.checkpoints.save_stage(self.student, stage.index)
         if self.probe and (last or converged):
-            self.journal.record(stage, epoch, self.position.step, self.probe.measure(self._gathered_student()))
+            self.journal.record(stage, epoch, self.position.step, self.probe.measure(self._current_student()))
         if not due:
             return
         if rouge_l is None or best is None or rouge_l > best:
@@ -326,6 +333,9 @@ class Trainer:
 
     def _gathered_student(self) -> PreTrainedModel:
         return self.engine.gathered(self.student)
+
+    def _current_student(self) -> Student:
+        return Student(self._gathered_student(), self.tokenizer)
 
     def ledger(self) -> dict[str, Any]:
         """What the run has seen: the terms of a fair comparison."""
