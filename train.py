@@ -22,7 +22,8 @@ from pocl.common.console import say
 from pocl.common.files import read_jsonl, value_sha256
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import check_shares
-from pocl.difficulty.ranker import write_diagnostics
+from pocl.difficulty.diagnostics import write_diagnostics
+from pocl.difficulty.ranker import FIRST
 from pocl.models.identity import check_tokenizer
 from pocl.models.loading import load_tokenizer
 from pocl.models.student import Student
@@ -65,7 +66,7 @@ def distil(config: TrainConfig, run: RunFolder, device: torch.device) -> None:
     run.start(origin(config, student, teacher, train), schedule.stages)
 
     ranker = build.make_ranker(config, run, train, teacher)
-    ranking = ranker.first(student) if ranker else None
+    ranking = ranker.rank(FIRST, lambda: student) if ranker else None
     if ranking is not None:
         schedule = schedule.rank(ranking.order)
     build.prepare_student(config, student.model)
@@ -108,8 +109,10 @@ def origin(config: TrainConfig, student: Student, teacher: Teacher | None, train
 def report(run: RunFolder, position: Position) -> None:
     """Say how the run ended."""
     best = "" if position.best_rouge_l is None else f" (dev ROUGE-L {position.best_rouge_l:.2f})"
-    for line in write_diagnostics(run) if distributed.is_main() else ():
-        say(line)
+    path = run.first_ranking()
+    if path and distributed.is_main():
+        for line in write_diagnostics(run.path / "diagnostics.json", read_jsonl(path), run.read_metrics()):
+            say(line)
     say(f"done after {position.step} optimiser steps; the best student{best} is in {run.best}")
 
 

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from pocl.curriculum.stages import CURRICULA, Stage, baby_step, plan_stages
     from pocl.data.batch import Batch, collate
     from pocl.data.dataset import Split, load_split
+    from pocl.difficulty.measuring import ScoringSettings
     from pocl.difficulty.ranker import rank
     from pocl.difficulty.ranking import Ranking, rank_examples, reciprocal_rank_fusion
-    from pocl.difficulty.student import ScoringSettings
     from pocl.losses import LOSSES, DistillationLoss, Head, HiddenStates, LossValues, StageObjective
     from pocl.models.student import Student
     from pocl.models.teacher import Teacher
@@ -66,7 +66,7 @@ _ROOM_OF = {
     "Ranking": "difficulty.ranking",
     "rank_examples": "difficulty.ranking",
     "reciprocal_rank_fusion": "difficulty.ranking",
-    "ScoringSettings": "difficulty.student",
+    "ScoringSettings": "difficulty.measuring",
     "DistillationLoss": "losses",
     "Head": "losses",
     "HiddenStates": "losses",

@@ -15,9 +15,8 @@ from pocl.common.errors import UserError
 from pocl.common.files import ROOT, value_sha256
 from pocl.data.dataset import Split, load_split, read_manifest
 from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits
+from pocl.difficulty.measuring import ScoringSettings
 from pocl.difficulty.ranker import Ranker
-from pocl.difficulty.ranking_file import adopt_ranking
-from pocl.difficulty.student import ScoringSettings
 from pocl.evaluation.sets import DevSet, Example
 from pocl.generation.sampling import Sampling
 from pocl.losses import DistillationLoss
@@ -133,8 +132,6 @@ def make_ranker(config: TrainConfig, run: RunFolder, train: Split, teacher: Teac
     given = config.curriculum
     if not needs_ranking(config) and not given.difficulty_file:
         return None
-    if given.difficulty_file:
-        adopt_ranking(Path(given.difficulty_file), run.path, train)
     settings = ScoringSettings(
         max_new_tokens=answer_length(config),
         no_repeat_ngram=config.generation.no_repeat_ngram,
@@ -142,7 +139,15 @@ def make_ranker(config: TrainConfig, run: RunFolder, train: Split, teacher: Teac
         chunk_tokens=config.loss.chunk_tokens,
         backend=config.generation.generation_backend,
     )
-    return Ranker(given.difficulty, given.rerank, run.path, train, teacher, settings)
+    return Ranker(
+        run.path,
+        train,
+        signals=given.difficulty,
+        rerank=given.rerank,
+        teacher=teacher,
+        settings=settings,
+        given=Path(given.difficulty_file) if given.difficulty_file else None,
+    )
 
 
 def prepare_student(config: TrainConfig, student: PreTrainedModel) -> None:

@@ -46,8 +46,8 @@ from pocl.common.errors import UserError
 from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits, micro_batches
-from pocl.difficulty.ranker import read_order
 from pocl.difficulty.ranking import COLUMNS, columns_of, sources_of
+from pocl.difficulty.ranking_file import read_ranking
 from pocl.models.loading import DTYPES, load_skeleton
 from pocl.models.lora import target_layers
 from pocl.models.packing import never_packed
@@ -128,7 +128,7 @@ def _amount(
     given = config.curriculum
     ranking = Path(given.difficulty_file) if given.difficulty_file else run.ranking("difficulty")
     known = given.difficulty_file is not None or ranking.is_file()
-    pools = make_pools(config, len(train), read_order(ranking, train) if known else None)
+    pools = make_pools(config, len(train), read_ranking(ranking, train).order if known else None)
     exact = (known and given.rerank == "off") or pools.scheme.order != "ranked"
     cut = partial(
         micro_batches,

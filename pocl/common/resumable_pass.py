@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -17,44 +17,36 @@ from pocl.common.interrupt import requested, stop_if_requested
 
 
 class ResumablePass:
-    """A folder of records with an ``id``: one file per rank, appended to block by block.
+    """Records with an ``id``, made block by block and kept in a folder: one file per rank, appended to.
 
-    ``records`` holds the results of earlier, interrupted passes under the same ``key``, by id; parts made under
-    another key (model, data, limits) are dropped.
+    ``records`` holds the results of earlier, interrupted passes under the same ``key``, by id; records made under
+    another key (model, data, limits) are dropped. Without a folder nothing is kept.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
-        key = json.loads(json.dumps(key))
-        with distributed.main_first():
-            if distributed.is_main():
-                key_path = folder / "key.json"
-                if key_path.is_file() and read_json(key_path) != key:
-                    shutil.rmtree(folder)
-                if not key_path.is_file():
-                    write_json(key_path, key)
-        # As rank 0 sees them: another node may not see them yet, and all must agree on what is left to do.
-        paths = sorted(folder.glob("*.jsonl")) if distributed.is_main() else ()
-        self.records: dict[int, dict[str, Any]] = distributed.broadcast(
-            {record["id"]: record for path in paths for record in read_lines(path)}
-        )
-        self._path = folder / f"{distributed.rank()}.jsonl"
-        _drop_cut_line(self._path)
+    def __init__(self, folder: Path | None, key: Mapping[str, Any]) -> None:
+        self.records = _kept(folder, json.loads(json.dumps(key))) if folder else {}
+        self._path = folder / f"{distributed.rank()}.jsonl" if folder else None
+        self._file: TextIO | None = None
 
     def __enter__(self) -> "ResumablePass":
-        self._file = open(self._path, "a", encoding="utf-8")
+        if self._path:
+            _drop_cut_line(self._path)
+            self._file = open(self._path, "a", encoding="utf-8")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add the records of one finished block."""
-        for record in records:
-            self.records[record["id"]] = dict(record)
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        block = {record["id"]: dict(record) for record in records}
+        self.records |= block
+        if self._file:
+            self._file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in block.values()))
+            self._file.flush()
 
     def fill(
         self,
@@ -83,6 +75,24 @@ class ResumablePass:
         if missing:
             raise RunStopped(f"{title}: {len(missing)} of {len(ids)} examples were left out, e.g. {missing[:5]}")
         return records
+
+
+def _kept(folder: Path, key: Any) -> dict[int, dict[str, Any]]:
+    """The records of earlier passes by id, on every rank as rank 0 sees them; the folder is ready afterwards.
+
+    Another node may not see the files yet, and all must agree on what is left to do.
+    """
+    records: dict[int, dict[str, Any]] = {}
+    with distributed.main_first():
+        if distributed.is_main():
+            key_path = folder / "key.json"
+            if key_path.is_file() and read_json(key_path) != key:
+                shutil.rmtree(folder)
+            if not key_path.is_file():
+                write_json(key_path, key)
+            paths = sorted(folder.glob("*.jsonl"))
+            records = {record["id"]: record for path in paths for record in read_lines(path)}
+    return distributed.broadcast(records)
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -1,14 +1,23 @@
-"""What a curriculum was made of and what it did: agreement of the rankings, lengths, categories, forgetting (pure)."""
+"""What a curriculum was made of and what it did: agreement of the rankings, lengths, categories, forgetting."""
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pocl.common.files import write_json
 from pocl.difficulty.ranking import COLUMNS, ranked_columns
 
 Record = Mapping[str, Any]
+
+
+def write_diagnostics(path: Path, ranking: Sequence[Record], metrics: Sequence[Record]) -> list[str]:
+    """Write what ``diagnose`` finds to diagnostics.json -> its summary, line by line."""
+    found = diagnose(ranking, metrics)
+    write_json(path, found)
+    return summary(found)
 
 
 def diagnose(ranking: Sequence[Record], metrics: Sequence[Record]) -> dict[str, Any]:

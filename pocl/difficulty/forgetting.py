@@ -3,11 +3,11 @@
 import statistics
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.common import distributed
 from pocl.data.dataset import Split
-from pocl.difficulty.student import ScoringSettings, score_block
+from pocl.difficulty.measuring import ScoringSettings
+from pocl.difficulty.student import score_block
 from pocl.generation.decoding import BuiltIn
 from pocl.models.student import Student
 
@@ -21,31 +21,25 @@ class BucketProbe:
     """
 
     def __init__(
-        self,
-        train: Split,
-        tokenizer: PreTrainedTokenizerBase,
-        ranked: np.ndarray,
-        *,
-        examples_per_bucket: int,
-        limits: ScoringSettings,
+        self, train: Split, ranked: np.ndarray, *, examples_per_bucket: int, settings: ScoringSettings
     ) -> None:
-        self.train, self.tokenizer, self.limits = train, tokenizer, limits
+        self.train, self.settings = train, settings
         self.buckets = probe_positions(ranked, examples_per_bucket)
 
-    def measure(self, student: PreTrainedModel) -> dict[str, float]:
+    def measure(self, student: Student) -> dict[str, float]:
         """Mean ROUGE-L (0 to 100, greedy answers) and mean cross-entropy of each bucket; bucket 1 is the easiest."""
-        was_training = student.training
-        student.eval()
+        was_training = student.model.training
+        student.model.train(False)
         positions = np.concatenate(self.buckets)
-        generator = BuiltIn(Student(student, self.tokenizer), self.limits.batch_size)
+        generator = BuiltIn(student, self.settings.batch_size)
         blocks = generator.blocks(self.train.prompt_lengths[positions])
         mine = [
             record
             for block in distributed.my_share(blocks)
-            for record in score_block(student, self.tokenizer, self.train, positions[block], self.limits, generator)
+            for record in score_block(student, self.train, positions[block], self.settings, generator)
         ]
         records = distributed.gather_by_id({record["id"]: record for record in mine})
-        student.train(was_training)
+        student.model.train(was_training)
         values: dict[str, float] = {}
         for number, bucket in enumerate(self.buckets, start=1):
             found = [records[i] for i in self.train.ids[bucket].tolist()]

@@ -1,199 +1,151 @@
-"""How hard each training example is: the signals that are measured, and the order that they give when fused.
+"""From a student and its training examples to an easy-to-hard order: ``rank`` once, ``Ranker`` in the course of a run.
 
-``ranking`` names the signals and fuses their ranks; here each is measured. The student ranks by default, as in
-POCL (arXiv 2506.05695, section 3); it may rank again between stages, and so may the training losses, which need no
-pass of their own.
+The student ranks by default, as in POCL (arXiv 2506.05695, section 3); it may rank again between stages, and so may
+the training losses, which need no pass of their own.
 """
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.common import distributed
-from pocl.common.errors import RunStopped, UserError
-from pocl.common.files import read_jsonl, write_json, write_jsonl
-from pocl.common.resumable_pass import ResumablePass
-from pocl.curriculum.stages import Curriculum, Stage
-from pocl.data.blocks import blocks_to_read
+from pocl.common.errors import RunStopped, UserError, closest
 from pocl.data.dataset import Split
-from pocl.difficulty.diagnostics import diagnose, summary
-from pocl.difficulty.ranking import COLUMNS, Source, columns_of, rank_examples, sources_of
-from pocl.difficulty.student import ScoringSettings, score_examples
-from pocl.losses.chunked import chunks_needed, distillation_objective
-from pocl.losses.head import HiddenStates
-from pocl.losses.token import StageObjective
-from pocl.models.identity import weights_fingerprint
-from pocl.models.teacher import TeacherSource
-from pocl.training.position import Position
-from pocl.training.run_folder import RunFolder
+from pocl.difficulty.measuring import Request, ScoringSettings
+from pocl.difficulty.ranking import COLUMNS, FILES, SIGNALS, Ranking, columns_of, rank_examples, sources_of
+from pocl.difficulty.ranking_file import read_ranking, write_ranking
+from pocl.models.student import Student
+from pocl.models.teacher import Teacher
 
 FIRST = "difficulty"  # the ranking before any training
+_NAME = re.compile(r"difficulty(?:-stage(\d+)(?:-epoch(\d+))?)?")
+_DEFAULTS = ScoringSettings()
 
 
-@dataclass(frozen=True)
+def rank(
+    train: Split,
+    student: Student | None,
+    *,
+    signals: Sequence[str] = ("student",),
+    teacher: Teacher | None = None,
+    losses: np.ndarray | None = None,
+    settings: ScoringSettings = _DEFAULTS,
+    folder: Path | None = None,
+) -> Ranking:
+    """The training examples from easy to hard, by these signals (``SIGNALS``) fused. Collective.
+
+    ``student``, ``teacher`` and ``losses`` ([N] nats per response token in training, NaN where an example had none)
+    may be None if no signal asks for them. With a ``folder`` an interrupted pass resumes there; nothing is left in
+    it at the end.  Raises UserError for an unknown signal or one that lacks what it is measured with, StopRequested
+    if a rank was asked to stop (``pocl.common.interrupt``), and RunStopped for a measure that is not finite.
+    """
+    ranking = _measured(Request(train, student, teacher, losses, settings, folder), signals)
+    if folder is not None and distributed.is_main():
+        for source in sources_of(signals):
+            shutil.rmtree(folder / source, ignore_errors=True)
+        with suppress(OSError):  # something else is there, or nothing ever was
+            folder.rmdir()
+    return ranking
+
+
+def new_ranking(rerank: str, stage_index: int, epoch: int) -> str | None:
+    """The name of the ranking with which an epoch begins; None if it keeps the earlier one.
+
+    ``rerank`` is off, stage or epoch.
+    """
+    if stage_index == epoch == 0:
+        return None
+    if rerank == "epoch":
+        return f"{FIRST}-stage{stage_index + 1}-epoch{epoch + 1}"
+    return f"{FIRST}-stage{stage_index + 1}" if rerank == "stage" and epoch == 0 else None
+
+
 class Ranker:
-    """Orders the training examples from easy to hard, before the run and, if requested, again between its stages.
+    """The rankings of a run: each is made once, and kept as ``name``.jsonl in the run's folder.
 
-    Each ranking is a file in the run folder; an existing one is read instead of made again.
+    Which are known is read from the folder when the ranker is made; afterwards only ``rank`` and ``forget_after``
+    change it. Collective: every rank makes one and calls it alike.
     """
 
-    signals: Sequence[str]
-    rerank: str  # off, stage or epoch
-    run: RunFolder
-    train: Split
-    tokenizer: PreTrainedTokenizerBase
-    teacher: TeacherSource | None
-    limits: ScoringSettings
-    key: Mapping[str, Any]  # what every measure depends on: the data, the precision
-    adopted: bool = False  # whether the first ranking is another run's
+    def __init__(
+        self,
+        folder: Path,
+        train: Split,
+        *,
+        signals: Sequence[str],
+        rerank: str = "off",
+        teacher: Teacher | None = None,
+        settings: ScoringSettings = _DEFAULTS,
+        given: Path | None = None,
+    ) -> None:
+        """``given`` is a difficulty.jsonl that becomes the first ranking.  Raises UserError if it ranks other
+        examples."""
+        self.folder, self.train, self.signals, self.rerank = folder, train, signals, rerank
+        self.teacher, self.settings = teacher, settings
+        names = [path.stem for path in folder.glob(f"{FIRST}*.jsonl") if _NAME.fullmatch(path.stem)]
+        self._known = set(distributed.broadcast(names))  # as rank 0 sees them
+        self._measured_first = given is None
+        if given is not None:
+            known = plain_records(train)
+            records = [known[record["id"]] | dict(record) for record in read_ranking(given, train).records]
+            self._keep(FIRST, Ranking.of(records, train.ids))
 
-    def _asks(self, source: Source) -> bool:
-        return source in sources_of(self.signals)
+    def known(self, name: str | None) -> Ranking | None:
+        """The ranking of this name, if it was made."""
+        return read_ranking(self._path(name), self.train) if name is not None and name in self._known else None
+
+    def rank(self, name: str, student: Callable[[], Student], losses: np.ndarray | None = None) -> Ranking | None:
+        """The ranking of this name, made now unless it is known; None if no signal has a value yet.
+
+        ``student`` is called if a signal asks for it; for ``losses`` see ``rank``, which also says what is raised.
+        """
+        if name in self._known:
+            return self.known(name)
+        signals = self.signals
+        if losses is None or np.isnan(losses).all():
+            signals = [signal for signal in signals if sources_of([signal]) != {"training"}]
+        if not signals:
+            return None
+        asked = student() if "student" in sources_of(signals) else None
+        passes = self.folder / "scoring" / name
+        ranking = _measured(Request(self.train, asked, self.teacher, losses, self.settings, passes), signals)
+        self._keep(name, ranking)
+        return ranking
+
+    def forget_after(self, stage_index: int, epoch: int) -> None:
+        """Delete the rankings with which later epochs than this one began: another student is trained from here on.
+
+        Epoch -1 of stage 0 is before the first.
+        """
+        for name in self._known - {FIRST}:
+            if _place(name) > (stage_index, epoch):
+                self._known.remove(name)
+                if distributed.is_main():
+                    self._path(name).unlink(missing_ok=True)
+        distributed.barrier()
 
     def teacher_passes(self) -> int:
         """How many examples the trunk of an online teacher has read to rank them."""
-        if self.teacher is None or not self.teacher.online or not self._asks("teacher"):
+        if self.teacher is None or not self.teacher.online or "teacher" not in sources_of(self.signals):
             return 0
-        rankings = len(list(self.run.path.glob("difficulty-*.jsonl")))
-        rankings += self.run.ranking(FIRST).is_file() and not self.adopted
-        return rankings * len(self.train)
+        measured = self._known if self._measured_first else self._known - {FIRST}
+        return len(measured) * len(self.train)
 
-    def easy_to_hard(self, student: PreTrainedModel) -> np.ndarray | None:
-        """The order before any training: positions from the easiest to the hardest.  -> [N], int64.
-
-        None if nothing is known yet, as with training losses.
-        """
-        return self.rank(FIRST, lambda: student)
-
-    def new_ranking(self, stage: Stage, epoch: int) -> str | None:
-        """The name of the ranking that this epoch begins with; None if it keeps the earlier one."""
-        if stage.index == epoch == 0:
-            return None
-        if self.rerank == "epoch":
-            return f"difficulty-stage{stage.index + 1}-epoch{epoch + 1}"
-        return f"difficulty-stage{stage.index + 1}" if self.rerank == "stage" and epoch == 0 else None
-
-    def made(self, name: str | None) -> bool:
-        """Whether the ranking of this name exists already."""
-        return distributed.broadcast(name is not None and self.run.ranking(name).is_file())
-
-    def forget_after(self, position: Position, stages: Curriculum) -> None:
-        """Delete the rankings that were made after this position: the student trained from there on is another one."""
-        begun = (position.stage, position.epoch if position.step_in_epoch else position.epoch - 1)
-        later = [(s, e) for s in stages for e in range(s.epochs) if (s.index, e) > begun]
-        for name in [self.new_ranking(stage, epoch) for stage, epoch in later] if distributed.is_main() else []:
-            if name:
-                self.run.ranking(name).unlink(missing_ok=True)
+    def _keep(self, name: str, ranking: Ranking) -> None:
+        if distributed.is_main():
+            write_ranking(self._path(name), ranking)
+            shutil.rmtree(self.folder / "scoring", ignore_errors=True)  # what a resumed pass would read
         distributed.barrier()
+        self._known.add(name)
 
-    def rank(
-        self, name: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None = None
-    ) -> np.ndarray | None:
-        """Positions from the easiest to the hardest.  -> [N], int64; None if no signal has a value yet.
-
-        ``losses`` [N] are those of the student's training, NaN where an example had none.
-        """
-        path = self.run.ranking(name)
-        if not self.made(name):
-            columns = columns_of(self.signals)
-            if losses is None or np.isnan(losses).all():
-                columns = [column for column in columns if COLUMNS[column].source != "training"]
-            if not columns:
-                return None
-            records = self._measure(columns, name, student, losses)
-            _check_finite(records, columns)
-            if distributed.is_main():
-                write_jsonl(path, rank_examples(records, columns))
-                shutil.rmtree(self.run.path / "scoring", ignore_errors=True)  # what a resumed pass would read
-            distributed.barrier()
-        return read_order(path, self.train)
-
-    def _measure(
-        self, columns: Sequence[str], name: str, student: Callable[[], PreTrainedModel], losses: np.ndarray | None
-    ) -> list[dict[str, Any]]:
-        """One record per example, sorted by id, with what the columns need."""
-        parts_dir, records = self.run.path / "scoring" / name, plain_records(self.train)
-        measures: list[Mapping[int, Mapping[str, Any]]] = []
-        sources = {COLUMNS[column].source for column in columns}
-        if "student" in sources:
-            model = student()
-            # The weights on disk are those of the first ranking only.
-            limits = self.limits if name == FIRST else replace(self.limits, backend="builtin")
-            passed = score_examples(
-                model,
-                self.tokenizer,
-                self.train,
-                limits=limits,
-                answers="rouge_l" in columns,
-                parts_dir=parts_dir / "student",
-                key=dict(self.key) | {"student": weights_fingerprint(model)},
-            )
-            measures.append(passed)
-        if "teacher" in sources and self.teacher:
-            measures.append(self._teacher_losses(self.teacher, parts_dir / "teacher"))
-        if "training" in sources and losses is not None:
-            known = [None if np.isnan(loss) else float(loss) for loss in losses]
-            measures.append(self._column("snapshot_cross_entropy", known))
-        for measure in measures:
-            for example_id, values in measure.items():
-                records[example_id] |= values
-        return list(records.values())
-
-    def _column(self, name: str, values: Sequence[Any]) -> dict[int, dict[str, Any]]:
-        """Values in the order of the split, by example id."""
-        return {int(i): {name: value} for i, value in zip(self.train.ids, values, strict=True)}
-
-    @torch.no_grad()
-    def _teacher_losses(self, teacher: TeacherSource, parts_dir: Path) -> dict[int, dict[str, Any]]:
-        """Mean cross-entropy of each reference under the teacher; its trunk runs only if it is not cached."""
-
-        def read(block: np.ndarray) -> list[dict[str, Any]]:
-            batch = self.train.batch(block).to(teacher.device)
-            labels = batch.response_labels()
-            result = distillation_objective(
-                HiddenStates(teacher.states(batch), teacher.head),
-                None,
-                labels,
-                StageObjective(),
-                num_chunks=chunks_needed(len(labels), self.limits.chunk_tokens),
-            )
-            losses = batch.sum_by_example(result.cross_entropy).cpu() / batch.num_labels
-            return [
-                {"id": int(i), "teacher_cross_entropy": loss}
-                for i, loss in zip(self.train.ids[block], losses.tolist(), strict=True)
-            ]
-
-        with ResumablePass(parts_dir, dict(self.key) | {"teacher": teacher.fingerprint}) as parts:
-            blocks = blocks_to_read(self.train.lengths, teacher.device)
-            return parts.fill(blocks, self.train.ids, read, title="the teacher's confidence")
-
-
-def _check_finite(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Raise RunStopped for a measure that is not finite: it cannot be ordered."""
-    for column in columns:
-        bad = [record["id"] for record in records if record[column] is not None and not math.isfinite(record[column])]
-        if bad:
-            raise RunStopped(
-                f"{COLUMNS[column].label} is not finite for {len(bad)} of {len(records)} examples, such as "
-                f"{bad[:5]}: check the {COLUMNS[column].source}'s weights and `dtype`"
-            )
-
-
-def write_diagnostics(run: RunFolder) -> list[str]:
-    """Write diagnostics.json of a run that has ranked -> its summary, line by line."""
-    path = run.first_ranking()
-    if path is None:
-        return []
-    found = diagnose(read_jsonl(path), run.read_metrics())
-    write_json(run.path / "diagnostics.json", found)
-    return summary(found)
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.jsonl"
 
 
 def plain_records(train: Split) -> dict[int, dict[str, Any]]:
@@ -209,29 +161,33 @@ def plain_records(train: Split) -> dict[int, dict[str, Any]]:
     return {row[0]: dict(zip(names, row, strict=True)) for row in sorted(rows)}
 
 
-def adopt_ranking(path: Path, run: RunFolder, train: Split) -> None:
-    """Make another run's difficulty.jsonl this run's first ranking; a record needs only its ``id``.
+def _measured(request: Request, signals: Sequence[str]) -> Ranking:
+    """The ranking by what the signals' files measure; an interrupted pass stays in the request's folder."""
+    unknown = [name for name in signals if name not in SIGNALS]
+    if unknown or not signals:
+        what = f"unknown signal {unknown[0]!r}{closest(unknown[0], SIGNALS)}" if unknown else "`signals` names none"
+        raise UserError(f"{what} (known: {', '.join(SIGNALS)})")
+    columns, records = columns_of(signals), plain_records(request.train)
+    for file in FILES:
+        asked = [column for column in columns if column in file.COLUMNS]
+        for example_id, values in (file.measure(request, asked) if asked else {}).items():
+            records[example_id] |= values
+    _check_finite(list(records.values()), columns)
+    return Ranking.of(rank_examples(list(records.values()), columns), request.train.ids)
 
-    Raises UserError if it ranks other examples.
-    """
-    read_order(path, train)
-    if distributed.is_main():
-        known = plain_records(train)
-        write_jsonl(run.ranking(FIRST), [known[record["id"]] | record for record in read_jsonl(path)])
-    distributed.barrier()
+
+def _check_finite(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Raise RunStopped for a measure that is not finite: it cannot be ordered."""
+    for column in columns:
+        bad = [record["id"] for record in records if record[column] is not None and not math.isfinite(record[column])]
+        if bad:
+            raise RunStopped(
+                f"{COLUMNS[column].label} is not finite for {len(bad)} of {len(records)} examples, such as "
+                f"{bad[:5]}: check the {COLUMNS[column].source}'s weights and `dtype`"
+            )
 
 
-def read_order(path: Path, split: Split) -> np.ndarray:
-    """Positions in ``split`` from the easiest to the hardest, as a difficulty.jsonl says.  -> [N], int64.
-
-    Raises UserError if the file ranks other examples than those of the split.
-    """
-    records = read_jsonl(path)
-    position_of = {int(example_id): position for position, example_id in enumerate(split.ids)}
-    ids = [record.get("id") for record in records]
-    if len(ids) != len(position_of) or set(ids) != set(position_of):
-        raise UserError(
-            f"{path} ranks {len(ids)} examples, but the training split holds {len(position_of)} (or others); "
-            f"score again without `difficulty_file`"
-        )
-    return np.array([position_of[example_id] for example_id in ids], dtype=np.int64)
+def _place(name: str) -> tuple[int, int]:
+    """(stage, epoch) that begins with the ranking of this name, from 0."""
+    numbers = [int(number) - 1 for number in re.findall(r"\d+", name)]
+    return numbers[0], numbers[1] if len(numbers) > 1 else 0

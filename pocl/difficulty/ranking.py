@@ -1,52 +1,60 @@
 """From difficulty measures to one easy-to-hard order: ordinal ranks, reciprocal rank fusion (pure, numpy).
 
 A difficulty signal is a name on the command line (``--difficulty teacher length``) and the columns of
-difficulty.jsonl that it ranks by. To add one, name it in ``SIGNALS`` and its column in ``COLUMNS``, and measure it in
-the place that its source names.
+difficulty.jsonl that it ranks by. To add one, write a file like ``length.py`` and name it in ``FILES``.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from pocl.difficulty import length, student, teacher, training_losses
+from pocl.difficulty.measuring import Column, Source
+
 RRF_K = 60  # Source: Cormack, Clarke and Buettcher, SIGIR 2009; POCL keeps it.
 
-# Where a column is measured: student.py, Ranker._teacher_losses and plain_records in ranker.py, training_losses.py.
-Source = Literal["student", "teacher", "data", "training"]
+# Each names its columns (``COLUMNS``) and its signals (``SIGNALS``), and measures them (``measure``).
+FILES = (student, teacher, training_losses, length)
+COLUMNS: dict[str, Column] = {name: column for file in FILES for name, column in file.COLUMNS.items()}
+SIGNALS: dict[str, tuple[str, ...]] = {name: columns for file in FILES for name, columns in file.SIGNALS.items()}
 
 
-@dataclass(frozen=True)
-class Column:
-    """A measure of difficulty, one column of difficulty.jsonl."""
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The examples of a split from the easiest to the hardest.
 
-    label: str  # in reports and figures
-    unit: str
-    source: Source
-    highest_is_easiest: bool = False
+    ``order`` [N] int64 holds their positions in the split, ``scores`` [N] their fused scores in that order (NaN where
+    a file gave none), ``records`` what is known of each: the lines of difficulty.jsonl.
+    """
 
+    order: np.ndarray
+    scores: np.ndarray
+    records: Sequence[Mapping[str, Any]]
 
-COLUMNS = {
-    # of the student's greedy answer against the reference
-    "rouge_l": Column("ROUGE-L", "0 to 1", "student", highest_is_easiest=True),
-    # of the reference under the student
-    "cross_entropy": Column("cross-entropy", "nats/token", "student"),
-    # of the reference under the teacher: its confidence
-    "teacher_cross_entropy": Column("the teacher's cross-entropy", "nats/token", "teacher"),
-    # in the step that last trained on the example
-    "snapshot_cross_entropy": Column("training loss", "nats/token", "training"),
-    "response_tokens": Column("response length", "tokens", "data"),
-}
+    @classmethod
+    def fuse(cls, measured: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "Ranking":
+        """The ranking of measured examples by these columns; positions are those in ``measured``.
 
-SIGNALS: dict[str, tuple[str, ...]] = {
-    "student": ("rouge_l", "cross_entropy"),  # POCL
-    "rouge-l": ("rouge_l",),
-    "cross-entropy": ("cross_entropy",),
-    "teacher": ("teacher_cross_entropy",),
-    "snapshot": ("snapshot_cross_entropy",),
-    "length": ("response_tokens",),
-}
+        See ``rank_examples``.
+        """
+        return cls.of(rank_examples(measured, columns), np.array([record["id"] for record in measured]))
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, Any]], ids: np.ndarray) -> "Ranking":
+        """The ranking that records, easiest first, give of the examples with these ids [N].
+
+        Raises ValueError if they are not the records of just these examples.
+        """
+        position_of = {example_id: position for position, example_id in enumerate(ids.tolist())}
+        ranked = [record.get("id") for record in records]
+        if len(ranked) != len(position_of) or set(ranked) != set(position_of):
+            raise ValueError(f"{len(ranked)} examples are ranked, and there are {len(position_of)} (or others)")
+        order = np.array([position_of[example_id] for example_id in ranked], dtype=np.int64)
+        scores = [record.get("score") for record in records]
+        known = [score if isinstance(score, int | float) else np.nan for score in scores]
+        return cls(order, np.array(known), records)
 
 
 def columns_of(signals: Sequence[str]) -> list[str]:
@@ -82,12 +90,14 @@ def ordinal_ranks(values: np.ndarray, example_ids: np.ndarray, *, highest_first:
 
 def reciprocal_rank_fusion(rankings: Sequence[np.ndarray], k: int = RRF_K) -> np.ndarray:
     """Sum over rankings of 1 / (k + rank); the highest score is the easiest.  n x [N] -> [N], float64."""
-    return np.sum([1.0 / (k + np.asarray(ranks, dtype=np.float64)) for ranks in rankings], axis=0)
+    scores: np.ndarray = np.sum([1.0 / (k + np.asarray(ranks, dtype=np.float64)) for ranks in rankings], axis=0)
+    return scores
 
 
 def easy_to_hard(scores: np.ndarray, example_ids: np.ndarray) -> np.ndarray:
     """Positions from the easiest (highest score) to the hardest; ties go to the lower example id.  [N] -> [N]."""
-    return np.lexsort((np.asarray(example_ids), -np.asarray(scores)))
+    order: np.ndarray = np.lexsort((np.asarray(example_ids), -np.asarray(scores)))
+    return order
 
 
 def rank_examples(measured: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,100 +1,88 @@
-"""The student's scoring pass: it answers every prompt greedily and reads every reference.
+"""The student as judge: it answers every prompt greedily and reads every reference.
 
 ROUGE-L of the answers and mean cross-entropy per response token of the references are POCL's two measures of
 difficulty.  Source: POCL, arXiv 2506.05695, section 3.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.common.resumable_pass import ResumablePass
-from pocl.data.blocks import blocks_to_read
-from pocl.data.dataset import Split
-from pocl.evaluation.likelihood import example_cross_entropy
-from pocl.evaluation.metrics import rouge_l
-from pocl.generation.decoding import Generator, decode
-from pocl.generation.sampling import Sampling
-from pocl.generation.vllm_backend import Backend, BackendSettings, open_generator
-from pocl.models.student import Student
+from pocl.common.errors import UserError
+from pocl.difficulty.measuring import Column, Request, ScoringSettings, Values
 
+if TYPE_CHECKING:
+    from pocl.data.dataset import Split
+    from pocl.generation.decoding import Generator
+    from pocl.models.student import Student
 
-@dataclass(frozen=True)
-class ScoringSettings:
-    """How a pass over the training examples is made: what its result depends on, and how much is done at once."""
-
-    max_new_tokens: int  # of an answer
-    no_repeat_ngram: int  # size of n-grams that an answer may not repeat; 0: no ban
-    batch_size: int  # prompts that are answered together
-    chunk_tokens: int
-    backend: Backend = "builtin"  # what generates
-    model_path: str = ""  # where a backend other than the built-in loop finds the model
-
-    def key(self) -> dict[str, int]:
-        """What the result depends on."""
-        return {"max_new_tokens": self.max_new_tokens, "no_repeat_ngram": self.no_repeat_ngram}
+COLUMNS = {
+    # of the student's greedy answer against the reference
+    "rouge_l": Column("ROUGE-L", "0 to 1", "student", highest_is_easiest=True),
+    # of the reference under the student
+    "cross_entropy": Column("cross-entropy", "nats/token", "student"),
+}
+SIGNALS = {
+    "student": ("rouge_l", "cross_entropy"),  # POCL
+    "rouge-l": ("rouge_l",),
+    "cross-entropy": ("cross_entropy",),
+}
 
 
-def score_examples(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    split: Split,
-    *,
-    limits: ScoringSettings,
-    answers: bool = True,
-    parts_dir: Path,
-    key: Mapping[str, Any],
-) -> dict[int, dict[str, Any]]:
-    """Score every example of a split, over all ranks -> id -> record, on every rank.
+def measure(request: Request, columns: Sequence[str]) -> Values:
+    """The student's ``cross_entropy`` of every example and, if ``rouge_l`` is asked for, that and its ``answer``.
 
-    A record holds ``cross_entropy`` and, with ``answers``, ``rouge_l`` and the ``answer``. Each finished block is
-    kept in ``parts_dir``, so an interrupted pass resumes there; ``key`` says what the scores depend on
-    besides the limits (model, data).
+    Collective: the ranks share the work, and each gets all of it.
     """
-    was_training = model.training
-    model.eval()
-    backend = limits.backend if answers else "builtin"
-    settings = BackendSettings(backend, split.max_length, limits.batch_size, model.device)
-    with open_generator(Student(model, tokenizer, limits.model_path), settings) as generator:
-        asked = generator if answers else None
-        with ResumablePass(parts_dir, dict(key) | limits.key() | {"answers": asked and asked.name}) as parts:
-            gathered = parts.fill(
-                generator.blocks(split.prompt_lengths),
-                split.ids,
-                lambda block: score_block(model, tokenizer, split, block, limits, asked),
+    from pocl.generation.vllm_backend import BackendSettings, open_generator
+
+    student, train, settings = request.student, request.train, request.settings
+    if student is None:
+        raise UserError(f"`signals` {' '.join(columns)} are the student's; give `student`")
+    was_training = student.model.training
+    student.model.train(False)
+    answers = "rouge_l" in columns
+    # Another backend reads the weights from their folder, which must hold those in memory.
+    backend = settings.backend if answers and student.path else "builtin"
+    how = BackendSettings(backend, train.max_length, settings.batch_size, student.device)
+    with open_generator(student, how) as generator:
+        key = settings.key() | {"dtype": str(student.model.dtype), "answers": generator.name if answers else None}
+        with request.resumable("student", student=student.fingerprint(), **key) as scoring:
+            found = scoring.fill(
+                generator.blocks(train.prompt_lengths),
+                train.ids,
+                lambda block: score_block(student, train, block, settings, generator if answers else None),
                 title="scoring",
             )
-    model.train(was_training)
-    return gathered
+    student.model.train(was_training)
+    return found
 
 
-@torch.no_grad()
 def score_block(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    split: Split,
-    block: np.ndarray,
-    limits: ScoringSettings,
-    generator: Generator | None,
+    student: Student, train: Split, block: np.ndarray, settings: ScoringSettings, generator: Generator | None
 ) -> list[dict[str, Any]]:
-    """The records of one block of positions in the split; see ``score_examples``. No ``generator``: no answers."""
-    rows = split.table[[int(i) for i in block]]
+    """The records of one block of positions in the split; see ``measure``. No ``generator``: no answers."""
+    from pocl.data.blocks import blocks_to_read
+    from pocl.evaluation.likelihood import example_cross_entropy
+    from pocl.evaluation.metrics import rouge_l
+    from pocl.generation.decoding import decode
+    from pocl.generation.sampling import Sampling
+
+    rows = train.table[[int(i) for i in block]]
     losses = np.zeros(len(block))
-    for part in blocks_to_read(split.lengths[block], model.device):
-        batch = split.batch(block[part]).to(model.device)
-        sums = example_cross_entropy(model, batch, chunk_tokens=limits.chunk_tokens, vocab_size=len(tokenizer))
+    for part in blocks_to_read(train.lengths[block], student.device):
+        batch = train.batch(block[part]).to(student.device)
+        sums = example_cross_entropy(student, batch, chunk_tokens=settings.chunk_tokens)
         losses[part] = [total / count for total, count in sums]
     records: list[dict[str, Any]] = [
         {"id": example_id, "cross_entropy": loss} for example_id, loss in zip(rows["id"], losses.tolist(), strict=True)
     ]
     if generator:
-        sampling = Sampling(limits.max_new_tokens, temperature=0.0, no_repeat_ngram=limits.no_repeat_ngram)
+        sampling = Sampling(settings.max_new_tokens, temperature=0.0, no_repeat_ngram=settings.no_repeat_ngram)
         tokens = generator(rows["prompt_ids"], rows["id"], sampling)
-        for record, text, reference in zip(records, decode(tokenizer, tokens), rows["response"], strict=True):
+        for record, text, reference in zip(records, decode(student.tokenizer, tokens), rows["response"], strict=True):
             record |= {"rouge_l": rouge_l(text, [reference]), "answer": text}
     return records

@@ -1,13 +1,32 @@
 """The losses recorded during training: a measure of difficulty that needs no pass of its own."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from pocl.common import distributed
-from pocl.data.batch import Batch
+from pocl.common.errors import UserError
+from pocl.difficulty.measuring import Column, Request, Values
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pocl.data.batch import Batch
+
+# in the step that last trained on the example
+COLUMNS = {"snapshot_cross_entropy": Column("training loss", "nats/token", "training")}
+SIGNALS = {"snapshot": ("snapshot_cross_entropy",)}
+
+
+def measure(request: Request, columns: Sequence[str]) -> Values:
+    """The training loss of every example; None for those that had none."""
+    if request.losses is None:
+        raise UserError("`signals` snapshot are the losses of training; give `losses`")
+    losses = zip(request.train.ids.tolist(), request.losses.tolist(), strict=True)
+    return {example_id: {"snapshot_cross_entropy": None if math.isnan(loss) else loss} for example_id, loss in losses}
 
 
 class TrainingLosses:
@@ -35,7 +54,9 @@ class TrainingLosses:
 
     def share(self) -> None:
         """Merge what the ranks have noted since the last call; of two losses the later one is kept."""
-        mine = {}
+        from pocl.common import distributed
+
+        mine: dict[int, float] = {}
         for positions, of_student, sums, counts in self._pending:
             losses = (sums.cpu() / counts).tolist()
             rows = zip(positions.tolist(), losses, of_student.tolist(), strict=True)

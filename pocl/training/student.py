@@ -58,9 +58,8 @@ class StudentInTraining:
         return sums, values.cross_entropy
 
     def gathered(self) -> Student:
-        """The student with all of its weights here: itself, or a copy if ZeRO-3 has sharded them."""
-        model = self.engine.gathered(self.student.model)
-        return self.student if model is self.student.model else self.student.with_model(model)
+        """The student as it is now, with all of its weights here: in a copy if ZeRO-3 has sharded them."""
+        return self.student.with_model(self.engine.gathered(self.student.model))
 
     def _teacher_states(self, micro: MicroBatch) -> HiddenStates | None:
         if self.teacher is None:

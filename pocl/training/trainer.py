@@ -14,7 +14,8 @@ from pocl.curriculum.schedule import Schedule, Update
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.difficulty.forgetting import BucketProbe
-from pocl.difficulty.ranker import Ranker
+from pocl.difficulty.ranker import Ranker, new_ranking
+from pocl.difficulty.ranking import Ranking
 from pocl.evaluation.sets import DevSet
 from pocl.losses import DistillationLoss
 from pocl.models.student import Student
@@ -159,21 +160,29 @@ class Trainer:
 
     def rank(self, stage: Stage, epoch: int) -> None:
         """Apply a new ranking of the examples if this epoch begins with one."""
-        name = self.ranker.new_ranking(stage, epoch) if self.ranker else None
+        name = new_ranking(self.ranker.rerank, stage.index, epoch) if self.ranker else None
         if self.ranker is None or name is None:
             return
-        if self.state.position.step_in_epoch and not self.ranker.made(name):
-            return  # the epoch began without one
-        ranked = self.ranker.rank(name, self.student.gathered, self.state.losses.values)
-        if ranked is not None:
-            self.schedule = self.schedule.rank(ranked, stage)
+        ranking = self.ranker.known(name)
+        if ranking is None and self.state.position.step_in_epoch == 0:  # else the epoch began without one
+            ranking = self.ranker.rank(name, self.student.gathered, self.state.losses.values)
+        self._follow(ranking, stage)
+
+    def _follow(self, ranking: Ranking | None, stage: Stage) -> None:
+        if ranking is not None:
+            self.schedule = self.schedule.rank(ranking.order, stage)
             self.probe = self.probe or self._probe()
 
     def _probe(self) -> BucketProbe | None:
         """The probe of the quarters of the first ranking; None before there is one, and where none is wanted."""
         if self.schedule.ranked is None or self.ranker is None or not self.settings.bucket_examples:
             return None
-        return BucketProbe(self.train, self.schedule.ranked, self.settings.bucket_examples, self.ranker.settings)
+        return BucketProbe(
+            self.train,
+            self.schedule.ranked,
+            examples_per_bucket=self.settings.bucket_examples,
+            settings=self.ranker.settings,
+        )
 
     def _student_texts(self) -> StudentTexts | None:
         """What chooses the student's own responses; None if it is trained on the data's alone."""
@@ -187,16 +196,18 @@ class Trainer:
         """Load the last checkpoint, if there is one, and the rankings in force at that point."""
         position, kept = self.checkpoints.resume()
         if kept is None:
+            if self.ranker:
+                self.ranker.forget_after(0, -1)
             return
         self.state.restore(position, kept)
         self._write_ledger()  # the run may have ended between checkpoint and ledger
         say(f"resuming from step {position.step} of {self.schedule.total_steps}")
         for stage in self.schedule.stages[: position.stage + 1]:
             for epoch in range(stage.epochs if stage.index < position.stage else position.epoch):
-                if self.ranker and self.ranker.made(self.ranker.new_ranking(stage, epoch)):
-                    self.rank(stage, epoch)
+                if self.ranker:
+                    self._follow(self.ranker.known(new_ranking(self.ranker.rerank, stage.index, epoch)), stage)
         if kept["other_ranks"] and self.ranker:
-            self.ranker.forget_after(position, self.schedule.stages)
+            self.ranker.forget_after(position.stage, position.epoch if position.step_in_epoch else position.epoch - 1)
 
     @contextmanager
     def _saving_what_is_done(self) -> Iterator[None]:

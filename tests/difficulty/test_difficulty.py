@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -13,18 +15,34 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import train
+from pocl.common.errors import UserError
 from pocl.curriculum.schedule import Reliance, Schedule, unranked_order
 from pocl.curriculum.stages import CURRICULA, plan_stages
 from pocl.data.batch import collate
-from pocl.data.dataset import Split
-from pocl.difficulty.ranker import Ranker
-from pocl.difficulty.ranking import COLUMNS, SIGNALS, Column, columns_of, rank_examples
+from pocl.data.dataset import Split, load_split
+from pocl.difficulty import ranker
+from pocl.difficulty.measuring import Column, Request, ScoringSettings, Values
+from pocl.difficulty.ranker import Ranker, new_ranking, rank
+from pocl.difficulty.ranking import COLUMNS, FILES, SIGNALS, columns_of, rank_examples
+from pocl.difficulty.ranking_file import read_ranking, write_ranking
 from pocl.difficulty.training_losses import TrainingLosses
+from pocl.generation.decoding import BuiltIn
+from pocl.models.student import Student
+from pocl.models.teacher import Teacher
 from pocl.training.batches import BatchCutter, Texts
 from pocl.training.checkpoints import Checkpoints
 from pocl.training.position import Position
 from pocl.training.run_folder import RunFolder
-from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments, train_until_stage
+from tests.runs import (
+    MAX_LENGTH,
+    MAX_PROMPT,
+    Folders,
+    call,
+    make_folders,
+    read_jsonl,
+    train_arguments,
+    train_until_stage,
+)
 from tools import plot_difficulty, report
 
 FROZEN = ["--lr", 1e-30, "--min-lr", 0, "--num-dev", 0]  # the student stays as it is
@@ -53,6 +71,20 @@ def reference_losses(folders: Folders, model: Path) -> dict[int, float]:
     return losses
 
 
+SETTINGS = ScoringSettings(max_new_tokens=MAX_LENGTH - MAX_PROMPT, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def split(gpt2: Folders) -> Split:
+    return load_split(gpt2.data, "train", max_length=MAX_LENGTH)
+
+
+@pytest.fixture(scope="module")
+def student(gpt2: Folders) -> Student:
+    """Read only."""
+    return Student.load(str(gpt2.student))
+
+
 def order(run_dir: Path, name: str = "difficulty") -> list[int]:
     return [record["id"] for record in read_jsonl(run_dir / f"{name}.jsonl")]
 
@@ -61,12 +93,24 @@ def test_a_new_signal_is_its_column_and_its_name(
     gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run, diagnostics, picture and report take it from there."""
-    monkeypatch.setitem(COLUMNS, "prompt_tokens", Column("length of the prompt", "tokens", "data"))
-    monkeypatch.setitem(SIGNALS, "prompt-length", ("prompt_tokens",))
-    path = run(gpt2, tmp_path, "--difficulty", "prompt-length", "length", *FROZEN)
+
+    def measure(request: Request, columns: Sequence[str]) -> Values:
+        texts = zip(request.train.ids.tolist(), request.train.column("prompt"), strict=True)
+        return {example_id: {"prompt_letters": len(text)} for example_id, text in texts}
+
+    mine = types.SimpleNamespace(
+        COLUMNS={"prompt_letters": Column("length of the prompt", "letters", "data")},
+        SIGNALS={"prompt-length": ("prompt_letters",)},
+        measure=measure,
+    )
+    # What its name in FILES does where they are read:
+    monkeypatch.setattr(ranker, "FILES", (*FILES, mine))
+    monkeypatch.setitem(COLUMNS, "prompt_letters", mine.COLUMNS["prompt_letters"])
+    monkeypatch.setitem(SIGNALS, "prompt-length", mine.SIGNALS["prompt-length"])
+    path = run(gpt2, tmp_path, "--difficulty", "prompt-length", "length", "--num-stages", 1, *FROZEN)
     records = read_jsonl(path / "difficulty.jsonl")
-    by_prompt = sorted(records, key=lambda record: (record["prompt_tokens"], record["id"]))
-    assert [record["prompt_tokens_rank"] for record in by_prompt] == list(range(1, len(records) + 1))
+    by_prompt = sorted(records, key=lambda record: (record["prompt_letters"], record["id"]))
+    assert [record["prompt_letters_rank"] for record in by_prompt] == list(range(1, len(records) + 1))
     agreement = json.loads((path / "diagnostics.json").read_text())["agreement"]
     assert list(agreement) == ["response length and length of the prompt"]
     for tool in (plot_difficulty, report):
@@ -86,30 +130,122 @@ def test_an_example_without_a_value_is_behind_those_with_one() -> None:
     assert [record["snapshot_cross_entropy_rank"] for record in records] == [1, 2, 3, 4]
 
 
-def test_teacher_and_length_are_fused_as_a_naive_count_has_it(gpt2: Folders, tmp_path: Path) -> None:
-    path = run(gpt2, tmp_path, "--difficulty", "teacher", "length", *FROZEN)
+def test_teacher_and_length_are_fused_as_a_naive_count_has_it(gpt2: Folders, split: Split) -> None:
+    teacher = Teacher.open(str(gpt2.teacher))
+    ranked = rank(split, None, signals=["teacher", "length"], teacher=teacher)
     losses = reference_losses(gpt2, gpt2.teacher)
     lengths = {r["id"]: len(r["response_ids"]) for r in datasets.load_from_disk(str(gpt2.data / "train"))}
-    records = read_jsonl(path / "difficulty.jsonl")
-    for record in records:
+    for record in ranked.records:
         assert record["teacher_cross_entropy"] == pytest.approx(losses[record["id"]], rel=1e-5)
         assert record["response_tokens"] == lengths[record["id"]]
         assert "answer" not in record  # nothing was generated
     ids = sorted(losses)
     ranks = [sorted(ids, key=lambda i: (values[i], i)) for values in (losses, lengths)]
-    score = {i: sum(1 / (61 + rank.index(i)) for rank in ranks) for i in ids}
-    assert [record["id"] for record in records] == sorted(ids, key=lambda i: (-score[i], i))
+    score = {i: sum(1 / (61 + places.index(i)) for places in ranks) for i in ids}
+    wanted = sorted(ids, key=lambda i: (-score[i], i))
+    assert split.ids[ranked.order].tolist() == [record["id"] for record in ranked.records] == wanted
+    assert ranked.scores.tolist() == pytest.approx([score[i] for i in wanted], abs=1e-12)
 
 
 def test_the_teachers_confidence_is_the_same_online_and_cached(gpt2: Folders, tmp_path: Path) -> None:
-    extra = ["--difficulty", "teacher", *FROZEN]
+    extra = ["--difficulty", "teacher", "--num-stages", 1, *FROZEN]
     cached = run(gpt2, tmp_path / "cached", *extra, "--teacher-cache", tmp_path / "states")
     online = run(gpt2, tmp_path / "online", *extra, "--teacher-cache", "off")
     assert order(cached) == order(online)
 
 
-def test_cross_entropy_alone_generates_nothing(gpt2: Folders, tmp_path: Path) -> None:
-    records = read_jsonl(run(gpt2, tmp_path, "--difficulty", "cross-entropy", *FROZEN) / "difficulty.jsonl")
+class Stopped(Exception):
+    """Where a pass is cut off."""
+
+
+@pytest.mark.parametrize("signals", [["student"], ["teacher", "rouge-l", "snapshot"]])
+def test_a_ranking_is_the_same_in_memory_and_resumed_in_a_folder_where_nothing_is_left(
+    gpt2: Folders,
+    split: Split,
+    student: Student,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: list[str],
+) -> None:
+    teacher = Teacher.open(str(gpt2.teacher))
+    known = {"signals": signals, "teacher": teacher, "losses": np.arange(48.0) % 7, "settings": SETTINGS}
+    wanted, answer, asked = rank(split, student, **known), BuiltIn.__call__, []
+
+    def stopped(self: BuiltIn, *arguments: object) -> object:
+        asked.append(len(arguments[1]))  # type: ignore[arg-type]
+        if len(asked) == 3:
+            raise Stopped
+        return answer(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BuiltIn, "__call__", stopped)
+    with pytest.raises(Stopped):
+        rank(split, student, folder=tmp_path / "passes", **known)
+    found = rank(split, student, folder=tmp_path / "passes", **known)
+    assert asked == [16, 16, 16, 16]  # two blocks were kept, the third was asked for again
+    assert found.order.tolist() == wanted.order.tolist() and found.order.dtype == np.int64
+    assert found.scores.tolist() == wanted.scores.tolist()
+    assert found.records == wanted.records
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ranking_leaves_alone_what_others_keep_in_its_folder(split: Split, student: Student, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    rank(split, student, signals=["cross-entropy"], folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_pass_over_other_texts_is_not_resumed(gpt2: Folders, split: Split, student: Student) -> None:
+    shorter = load_split(gpt2.data, "train", max_length=MAX_LENGTH - 1)
+    fewer = load_split(gpt2.data, "train", max_length=MAX_LENGTH, num_examples=47)
+    other = Split(split.table.map(lambda row: {"response_ids": row["response_ids"][::-1]}), MAX_LENGTH)
+    assert len({fingerprint(one) for one in (split, shorter, fewer, other)}) == 4
+    assert fingerprint(load_split(gpt2.data, "train", max_length=MAX_LENGTH)) == fingerprint(split)
+
+
+@pytest.mark.parametrize(
+    ("signals", "told"),
+    [
+        (["lenght"], "unknown signal 'lenght'; did you mean 'length'"),
+        ([], "`signals` names none"),
+        (["rouge-l"], "give `student`"),
+        (["teacher"], "give `teacher`"),
+        (["snapshot"], "give `losses`"),
+    ],
+)
+def test_a_signal_without_what_measures_it_is_refused(split: Split, signals: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        rank(split, None, signals=signals)
+
+
+def test_a_ranking_is_the_same_read_from_its_file(split: Split, tmp_path: Path) -> None:
+    ranked = rank(split, None, signals=["length", "snapshot"], losses=np.array([np.nan, *range(47)]))
+    write_ranking(tmp_path / "difficulty.jsonl", ranked)
+    again = read_ranking(tmp_path / "difficulty.jsonl", split)
+    assert again.order.tolist() == ranked.order.tolist() and again.scores.tolist() == ranked.scores.tolist()
+    assert again.records == ranked.records
+
+
+def test_a_ranker_knows_what_was_made_and_forgets_what_came_later(split: Split, tmp_path: Path) -> None:
+    made = Ranker(tmp_path, split, signals=["snapshot"], rerank="epoch")
+    never = pytest.fail
+    assert made.rank("difficulty", never, np.full(48, np.nan)) is None  # nothing is known of any example
+    names = ["difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage10-epoch1"]
+    losses = [np.random.default_rng(seed).permutation(48) / 7 for seed in range(3)]
+    ranked = [made.rank(name, never, values) for name, values in zip(names, losses, strict=True)]
+    assert made.rank(names[0], never, losses[2]).records == ranked[0].records  # type: ignore[union-attr]
+    (tmp_path / "difficulty-mine.jsonl").write_text("")  # a person's
+    again = Ranker(tmp_path, split, signals=["snapshot"], rerank="epoch")
+    for name, ranking in zip(names, ranked, strict=True):
+        assert again.known(name).order.tolist() == ranking.order.tolist()  # type: ignore[union-attr]
+    assert again.known("difficulty") is None and again.known("difficulty-mine") is None and again.known(None) is None
+    again.forget_after(1, 0)
+    assert [name for name in names if again.known(name)] == names[:2]
+    again.forget_after(0, -1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["difficulty-mine.jsonl"]
+
+
+def test_cross_entropy_alone_generates_nothing(gpt2: Folders, split: Split, student: Student) -> None:
+    records = rank(split, student, signals=["cross-entropy"], settings=SETTINGS).records
     losses = reference_losses(gpt2, gpt2.student)
     assert [record["id"] for record in records] == sorted(losses, key=lambda i: losses[i])
     assert all("answer" not in record and "rouge_l" not in record for record in records)
@@ -331,8 +467,7 @@ def test_a_ranker_asks_for_rankings_only_where_it_was_told_to() -> None:
     stages = plan_stages(8, curriculum="baby-step", num_stages=2, epochs=2, temperature=[1.0], kd_ratio=[1.0])
 
     def names(rerank: str) -> list[str | None]:
-        ranker = Ranker(["length"], rerank, None, Split, None, None, None, {})  # type: ignore[arg-type]
-        return [ranker.new_ranking(stage, epoch) for stage in stages for epoch in range(2)]
+        return [new_ranking(rerank, stage.index, epoch) for stage in stages for epoch in range(2)]
 
     assert names("off") == [None, None, None, None]
     assert names("stage") == [None, None, "difficulty-stage2", None]

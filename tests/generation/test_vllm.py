@@ -27,8 +27,8 @@ import train
 from pocl.common import distributed
 from pocl.common.errors import RankStopped, UserError
 from pocl.data.dataset import load_split
-from pocl.difficulty import ranker as difficulty
-from pocl.difficulty.student import ScoringSettings, score_examples
+from pocl.difficulty.measuring import ScoringSettings
+from pocl.difficulty.ranker import rank
 from pocl.generation import vllm_backend
 from pocl.generation.decoding import BuiltIn, Generator
 from pocl.generation.sampling import Sampling
@@ -40,7 +40,7 @@ from pocl.generation.vllm_backend import (
     vllm_python,
     worker_environment,
 )
-from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.loading import load_model
 from pocl.models.student import Student
 from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT, save_model, tiny_model
@@ -323,27 +323,24 @@ def test_the_first_ranking_is_by_vllm_and_measures_the_same(
 ) -> None:
     backends: list[str] = []
 
-    def noted(*positional: object, **named: object) -> dict[int, dict[str, object]]:
-        backends.append(named["limits"].backend)
-        return score_examples(*positional, **named)
+    def noted(backend: str, *positional: object, **named: object) -> AbstractContextManager[Generator]:
+        backends.append(backend)
+        return open_generator(backend, *positional, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(difficulty, "score_examples", noted)
+    monkeypatch.setattr(vllm_backend, "open_generator", noted)
     extra = ["--type", "sft", "--num-train", 16, "--num-stages", 2, "--num-dev", 0, "--rerank", "stage"]
     result = call(train, train_arguments(folders, tmp_path, *extra, "--generation-backend", "vllm", teacher=False))
     assert result.status == 0, result.output
     assert backends == ["vllm", "builtin"]  # the student has been trained by then, its folder has not
     found = {record["id"]: record for record in read_jsonl(tmp_path / "sft" / "seed10" / "difficulty.jsonl")}
-    scores = score_examples(
-        load_model(str(folders.student)),
-        load_tokenizer(str(folders.student)),
+    ranking = rank(
         load_split(folders.data, "train", max_length=MAX_LENGTH, num_examples=16),
-        limits=ScoringSettings(max_new_tokens=MAX_LENGTH - 160, no_repeat_ngram=6, batch_size=5, chunk_tokens=64),
-        parts_dir=tmp_path / "parts",
-        key={},
+        Student.load(str(folders.student)),
+        settings=ScoringSettings(max_new_tokens=MAX_LENGTH - 160, no_repeat_ngram=6, batch_size=5, chunk_tokens=64),
     )
-    assert sorted(found) == sorted(scores)
-    for example_id, score in scores.items():
-        record = found[example_id]
+    assert len(found) == 16
+    for score in ranking.records:
+        record = found[score["id"]]
         assert (record["answer"], record["rouge_l"]) == (score["answer"], score["rouge_l"])
         assert record["cross_entropy"] == pytest.approx(score["cross_entropy"], rel=1e-5)
 
