@@ -1,6 +1,7 @@
 """The options of evaluate.py, beside those of how answers are sampled (``GenerationOptions``)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pocl.cli.flags import flag
@@ -43,3 +44,11 @@ class EvaluateOptions:
                 f"--max-prompt-length {self.max_prompt_length} must leave room for an answer in --max-length "
                 f"{self.max_length}"
             )
+
+    def results_folder(self) -> Path:
+        """Where the answers of a model go.  Raises UserError if the model's place does not say it."""
+        if self.output_dir:
+            return Path(self.output_dir)
+        if self.model and Path(self.model).name == "best":
+            return Path(self.model).parent / "eval"
+        raise UserError(f"{self.model} is no run's best/ folder, so say where results go: --output-dir DIR")

@@ -11,6 +11,7 @@ from pocl.cli.flags import defaults, flag
 from pocl.common.errors import UserError
 from pocl.curriculum.stages import CURRICULA
 from pocl.difficulty.ranking import SIGNALS, sources_of
+from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import Backend
 from pocl.losses.divergences import LOSSES, loss_type
 
@@ -246,6 +247,10 @@ class GenerationOptions:
         "rankings) always uses builtin",
         "auto",
     )
+
+    def sampling(self, max_new_tokens: int, *, seed: int = 10) -> Sampling:
+        """How the tokens of an answer are chosen."""
+        return Sampling(max_new_tokens, self.sampling_temperature, self.top_p, self.top_k, self.no_repeat_ngram, seed)
 
 
 @dataclass(frozen=True)

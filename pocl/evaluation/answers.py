@@ -12,6 +12,8 @@ from pocl.evaluation.sets import Example
 from pocl.generation.decoding import Generator, answer_prompts
 from pocl.generation.sampling import Sampling
 
+Record = dict[str, Any]  # of one example: id, answer and every metric
+
 
 def evaluate(
     generator: Generator,
@@ -21,14 +23,14 @@ def evaluate(
     *,
     sampling: Sampling,
     title: str,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Answer and score every example -> per-example records, on every rank."""
     ids = [example.id for example in examples]
     answers = answer_prompts(generator, tokenizer, prompts, ids, sampling=sampling, title=title)
     return score_answers(examples, [answers[i] for i in ids])
 
 
-def score_answers(examples: Sequence[Example], answers: Sequence[str]) -> list[dict[str, Any]]:
+def score_answers(examples: Sequence[Example], answers: Sequence[str]) -> list[Record]:
     """Every metric of each answer, 0 to 100.  Raises UserError if there are not as many answers as examples."""
     if len(examples) != len(answers):
         raise UserError(f"{len(answers)} answers for {len(examples)} prompts; give one answer per prompt, in order")

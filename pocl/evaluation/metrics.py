@@ -42,7 +42,7 @@ def _f_measure(target: tuple[str, ...], prediction: tuple[str, ...]) -> float:
     if not target or not prediction:
         return 0.0
     common = LCSseq.similarity(target, prediction)
-    return scoring.fmeasure(common / len(prediction), common / len(target))
+    return float(scoring.fmeasure(common / len(prediction), common / len(target)))
 
 
 def rouge_n(prediction: str, references: Sequence[str], n: int) -> float:
@@ -59,7 +59,7 @@ def _ngrams(text: str, n: int) -> Counter[tuple[str, ...]]:
 
 def _overlap(target: Counter[tuple[str, ...]], prediction: Counter[tuple[str, ...]]) -> float:
     common = (target & prediction).total()
-    return scoring.fmeasure(common / max(prediction.total(), 1), common / max(target.total(), 1))
+    return float(scoring.fmeasure(common / max(prediction.total(), 1), common / max(target.total(), 1)))
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> bool:

@@ -27,6 +27,16 @@ class Example:
 
 
 @dataclass(frozen=True)
+class TestSet:
+    """An evaluation set with its prompts as a model reads them."""
+
+    name: str
+    examples: Sequence[Example]
+    prompts: Sequence[list[int]]
+    num_cut: int  # prompts that lost their beginning
+
+
+@dataclass(frozen=True)
 class DevSet:
     """The dev split as evaluation sees it."""
 

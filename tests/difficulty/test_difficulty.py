@@ -198,8 +198,11 @@ def test_a_pass_over_other_texts_is_not_resumed(gpt2: Folders, split: Split, stu
     shorter = load_split(gpt2.data, "train", max_length=MAX_LENGTH - 1)
     fewer = load_split(gpt2.data, "train", max_length=MAX_LENGTH, num_examples=47)
     other = Split(split.table.map(lambda row: {"response_ids": row["response_ids"][::-1]}), MAX_LENGTH)
-    assert len({fingerprint(one) for one in (split, shorter, fewer, other)}) == 4
-    assert fingerprint(load_split(gpt2.data, "train", max_length=MAX_LENGTH)) == fingerprint(split)
+    assert len({json.dumps(one.key) for one in (split, shorter, fewer, other)}) == 4
+    assert load_split(gpt2.data, "train", max_length=MAX_LENGTH).key == split.key
+    assert (
+        Split(split.table, MAX_LENGTH).fingerprint == Split(split.table, MAX_LENGTH).fingerprint != other.fingerprint
+    )
 
 
 @pytest.mark.parametrize(

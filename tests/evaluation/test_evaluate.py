@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 from pocl.common.files import write_jsonl
+from pocl.evaluation.kept_answers import ORIGIN
 from pocl.evaluation.sets import load_set
 from pocl.generation.decoding import BuiltIn
 from tests.runs import Folders, Result, call, make_folders, read_jsonl
@@ -150,14 +151,23 @@ def test_files_of_unknown_origin_are_refused(folders: Folders, tmp_path: Path) -
     assert result.status == 2 and "holds answers of unknown origin" in result.last_line, result.output
 
 
-def test_of_an_older_folder_only_the_seeds_that_its_summary_names_are_kept(folders: Folders, tmp_path: Path) -> None:
+def test_answers_whose_origin_is_gone_are_refused_though_the_summary_names_them(
+    folders: Folders, tmp_path: Path
+) -> None:
     evaluated(folders, tmp_path, "--seeds", 1)
-    (tmp_path / "short" / evaluate.ORIGIN).unlink()
-    shutil.copy(tmp_path / "short" / "1.jsonl", tmp_path / "short" / "2.jsonl")  # perhaps of another protocol
-    result = evaluated(folders, tmp_path, "--seeds", 1, 2)
-    assert "seeds 1 are there already" in result.output
-    assert (tmp_path / "short" / "1.jsonl").read_bytes() != (tmp_path / "short" / "2.jsonl").read_bytes()
-    assert not (tmp_path / "short" / evaluate.ORIGIN).exists()
+    (tmp_path / "short" / ORIGIN).unlink()
+    before = (tmp_path / "short" / "1.jsonl").read_bytes()
+    result = call(evaluate, command(folders, tmp_path, "--seeds", 1, 2))
+    assert result.status == 2 and "holds answers of unknown origin" in result.last_line, result.output
+    assert (tmp_path / "short" / "1.jsonl").read_bytes() == before
+    assert not (tmp_path / "short" / "2.jsonl").exists()
+
+
+def test_a_damaged_origin_is_named(folders: Folders, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "short" / "1.jsonl", [{"id": 0, "answer": "", "rouge_l": 0.0}])
+    (tmp_path / "short" / ORIGIN).write_text('{"model": "m"}')
+    result = call(evaluate, command(folders, tmp_path, "--seeds", 1))
+    assert result.status == 2 and f"{tmp_path / 'short' / ORIGIN} is damaged" in result.last_line, result.output
 
 
 def test_sampled_and_given_answers_do_not_take_each_others_place(folders: Folders, kept: Path, tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""Who answers an evaluation set, and by which protocol."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from pocl.common.console import say
+from pocl.common.files import value_sha256
+from pocl.evaluation.answers import Record, evaluate
+from pocl.evaluation.sets import Example, TestSet, tokenise_prompts
+from pocl.generation.decoding import Generator
+from pocl.generation.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """One way to answer: where its results go, how tokens are chosen, and under which seeds."""
+
+    folder: Path
+    sampling: Sampling
+    seeds: tuple[int, ...]
+    title: str = ""  # behind the set and the seed, where progress is shown
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model that answers, and what of the command is kept beside its answers.
+
+    ``asked`` has at least ``model`` (a path), ``dtype`` and ``max_prompt_length``.
+    """
+
+    generator: Generator
+    tokenizer: PreTrainedTokenizerBase
+    fingerprints: Mapping[str, str]  # of the weights ("model") and of the tokenizer
+    asked: Mapping[str, Any]
+
+    def read(self, name: str, examples: Sequence[Example]) -> TestSet:
+        """A set with its prompts as tokens; says how many are cut."""
+        prompts, num_cut = tokenise_prompts(self.tokenizer, examples, self.asked["max_prompt_length"])
+        if num_cut:
+            say(f"{name}: {num_cut} of {len(prompts)} prompts lost their beginning to `max_prompt_length`")
+        return TestSet(name, examples, prompts, num_cut)
+
+    def answer(self, test_set: TestSet, protocol: EvalProtocol, seed: int) -> list[Record]:
+        """A scored record of each example, on every rank."""
+        return evaluate(
+            self.generator,
+            self.tokenizer,
+            test_set.examples,
+            test_set.prompts,
+            sampling=replace(protocol.sampling, seed=seed),
+            title=f"{test_set.name}, seed {seed}{protocol.title}",
+        )
+
+    def origin(self, test_set: TestSet, protocol: EvalProtocol) -> dict[str, Any]:
+        """What answers come from, beside the seed: where two are equal but for what was asked, so are the answers."""
+        sampling = {key: value for key, value in asdict(protocol.sampling).items() if key != "seed"}
+        limits = {"generator": self.generator.name, "max_prompt_length": self.asked["max_prompt_length"]}
+        return {
+            "examples": len(test_set.examples),
+            "cut_prompts": test_set.num_cut,
+            "protocol": sampling | limits,
+            **self.fingerprints,
+            "dtype": self.asked["dtype"],
+            "set": value_sha256([[example.prompt, *example.references] for example in test_set.examples]),
+            "asked": dict(self.asked),
+        }
