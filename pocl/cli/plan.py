@@ -34,10 +34,10 @@ from pocl.cli.options import TrainConfig
 from pocl.cli.resolve import (
     cache_place,
     finished_cache,
-    make_pools,
-    make_stages,
+    make_schedule,
     needs_ranking,
     offloads_teacher,
+    show_schedule,
     wants_packing,
 )
 from pocl.common import distributed
@@ -47,11 +47,10 @@ from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits, micro_batches
 from pocl.difficulty.ranking import COLUMNS, columns_of, sources_of
-from pocl.difficulty.ranking_file import read_ranking
 from pocl.models.loading import DTYPES, load_skeleton
 from pocl.models.lora import target_layers
 from pocl.models.packing import never_packed
-from pocl.models.teacher import cache_bytes
+from pocl.models.teacher_cache import cache_bytes
 from pocl.training.run_folder import RunFolder
 
 
@@ -80,7 +79,9 @@ def show_plan(
     these are counted, not added (the activations are those of training all weights, which are about the same).
     Raises UserError if the run does not fit this machine.
     """
-    stages = make_stages(config, len(train))
+    schedule = make_schedule(config, len(train))
+    show_schedule(schedule, config.loss.type)
+    stages = schedule.stages
     fake = FakeTensorMode()
     with fake:
         student = load_skeleton(config.models.model, config.models.dtype)
@@ -128,7 +129,7 @@ def _amount(
     given = config.curriculum
     ranking = Path(given.difficulty_file) if given.difficulty_file else run.ranking("difficulty")
     known = given.difficulty_file is not None or ranking.is_file()
-    pools = make_pools(config, len(train), read_ranking(ranking, train).order if known else None)
+    pools = make_schedule(config, len(train))
     exact = (known and given.rerank == "off") or pools.scheme.order != "ranked"
     cut = partial(
         micro_batches,

@@ -28,18 +28,9 @@ def mean_cross_entropy(student: Student, split: Split, *, chunk_tokens: int) -> 
     student.model.train(False)
     total, count = 0.0, 0
     for block in distributed.my_share(blocks_to_read(split.lengths, device)):
-<<<<<<< HEAD
         batch = split.batch(block).to(device)
         for loss, tokens in example_cross_entropy(student, batch, chunk_tokens=chunk_tokens):
             total, count = total + loss, count + tokens
     student.model.train(was_training)
     total, tokens = distributed.sum_over_ranks([total, count], device)
     return total / tokens
-=======
-        batch = split.batch(block.tolist()).to(device)
-        for loss, tokens in example_cross_entropy(model, batch, chunk_tokens=chunk_tokens, vocab_size=vocab_size):
-            total, count = total + loss, count + tokens
-    model.train(was_training)
-    total_loss, num_tokens = distributed.sum_over_ranks([total, count], device)
-    return total_loss / num_tokens
->>>>>>> 107cde2
