@@ -38,7 +38,7 @@ def smaller_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_BLOCK", 64)  # so that rows of these sizes take several
 
 
-def rows(vocab_size: int, dtype: torch.dtype = torch.float32, count: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+def rows(vocab_size: int, dtype: torch.dtype = torch.float32, count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of student and teacher that are near each other, and labels."""
     generator = torch.Generator().manual_seed(vocab_size)
     student = 3.0 * torch.randn(count, vocab_size, generator=generator)
@@ -79,7 +79,7 @@ def test_every_divergence_is_what_torch_makes_of_it(name: str, temperature: floa
 def test_each_token_can_have_its_own_weights(name: str) -> None:
     ratio = torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0], device=DEVICE)
     cross_entropy = torch.tensor([1.0, 0.75, 0.0, 0.1, 0.0], device=DEVICE)
-    compare(StageObjective(LOSSES[name].bind(), 1.3, 1.3, 1.0), *rows(200), Weights(ratio, cross_entropy))
+    compare(StageObjective(LOSSES[name].bind(), 1.3, 1.3, 1.0), *rows(200, count=5), Weights(ratio, cross_entropy))
 
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 63, 64, 65, 128, 1000])
@@ -95,7 +95,7 @@ def test_cross_entropy_alone(vocab_size: int) -> None:
 
 def test_cross_entropy_is_left_out_at_a_ratio_of_one() -> None:
     objective = StageObjective(LOSSES["fkl"].bind(), kd_ratio=1.0)
-    student, teacher, labels = rows(100)
+    student, teacher, labels = rows(100, count=5)
     compare(objective, student, teacher, labels)
     student[torch.arange(5, device=DEVICE), labels] = -float("inf")  # an infinite cross-entropy
     loss, _, divergence = fused_objective(student, teacher, labels, objective)
@@ -122,13 +122,13 @@ def test_entries_that_a_model_masks_give_no_nan(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_large_logits_far_apart(name: str) -> None:
-    student, teacher, labels = rows(150)
+    student, teacher, labels = rows(150, count=5)
     compare(StageObjective(LOSSES[name].bind(), 1.0, 1.0, 0.6), 40.0 * student, -40.0 * teacher, labels)
 
 
 @pytest.mark.parametrize("broken", ["student", "teacher"])
 def test_a_nan_among_the_logits_arrives_in_values_and_gradient(broken: str) -> None:
-    student, teacher, labels = rows(150)
+    student, teacher, labels = rows(150, count=5)
     (student if broken == "student" else teacher)[2, 77] = float("nan")
     loss, _, divergence = fused_objective(
         student, teacher, labels, StageObjective(LOSSES["fkl"].bind(), 1.0, 1.0, 0.6)
@@ -139,7 +139,7 @@ def test_a_nan_among_the_logits_arrives_in_values_and_gradient(broken: str) -> N
 
 def test_logits_may_be_the_front_of_wider_rows_whose_end_is_then_zero() -> None:
     objective = StageObjective(LOSSES["trkl"].bind(), 1.5, 2.25, 0.6)
-    student, teacher, labels = rows(150)
+    student, teacher, labels = rows(150, count=5)
     wide, wide_teacher = (torch.full((5, width), 9.0, device=DEVICE) for width in (192, 176))
     wide[:, :150], wide_teacher[:, :150] = student, teacher
     compare(objective, wide[:, :150], wide_teacher[:, :150], labels)
@@ -147,7 +147,7 @@ def test_logits_may_be_the_front_of_wider_rows_whose_end_is_then_zero() -> None:
 
 
 def test_the_last_row_is_not_left_where_there_is_no_room_behind_it() -> None:
-    student, teacher, labels = rows(150)
+    student, teacher, labels = rows(150, count=5)
     memory = torch.full((4 * 160 + 155,), 9.0, device=DEVICE)
     cut_short = memory.as_strided((5, 150), (160, 1))
     cut_short.copy_(student)
