@@ -288,4 +288,4 @@ def _starts(split: Split) -> np.ndarray:
 
 def _width(model: PreTrainedModel) -> int:
     """H: the head's input size."""
-    return model.get_output_embeddings().weight.shape[1]
+    return int(model.get_output_embeddings().weight.shape[1])
