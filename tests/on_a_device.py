@@ -32,7 +32,7 @@ from pocl.losses.chunked import BLOCK_NUMBERS, LossValues
 from pocl.losses.divergences import LOSSES
 from pocl.losses.head import HEAD_ROWS, aligned
 from pocl.losses.token import StageObjective
-from pocl.models.loading import attend_by_example
+from pocl.models.attention import attend_by_example
 from pocl.models.packing import takes_whole_masks
 from pocl.models.states import make_head, response_states
 from pocl.models.teacher import Teacher

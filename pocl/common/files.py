@@ -56,7 +56,7 @@ def read_object(path: Path, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, 
 
     Raises UserError where it does not, and where the file is missing or malformed.
     """
-    value = read_json(path)
+    value: dict[str, Any] = read_json(path)
     check_object(value, kinds, f"{path} is damaged: it")
     return value
 

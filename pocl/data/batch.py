@@ -22,9 +22,9 @@ class Segments:
         offsets[1:] = lengths.cumsum(0)
         return Segments(tuple(lengths.tolist()), offsets)
 
-    def at(self, offsets: Tensor) -> "Segments":
+    def to(self, device: torch.device) -> "Segments":
         """The same with the offsets on another device."""
-        return replace(self, offsets=offsets)
+        return replace(self, offsets=send(self.offsets, device))
 
 
 IGNORE = -100  # the label of a position that is no response token
@@ -75,18 +75,23 @@ class Batch:
         """The same examples one behind the other in one row, without padding."""
         kept = self.attention_mask.bool()
         positions = self.attention_mask.cumsum(-1) - 1
-        parts = (part[kept][None] for part in (self.input_ids, self.attention_mask, self.labels, positions))
-        return Batch.of(self.example_ids, self.num_labels, *parts, Segments.of(self.attention_mask.sum(-1)))
+        input_ids, attention_mask, labels, position_ids = (
+            part[kept][None] for part in (self.input_ids, self.attention_mask, self.labels, positions)
+        )
+        segments = Segments.of(self.attention_mask.sum(-1))
+        return Batch.of(self.example_ids, self.num_labels, input_ids, attention_mask, labels, position_ids, segments)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with what models read on another device."""
-        parts = {name: getattr(self, name) for name in ("input_ids", "attention_mask", "labels", "response_positions")}
-        if self.position_ids is not None:
-            parts["position_ids"] = self.position_ids
-        sent = replace(self, **{name: send(part, device) for name, part in parts.items()})
-        if self.segments is None:
-            return sent
-        return replace(sent, segments=self.segments.at(send(self.segments.offsets, device)))
+        return replace(
+            self,
+            input_ids=send(self.input_ids, device),
+            attention_mask=send(self.attention_mask, device),
+            labels=send(self.labels, device),
+            response_positions=send(self.response_positions, device),
+            position_ids=None if self.position_ids is None else send(self.position_ids, device),
+            segments=None if self.segments is None else self.segments.to(device),
+        )
 
     def sum_by_example(self, values: Tensor) -> Tensor:
         """The sum of a value of each response token over each example, in float64.  [N] -> [B]."""
@@ -116,12 +121,16 @@ def collate(
     attention_mask = np.zeros(shape, dtype=np.int64)
     labels = np.full(shape, IGNORE, dtype=np.int64)
     for row, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
-        sequence = np.concatenate([np.asarray(part[row], dtype=np.int64) for part in (prompts, responses)])[
-            : length + 1
-        ]
+        sequence = np.concatenate([np.asarray(part[row], dtype=np.int64) for part in (prompts, responses)])
+        sequence = sequence[: length + 1]
         input_ids[row, :length] = sequence[:-1]
         attention_mask[row, :length] = 1
         labels[row, first:length] = sequence[first + 1 :]
     num_labels = (torch.tensor(lengths) - torch.tensor(firsts)).clamp_(min=0)
-    parts = (torch.from_numpy(part) for part in (input_ids, attention_mask, labels))
-    return Batch.of(torch.tensor(example_ids), num_labels, *parts)
+    return Batch.of(
+        torch.tensor(example_ids),
+        num_labels,
+        torch.from_numpy(input_ids),
+        torch.from_numpy(attention_mask),
+        torch.from_numpy(labels),
+    )

@@ -53,14 +53,16 @@ class Split:
         """What anything that is measured on these examples depends on."""
         return {"data": self.fingerprint, "max_length": self.max_length, "examples": len(self)}
 
-    def batch(self, positions: Sequence[int], responses: Sequence[Sequence[int] | None] | None = None) -> Batch:
+    def batch(
+        self, positions: Sequence[int] | np.ndarray, responses: Sequence[Sequence[int] | None] | None = None
+    ) -> Batch:
         """The examples at these positions as one padded batch; ``responses`` that are not None replace their own."""
         ids, prompts, own = self._rows(positions, "id", "prompt_ids", "response_ids")
         if responses is not None:
             own = [mine if other is None else other for mine, other in zip(own, responses, strict=True)]
         return collate(ids, prompts, own, max_length=self.max_length)
 
-    def _rows(self, positions: Sequence[int], *columns: str) -> list[list[Any]]:
+    def _rows(self, positions: Sequence[int] | np.ndarray, *columns: str) -> list[list[Any]]:
         """Columns of some rows; lists of tokens as arrays, which Arrow gives without making numbers of Python's."""
         rows = self._arrow[[int(position) for position in positions]]
         return [
@@ -98,7 +100,7 @@ def read_manifest(data_dir: Path) -> dict[str, Any]:
     path = data_dir / "manifest.json"
     if not path.is_file():
         raise UserError(f"{data_dir} holds no processed data (no manifest.json); run tools/process_data.py first")
-    manifest = read_json(path)
+    manifest: dict[str, Any] = read_json(path)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(

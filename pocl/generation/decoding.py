@@ -104,7 +104,7 @@ def answer_prompts(
     Raises StopRequested on every rank if one of them received a signal.
     """
     blocks = generator.blocks(np.array([len(prompt) for prompt in prompts], dtype=np.int64))
-    mine = {}
+    mine: dict[int, str] = {}
     with Progressing(title, len(blocks), transient=True) as progress:
         for block in distributed.my_share(blocks):
             ids = [int(example_ids[i]) for i in block]
@@ -119,7 +119,7 @@ def answer_prompts(
 
 def decode(tokenizer: PreTrainedTokenizerBase, answers: Sequence[list[int]]) -> list[str]:
     """Token ids to text, without special tokens and outer white space."""
-    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+    return [str(tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
 
 
 class Decoder:

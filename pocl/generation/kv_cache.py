@@ -17,8 +17,8 @@ class RoomyLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start empty."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        self._rooms = self.keys, self.values
+        self._rooms = key_states[:, :, :0], value_states[:, :, :0]
+        self.keys, self.values = self._rooms
         self.is_initialized = True
 
     def update(
@@ -27,19 +27,22 @@ class RoomyLayer(DynamicLayer):
         """Append the keys and values of new positions -> those of all positions."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        length = self.keys.shape[2]
+        length = self.get_seq_length()
         stop = length + key_states.shape[2]
         if stop > self._rooms[0].shape[2]:
-            self._rooms = _moved(self.keys, stop + _AHEAD), _moved(self.values, stop + _AHEAD)
+            keys, values = (room[:, :, :length] for room in self._rooms)
+            self._rooms = _moved(keys, stop + _AHEAD), _moved(values, stop + _AHEAD)
         for room, states in zip(self._rooms, (key_states, value_states), strict=True):
             room[:, :, length:stop] = states
-        self.keys, self.values = (room[:, :, :stop] for room in self._rooms)
-        return self.keys, self.values
+        keys, values = (room[:, :, :stop] for room in self._rooms)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows of the batch."""
         super().batch_select_indices(indices)
-        self._rooms = self.keys, self.values
+        if self.keys is not None and self.values is not None:
+            self._rooms = self.keys, self.values
 
 
 def _moved(states: Tensor, room: int) -> Tensor:

@@ -5,17 +5,32 @@ padding did. Here the CPU runs that same ``sdpa`` on one example after the other
 call of torch's own flash attention. What is not packed (generation, padded batches) goes to ``sdpa`` unchanged.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from pocl.data.batch import Segments
 
 NAME = "by_example"  # what --attention auto chooses wherever transformers would use sdpa
+
+
+def attend_by_example(model: PreTrainedModel) -> None:
+    """Make each packed example attend only to itself, if the model's attention is sdpa."""
+    if model.config._attn_implementation == "sdpa":
+        _register()
+        model.set_attn_implementation(NAME)
+
+
+@cache
+def _register() -> None:
+    """Make the attention known to transformers, under its name."""
+    AttentionInterface.register(NAME, attention_by_example)
+    AttentionMaskInterface.register(NAME, sdpa_mask)  # for what is not packed
 
 
 def attention_by_example(
@@ -53,11 +68,11 @@ def _one_by_one(
     window: int | None,
     options: dict[str, Any],
 ) -> Tensor:
-    parts = (states.split(segments.lengths, dim=2) for states in (query, key, value))
+    queries, keys, values = (states.split(segments.lengths, dim=2) for states in (query, key, value))
     attended = []
-    for part, length in zip(zip(*parts, strict=True), segments.lengths, strict=True):
+    for q, k, v, length in zip(queries, keys, values, segments.lengths, strict=True):
         mask = None if window is None or length <= window else _band(length, window, query.device)
-        attended.append(sdpa_attention_forward(module, *part, mask, **options)[0])
+        attended.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
     return torch.cat(attended, dim=1)
 
 
@@ -81,6 +96,7 @@ def _at_once(
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # [N, heads, D]
     longest = max(segments.lengths)
     left = -1 if window is None or longest <= window else window - 1  # tokens before the current one; -1: all
+    attended: Tensor
     attended, *_others = torch.ops.aten._flash_attention_forward(
         *rows,
         segments.offsets,
@@ -109,7 +125,3 @@ def whole_mask(seen: Tensor, num_queries: int) -> Tensor:
     behind = torch.ones(num_queries, length, dtype=torch.bool, device=seen.device).tril_(length - num_queries)
     oneself = torch.zeros_like(behind).diagonal_scatter(behind.new_ones(num_queries), length - num_queries)
     return (seen[:, None] & behind | oneself)[:, None]
-
-
-AttentionInterface.register(NAME, attention_by_example)
-AttentionMaskInterface.register(NAME, sdpa_mask)  # for what is not packed

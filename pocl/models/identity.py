@@ -1,13 +1,10 @@
-"""What a model and a tokenizer are: fingerprints, vocabularies, end tokens."""
+"""What a model and a tokenizer are, and whether they fit each other: fingerprints, vocabularies, sizes, end tokens."""
 
 import hashlib
 from pathlib import Path
 
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.common.errors import UserError
 from pocl.common.files import value_sha256
@@ -28,7 +25,7 @@ def shared_vocabulary(num_tokens: int, **models: PreTrainedModel) -> int | None:
 
 
 def _vocab_size(model: PreTrainedModel) -> int:
-    return model.get_output_embeddings().weight.shape[0]
+    return len(model.get_output_embeddings().weight)
 
 
 def check_same_tokenizer(student: str, teacher: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,6 +1,7 @@
-"""Student, teacher and tokenizer: loading with checks, trunk and head apart, the vocabulary that both models share."""
+"""Models, configurations and tokenizers from folders or the hub, with errors that say what is missing or refused."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import (
@@ -24,7 +25,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl.common.errors import UserError, first_line
-from pocl.models import attention
+from pocl.models.attention import attend_by_example
 from pocl.models.lora import about_base, adapter_chain, merge_adapter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -81,7 +82,8 @@ def load_model(path: str, dtype: str = "fp32", attention_name: str = "auto") -> 
         model = _load_whole(base, dtype, attention_name)
     for folder in adapters:
         merge_adapter(model, folder)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def load_skeleton(path: str, dtype: str = "fp32") -> PreTrainedModel:
@@ -89,7 +91,7 @@ def load_skeleton(path: str, dtype: str = "fp32") -> PreTrainedModel:
 
     Raises UserError if ``load_model`` would not find a configuration or weights.
     """
-    model = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
     fuse_activations(model)
     return model
 
@@ -111,7 +113,8 @@ def _load_config(path: str) -> PretrainedConfig:
     try:
         if not Path(path).is_dir() and find_adapter_config_file(path):  # transformers would not merge it
             raise UserError(f"{path} is an adapter on the hub; download it to a folder, and give that")
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return config
     except UserError:
         raise
     except _LOADING_ERRORS as error:
@@ -153,7 +156,7 @@ def _not_loaded(what: str, path: str, error: Exception) -> UserError:
 def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:
     config = _load_config(path)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=DTYPES[dtype],
@@ -166,7 +169,8 @@ def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:
         raise _not_loaded("cannot load a model from", path, error) from error
     except SafetensorError as error:
         raise UserError(f"the weights in {path!r} are damaged: {first_line(error)}") from error
-    missing = sorted(report["missing_keys"])
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
     if missing:  # transformers fills them with random numbers, and only warns
         raise UserError(f"the weights in {path!r} lack {len(missing)} tensor(s), such as {missing[0]}")
     model.config.use_cache = False
@@ -174,12 +178,6 @@ def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:
     if attention_name == "auto":
         attend_by_example(model)
     return model
-
-
-def attend_by_example(model: PreTrainedModel) -> None:
-    """Make each packed example attend only to itself, if the model's attention is sdpa."""
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(attention.NAME)
 
 
 def fuse_activations(model: nn.Module) -> None:

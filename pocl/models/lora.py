@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from numerize.numerize import numerize
 from peft import LoraConfig, LoraModel, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def add_adapters(
     targets = sorted({name for name, _ in layers})
     config = LoraConfig(
         r=lora_rank,
-        lora_alpha=2 * lora_rank if lora_alpha is None else lora_alpha,
+        lora_alpha=2 * lora_rank if lora_alpha is None else lora_alpha,  # type: ignore[arg-type]  # no int is needed
         lora_dropout=lora_dropout,
         target_modules=targets,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for _, layer in layers),
@@ -83,8 +84,8 @@ def target_layers(model: PreTrainedModel, lora_targets: Sequence[str]) -> list[t
     return [(name, module) for name, module in linear if name in targets]
 
 
-def _adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+def _adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -194,7 +195,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
         raise UserError(f"the weights in {folder} are damaged: {first_line(error)}") from error
     try:
         adapted = LoraModel(model, LoraConfig.from_pretrained(str(folder)), _NAME)
-        keys = set_peft_model_state_dict(model, weights)
+        keys: Any = set_peft_model_state_dict(model, weights)  # a named tuple whose names peft's types leave out
         missing = [key for key in keys.missing_keys if "lora_" in key or "modules_to_save" in key]
         if missing or keys.unexpected_keys:
             what = f"lacks {missing[0]}" if missing else f"holds {keys.unexpected_keys[0]}"

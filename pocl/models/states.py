@@ -43,7 +43,8 @@ def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
         if model.config._attn_implementation == attention.NAME:
             # A four-dimensional mask is passed through as it is: no other one is made.
             others |= {"segments": batch.segments, "attention_mask": batch.attention_mask[None, None]}
-    states = trunk(model)(input_ids=batch.input_ids, use_cache=False, **others).last_hidden_state  # [B, T, H]
+    output = trunk(model)(input_ids=batch.input_ids, use_cache=False, **others)
+    states: Tensor = output.last_hidden_state  # [B, T, H]
     return states.flatten(0, 1).index_select(0, batch.response_positions)
 
 
@@ -61,5 +62,5 @@ def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
     if not close:
         raise UserError(
             f"{name!r} ({model.config.model_type}) changes its logits after the head in a way that is not known "
-            f"here; add it to make_head in pocl/losses/head.py"
+            f"here; add it to make_head in pocl/models/states.py"
         )

@@ -34,7 +34,8 @@ class Student:
         entries than the tokenizer, or if its head is none that ``Head`` describes.
         """
         tokenizer = load_tokenizer(path)
-        model = load_model(path, dtype, attention).to(device)
+        model = load_model(path, dtype, attention)
+        model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the method's own self
         check_head(model, path, torch.device(device))
         shared_vocabulary(len(tokenizer), student=model)
         return cls(model, tokenizer, path)

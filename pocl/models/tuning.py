@@ -1,9 +1,7 @@
 """Which weights of a student are trained, and how its activations are kept."""
 
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from pocl.common.errors import UserError
 

@@ -18,8 +18,7 @@ from pocl.generation.decoding import BuiltIn, _Watch, answer_prompts, decode, ev
 from pocl.generation.kv_cache import RoomyLayer
 from pocl.generation.sampling import NgramBan, Sampling, ban_repeated, choose_tokens
 from pocl.losses.head import HEAD_ROWS
-from pocl.models.attention import whole_mask
-from pocl.models.loading import attend_by_example
+from pocl.models.attention import attend_by_example, whole_mask
 from pocl.models.packing import takes_whole_masks
 from pocl.models.states import make_head
 from pocl.models.student import Student

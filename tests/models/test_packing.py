@@ -22,8 +22,8 @@ from pocl.data.micro_batches import MicroBatchLimits, cut
 from pocl.losses.divergences import LOSSES
 from pocl.losses.token import StageObjective, Weights
 from pocl.models import attention
-from pocl.models.attention import attention_by_example
-from pocl.models.loading import attend_by_example, load_model
+from pocl.models.attention import attend_by_example, attention_by_example
+from pocl.models.loading import load_model
 from pocl.models.packing import never_packed, why_not_packed
 from pocl.models.states import make_head, response_states
 from pocl.models.tuning import recompute_activations
@@ -73,7 +73,9 @@ def test_packed_states_objective_and_gradients_are_the_padded_ones(family: str, 
     for batch, chosen in ((padded, "sdpa" if way == attention.NAME else way), (padded.packed(), way)):
         model: PreTrainedModel = copy.deepcopy(student).train()
         for which in (model, teacher):
-            which.set_attn_implementation(chosen)
+            which.set_attn_implementation("sdpa" if chosen == attention.NAME else chosen)
+            if chosen == attention.NAME:
+                attend_by_example(which)
             assert which.config._attn_implementation == chosen
         if checkpointing:
             recompute_activations(model)
