@@ -579,7 +579,7 @@ def install_in(
 ) -> subprocess.CompletedProcess[str]:
     """Run a copy of install.sh in a folder of its own."""
     folder.mkdir(exist_ok=True)
-    for name in ("install.sh", "requirements.txt", "requirements-dev.txt", "requirements-vllm.txt"):
+    for name in ("install.sh", "pyproject.toml", "requirements.txt", "requirements-dev.txt", "requirements-vllm.txt"):
         shutil.copy(ROOT / name, folder / name)
     return run(folder / "install.sh", *arguments, cwd=folder.parent, path=path, **environment)
 
@@ -711,13 +711,14 @@ def test_install_works_once_and_after_a_failure_again(tmp_path: Path) -> None:
         return result.returncode, len(notes.read_text().splitlines()) - before
 
     assert installed(PIP_STATUS="1") == (1, 1)
-    assert installed() == (0, 1)
+    assert installed() == (0, 2)  # the requirements, then the project
+    assert notes.read_text().splitlines()[-1].endswith(f"--no-deps --no-build-isolation --editable {project}")
     assert installed() == (0, 0)
     assert installed("--dev") == (0, 1)
     assert installed("--dev") == (0, 0)
     assert installed() == (0, 0)
     shutil.rmtree(project / ".venv")
-    assert installed("--dev") == (0, 2)
+    assert installed("--dev") == (0, 3)
 
 
 def test_install_puts_vllm_into_an_environment_of_its_own(tmp_path: Path) -> None:
@@ -736,7 +737,8 @@ def test_install_follows_changed_requirements(tmp_path: Path) -> None:
     with open(project / "requirements.txt", "a") as file:
         file.write("# changed\n")
     run(project / "install.sh", cwd=tmp_path, path=programs, NOTES=str(notes))
-    assert len(notes.read_text().splitlines()) == 2
+    done = notes.read_text().splitlines()
+    assert len(done) == 3 and done[0] == done[2] and done[2].endswith("requirements.txt")
 
 
 # SeqKD and GKD.
