@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv/ beside this file and install the pinned requirements; quick where nothing is left to do.
+# Make .venv/ beside this file and install the pinned requirements and the project itself; quick where nothing is left
+# to do.
 #
 #     [PYTHON=python3.12] bash install.sh [--dev]      --dev: what tests and checks the project too
 #     [PYTHON=python3.12] bash install.sh --vllm       vLLM instead, in .venv-vllm/, on a machine with a GPU
@@ -17,13 +18,14 @@ ROOT="$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 VENV="$ROOT/.venv"
 PYTHON="${PYTHON:-python3}"
 FILES=("$ROOT/requirements.txt")
+PROJECT="$ROOT"
 READY="source $VENV/bin/activate (the scripts find it by themselves)"
 for argument in "$@"; do
     case "$argument" in
         --dev) FILES+=("$ROOT/requirements-dev.txt") ;;
         --vllm)
             (($# == 1)) || die "--vllm makes an environment of its own; give it alone"
-            VENV="$ROOT/.venv-vllm" FILES=("$ROOT/requirements-vllm.txt")
+            VENV="$ROOT/.venv-vllm" FILES=("$ROOT/requirements-vllm.txt") PROJECT=''
             READY="--generation-backend vllm (and auto, on a GPU) finds it by itself"
             ;;
         *) die "unknown argument $argument; bash install.sh [--dev | --vllm]" ;;
@@ -40,22 +42,32 @@ version="$("$PYTHON" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')"
 # What the environment was made for: its scripts hold its own path, so that a moved one is made again.
 made_for="Python $version in $VENV"
 if [[ "$(cat "$VENV/made-for" 2>/dev/null)" != "$made_for" ]]; then
-    echo "making $VENV with Python $version"
+    echo "making $VENV with Python $version (some minutes)"
     "$PYTHON" -m venv --clear "$VENV" || die "cannot make $VENV; Debian and Ubuntu want the package python3-venv"
     printf '%s\n' "$made_for" >"$VENV/made-for"
 fi
 
-# A stamp is written when all of a file is installed; it names the file's contents.
-for file in "${FILES[@]}"; do
+# install_once FILE PIP_ARGUMENTS...: where it was not done for these very contents of the file, which a stamp names
+# once all is installed.
+install_once() {
+    local file=$1 stamp wanted
+    shift
     stamp="$VENV/$(basename "$file").sha256"
     wanted="$(sha256sum <"$file")"
     if [[ "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]]; then
         echo "$(basename "$file"): nothing to do"
-        continue
+        return
     fi
     rm -f "$stamp"
-    echo "$(basename "$file"): installing (some minutes the first time)"
-    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --requirement "$file"
+    echo "$(basename "$file"): installing"
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check "$@"
     printf '%s\n' "$wanted" >"$stamp"
+}
+
+for file in "${FILES[@]}"; do
+    install_once "$file" --requirement "$file"
 done
+if [[ -n "$PROJECT" ]]; then # built by the setuptools that is pinned, so that nothing is fetched
+    install_once "$PROJECT/pyproject.toml" --no-deps --no-build-isolation --editable "$PROJECT"
+fi
 echo "ready: $READY"

@@ -145,29 +145,13 @@ launch() {
     command+=(--no_local_rank --log_level critical "$program" "$@")
     if [[ "${DRY_RUN:-0}" == 1 ]]; then
         run "${command[@]}"
-    else
-        pass_signals_to "${command[@]}"
+        return
     fi
-}
-
-# pass_signals_to DEEPSPEED...: run DeepSpeed's launcher, which would die of a signal and leave its ranks training. The
-# first SIGTERM, SIGINT or SIGUSR1 goes to the process that it has started, which tells the ranks: they finish their
-# step and save. The status is 128 + the signal's number then. From a hostfile DeepSpeed passes signals on by itself.
-pass_signals_to() {
-    local launcher status woken=0 passed_on=0 number
-    for number in 10 15 2; do
-        # shellcheck disable=SC2064  # the number of now
-        trap "_pass_on $number" "$number"
-    done
-    "$@" &
-    launcher=$!
-    while :; do # a signal ends a wait before the launcher has ended
-        woken=0 status=0
-        wait "$launcher" || status=$?
-        ((woken)) || break
-    done
-    trap - 10 15 2
-    ((status == 0 || passed_on == 0)) || status=$((128 + passed_on))
+    # From a hostfile DeepSpeed passes signals on by itself; else it would die of one and leave its ranks training,
+    # while the process that it has started tells the ranks: they finish their step and save.
+    local whom=children status=0
+    [[ -z "${HOSTFILE:-}" ]] || whom=itself
+    pass_signals_to "$whom" "${command[@]}" || status=$?
     # A rank that a signal ended has said nothing, and DeepSpeed's status is 256 less the signal's number then. (255 is
     # what ssh ends with.)
     ((status <= 192 || status == 255)) || tell_of_killed_rank $((256 - status))
@@ -180,13 +164,39 @@ tell_of_killed_rank() {
     printf 'error: a rank was ended by signal %d%s\n' "$1" "$why" >&2
 }
 
+# pass_signals_to itself|children COMMAND...: run it, and pass the first SIGTERM, SIGINT or SIGUSR1 on as SIGTERM to
+# its process or to those that this one has started. The status is 128 + the signal's number then.
+pass_signals_to() {
+    local whom=$1 launcher='' status woken=0 passed_on=0 number
+    shift
+    for number in 10 15 2; do
+        # shellcheck disable=SC2064  # the number of now
+        trap "_pass_on $number" "$number"
+    done
+    "$@" &
+    launcher=$!
+    ((passed_on == 0)) || _terminate # the signal came before there was a launcher
+    while :; do # a signal ends a wait before the launcher has ended
+        woken=0 status=0
+        wait "$launcher" || status=$?
+        ((woken)) || break
+    done
+    trap - 10 15 2
+    ((status == 0 || passed_on == 0)) || status=$((128 + passed_on))
+    return "$status"
+}
+
 # For the traps of pass_signals_to, whose variables it sees.
 _pass_on() {
     woken=1
     ((passed_on == 0)) || return 0
     passed_on=$1
+    [[ -z "$launcher" ]] || _terminate
+}
+
+_terminate() {
     local targets="$launcher"
-    [[ -n "${HOSTFILE:-}" ]] ||
+    [[ "$whom" == itself ]] ||
         targets="$(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null || pgrep -P "$launcher" || true)"
     # shellcheck disable=SC2086  # one process each
     kill -TERM ${targets:-$launcher} 2>/dev/null || true
@@ -207,6 +217,7 @@ run_python() {
 }
 
 ROOT="$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" # a clone runs its own code, whatever is installed
 BASE_PATH="$ROOT"
 if [[ $# -gt 0 && "$1" != -* ]]; then
     [[ -d "$1" ]] || die "$1 is no folder; the first argument is the base path or a flag"
@@ -226,23 +237,3 @@ else
 fi
 find_gpus
 DTYPE="${DTYPE:-$( ((${#GPUS[@]})) && echo bf16 || echo fp32)}"
-
-MATCHED="${MATCHED:-0}" # of kd/train.sh
-[[ "$MATCHED" == [01] ]] || die "MATCHED=$MATCHED: it must be 1 or 0"
-
-# The family is the folder of scripts/ that the caller stands in. A caller that has gone to another folder since it was
-# called by a relative path is not found, and is none of a family.
-caller="$(readlink -f "${BASH_SOURCE[1]:-$0}" || true)"
-FAMILY="${caller#"$ROOT/scripts/"}"
-FAMILY="${FAMILY%%/*}"
-if [[ "$caller" == "$ROOT/scripts/$FAMILY/"* ]]; then
-    DATA="${DATA:-dolly}"
-    SETS=(dolly self-inst vicuna sinst uinst) # the paper's; other data is evaluated on itself
-    [[ "$DATA" == dolly ]] || SETS=("$DATA")
-    RAW="$BASE_PATH/data/$DATA/raw.jsonl"
-    DATA_DIR="$BASE_PATH/processed_data/$FAMILY/$DATA"
-    CHECKPOINTS="$BASE_PATH/checkpoints/$FAMILY"
-    RESULTS="$BASE_PATH/results/$FAMILY"
-    # shellcheck source=scripts/gpt2/env.sh
-    source "$ROOT/scripts/$FAMILY/env.sh"
-fi

@@ -42,22 +42,16 @@ while (($#)); do
     case "$1" in
         --layers | --num-train | --num-warmup | --epochs | --type | --ranks | --num-eval)
             (($# > 1)) || { printf 'error: %s wants a value\n' "$1" >&2; exit 2; }
+            name="${1#--}" name="${name//-/_}"
+            printf -v "${name^^}" %s "$2"
+            shift
             ;;
-    esac
-    case "$1" in
-        --layers) LAYERS="$2" ;;
-        --num-train) NUM_TRAIN="$2" ;;
-        --num-warmup) NUM_WARMUP="$2" ;;
-        --epochs) EPOCHS="$2" ;;
-        --type) TYPE="$2" ;;
-        --ranks) RANKS="$2" ;;
-        --num-eval) NUM_EVAL="$2" ;;
-        --fresh) FRESH=1; shift; continue ;;
-        --pair) PAIR=1; shift; continue ;;
+        --fresh) FRESH=1 ;;
+        --pair) PAIR=1 ;;
         -h | --help) usage; exit 0 ;;
         *) printf 'error: unknown flag %s (--help lists them)\n' "$1" >&2; exit 2 ;;
     esac
-    shift 2
+    shift
 done
 
 CHECKPOINTS=checkpoints/quickstart RESULTS=results/quickstart

@@ -3,12 +3,11 @@
 # ruff: noqa: E402  The environment stands before the imports that read it.
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)  # what tests start runs this code, whatever is installed
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -20,10 +20,6 @@ from typing import Any, ClassVar, Literal
 import datasets
 import numpy as np
 import torch
-from benchmarking import divergences, printing, stepping
-from benchmarking.meters import Stopwatch, keep_freed_memory, measured_rates
-from benchmarking.pairs import PAIRS, build_model, load_examples
-from benchmarking.stepping import Bench, Variant, forward_backward, least_work, variants_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pocl.cli import cpu
@@ -37,6 +33,10 @@ from pocl.data.dataset import Split
 from pocl.losses.chunked import automatic_chunk_tokens
 from pocl.models.teacher_cache import StatesCache, open_cache
 from pocl.training.log import STATUS, peak_memory_gb
+from tools.benchmarking import divergences, printing, stepping
+from tools.benchmarking.meters import Stopwatch, keep_freed_memory, measured_rates
+from tools.benchmarking.pairs import PAIRS, build_model, load_examples
+from tools.benchmarking.stepping import Bench, Variant, forward_backward, least_work, variants_of
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import huggingface_hub
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, XetDownloadError
 

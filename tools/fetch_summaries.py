@@ -8,13 +8,10 @@ data/<set>/num_dev (how many of them are the dev split, for scripts/<family>/too
 data/<set>/valid.jsonl (the test records, to evaluate on).
 """
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
 

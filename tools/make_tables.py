@@ -4,13 +4,10 @@ python tools/make_tables.py --results results/gpt2 --published gpt2 --output tab
 python tools/make_tables.py --rows "SFT=results/gpt2/sft/sft/seed10" "POCL=results/gpt2/pocl/tfkl/seed10"
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main

@@ -8,13 +8,10 @@ The first --num-dev records are the dev split, the others the training split. Th
 
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import datasets
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from queue import Queue
 from threading import Lock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from pocl.cli.flags import parse
 from pocl.cli.process import quiet_libraries, run_main
 from pocl.common.console import say, show_table

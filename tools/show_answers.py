@@ -3,12 +3,9 @@
 python tools/show_answers.py --set sample --rows "before=results/a/eval" "after=results/b/eval"
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main

@@ -8,12 +8,9 @@ The package (Apache-2.0) holds the model as 4-bit GGUF; the saved weights are th
 
 import importlib.util
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from numerize.numerize import numerize

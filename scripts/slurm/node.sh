@@ -9,12 +9,13 @@
 # this script ends with 128 + the number of the signal that it passed on (138, 143, 130), else with torchrun's status.
 set -euo pipefail
 
-die() {
-    printf 'error: %s\n' "$1" >&2
-    exit 2
-}
+# Another job on node 0 has another port; below the ports that the system hands out itself.
+MASTER_PORT="${MASTER_PORT:-$((20000 + ${SLURM_JOB_ID:-0} % 12768))}"
+COMMAND=("$@")
+set -- # common.sh would take them for its own
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../common.sh"
 
-[[ $# -gt 0 && -f "$1" ]] || die "the first argument must be a script, such as scripts/gpt2/pocl/train.sh"
+[[ -f "${COMMAND[0]:-}" ]] || die "the first argument must be a script, such as scripts/gpt2/pocl/train.sh"
 for name in SLURM_JOB_ID SLURM_NNODES SLURM_NODEID SLURM_JOB_NODELIST; do
     [[ -n "${!name:-}" ]] ||
         die "$name is not set; start this with srun in a Slurm job, as scripts/slurm/train.sbatch does"
@@ -25,32 +26,11 @@ if [[ -z "${MASTER_ADDR:-}" ]]; then
     ((${#hosts[@]})) || die "scontrol names no host of $SLURM_JOB_NODELIST; give MASTER_ADDR, the name of node 0"
     MASTER_ADDR="${hosts[0]}"
 fi
-# Another job on node 0 has another port; below the ports that the system hands out itself.
-MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12768))}"
 export MASTER_ADDR MASTER_PORT NNODES="$SLURM_NNODES" NODE_RANK="$SLURM_NODEID" LAUNCHER=torchrun
 
-# pass_on NUMBER: what the signal of this number does here.
-launcher='' passed_on=0 woken=0
-# shellcheck disable=SC2329  # the traps call it
-pass_on() {
-    woken=1
-    ((passed_on == 0)) || return 0
-    passed_on=$1
-    [[ -z "$launcher" ]] || kill -TERM "$launcher" 2>/dev/null || true
-}
-trap 'pass_on 10' USR1
-trap 'pass_on 15' TERM
-trap 'pass_on 2' INT
-
 # Some clusters send SIGUSR1 to every process of a job, and torchrun would die of it.
-(trap '' USR1 && exec bash "$@") &
-launcher=$!
-((passed_on == 0)) || kill -TERM "$launcher" 2>/dev/null || true # it came before there was a launcher
-
-while :; do # a signal ends a wait before the launcher has ended
-    woken=0 status=0
-    wait "$launcher" || status=$?
-    ((woken)) || break
-done
-((status == 0 || passed_on == 0)) || status=$((128 + passed_on))
-exit "$status"
+deaf_to_usr1() {
+    trap '' USR1
+    exec bash "$@"
+}
+pass_signals_to itself deaf_to_usr1 "${COMMAND[@]}"

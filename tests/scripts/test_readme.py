@@ -1,15 +1,17 @@
 """What the README and the pages beside it tell people to type exists, and takes the flags that it is given."""
 
-import os
 import re
 import shlex
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from tests.runs import call
+from tests.scripts.test_scripts import planned
 from tests.tiny import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,11 +40,9 @@ def test_a_script_of_the_readme_runs_dry(command: list[str], tmp_path: Path) -> 
     subprocess.run(["bash", "-n", str(script)], check=True)
     if command[1] in HEAVY:
         return
-    environment = os.environ | {"DRY_RUN": "1"}
-    arguments = ["bash", str(script), *command[2:]]
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert ".py" in done.stdout or "/scripts/" in done.stdout  # a table's steps are scripts
+    done = planned(script, *command[2:], cwd=tmp_path, DRY_RUN="1")
+    assert done.status == 0, done.output
+    assert ".py" in done.output or "/scripts/" in done.output  # a table's steps are scripts
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "python"], ids=" ".join)
@@ -55,9 +55,28 @@ def test_a_tool_of_the_readme_knows_its_flags(command: list[str]) -> None:
 @cache
 def help_of(program: str) -> str:
     """What a program's --help prints."""
-    done = subprocess.run([sys.executable, str(ROOT / program), "--help"], capture_output=True, text=True)
+    result = call(import_module(program.removesuffix(".py").replace("/", ".")), ["--help"])
+    assert result.status == 0, result.output
+    return result.output
+
+
+# One process for all of them, where each starts as `python FILE --help` does: its own folder comes first.
+HELP = """
+import contextlib, os, runpy, sys
+for path in sys.argv[1:]:
+    sys.argv, sys.path[0] = [path, "--help"], os.path.dirname(path)
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(path, run_name="__main__")
+"""
+
+
+def test_every_program_starts_from_anywhere(tmp_path: Path) -> None:
+    programs = [ROOT / "train.py", ROOT / "evaluate.py", *sorted((ROOT / "tools").glob("*.py"))]
+    programs = [path for path in programs if "__main__" in path.read_text(encoding="utf-8")]
+    command = [sys.executable, "-c", HELP, *map(str, programs)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.stdout.count("usage: ") >= len(programs) - 1  # fetch.py's help is its own text
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:pocl|scripts|tools|tests|data)/[\w./-]+)", TEXT))))

@@ -1,13 +1,16 @@
 """The scripts' commands: whole, parsed by the real parsers, with the paper's settings; and install.sh's refusals."""
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -16,7 +19,9 @@ from pocl.cli.evaluate_options import EvaluateOptions
 from pocl.cli.flags import parse
 from pocl.cli.options import GenerationOptions, TrainConfig
 from pocl.losses.divergences import LOSSES
+from tests.runs import Result, call
 from tests.tiny import ROOT
+from tools import reproduce
 from tools.generate_seqkd import SeqKDOptions
 from tools.generate_seqkd import check as check_seqkd
 from tools.process_data import ProcessOptions
@@ -24,7 +29,8 @@ from tools.rows import main_rows
 
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*/*/*.sh"))
 NAMES = [str(path.relative_to(ROOT / "scripts")) for path in SCRIPTS]
-SOURCED = [ROOT / "scripts" / "common.sh", *sorted((ROOT / "scripts").glob("*/env.sh"))]
+METHODS = ROOT / "scripts" / "methods.sh"
+SOURCED = [ROOT / "scripts" / "common.sh", METHODS, *sorted((ROOT / "scripts").glob("*/env.sh"))]
 FAMILIES = ("gpt2", "opt", "qwen2", "smollm2")
 TRAINING = [name for name in NAMES if name.split("/")[1] in ("sft", "kd", "pocl")]
 MODELS = {"STUDENT", "TEACHER", "TEACHER_BASE", "TOKENIZER", "DATA", "DTYPE", "MODEL"}
@@ -101,6 +107,30 @@ def fake(folder: Path, name: str, text: str) -> Path:
     return folder
 
 
+# A python that notes what it is to run, and with which environment, where that is tools/reproduce.py.
+NOTING = """
+[[ $1 != */tools/reproduce.py ]] || { printf '%s\\0' "$@" >"$NOTED" && env -0 >"$NOTED.environment"; }
+"""
+
+
+def planned(script: str | Path, *arguments: object, cwd: Path, **environment: str) -> Result:
+    """A script that plans a table, with tools/reproduce.py in this process, which takes seconds less than one more.
+
+    The output is the script's own where it starts no table.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        noted, programs = Path(folder) / "noted", fake(Path(folder) / "bin", "python3", NOTING)
+        environment = {"NOTED": str(noted), "VIRTUAL_ENV": folder, "CUDA_VISIBLE_DEVICES": "", **environment}
+        done = run(script, *arguments, cwd=cwd, path=programs, **environment)
+        if done.returncode or not noted.is_file():
+            return Result(done.returncode, done.stdout + done.stderr)
+        program, *words = noted.read_text().split("\0")[:-1]
+        settings = noted.with_name("noted.environment").read_text().split("\0")[:-1]
+    assert program == reproduce.__file__
+    with mock.patch.dict(os.environ, dict(s.split("=", 1) for s in settings), clear=True), contextlib.chdir(cwd):
+        return call(reproduce, words)
+
+
 @pytest.fixture
 def four_gpus(tmp_path: Path) -> Path:
     """A folder whose nvidia-smi lists four GPUs."""
@@ -143,17 +173,15 @@ def test_script_is_strict_and_parses(path: Path) -> None:
     if path not in SOURCED:
         assert text.startswith("#!/usr/bin/env bash\n")
         assert os.access(path, os.X_OK)
-    if path.name != "env.sh":
-        assert "set -euo pipefail\n" in text
+    first = next(line for line in text.splitlines() if line and not line.startswith("#"))
+    # What is sourced first is strict.
+    strict = first == "set -euo pipefail" or re.fullmatch(r'source ".*/(common|methods)\.sh"', first)
+    assert path.name == "env.sh" or strict
 
 
 @pytest.mark.parametrize("method", sorted({name.partition("/")[2] for name in NAMES}))
 def test_families_differ_in_env_sh_alone(method: str) -> None:
-    def code(family: str) -> str:
-        lines = (ROOT / "scripts" / family / method).read_text().splitlines()
-        return "\n".join(line for line in lines if not line.startswith("#"))
-
-    assert {code(family) for family in FAMILIES} == {code("gpt2")}
+    assert len({(ROOT / "scripts" / family / method).read_text() for family in FAMILIES}) == 1
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, *SOURCED], ids=str)
@@ -301,7 +329,7 @@ def test_gpt2_models_stand_where_fetch_puts_them(tmp_path: Path) -> None:
     checkpoints = ROOT / "checkpoints"
     pocl = trained("gpt2/pocl/train.sh", cwd=tmp_path).models
     assert pocl.model == str(checkpoints / MODELS["gpt2"].path)
-    assert pocl.models.teacher == str(checkpoints / MODELS["teacher-gpt2-1.5B"].path)
+    assert pocl.teacher == str(checkpoints / MODELS["teacher-gpt2-1.5B"].path)
     starts = {"gpt2/sft/teacher.sh": "gpt2-xl", "opt/sft/base.sh": "opt-350m", "opt/sft/teacher.sh": "opt-2.7b"}
     starts |= {"qwen2/sft/base.sh": "Qwen2-0.5B", "qwen2/sft/teacher.sh": "Qwen2-1.5B"}
     starts |= {"smollm2/sft/base.sh": "SmolLM2-135M", "smollm2/sft/teacher.sh": "SmolLM2-360M"}
@@ -371,13 +399,14 @@ def test_a_script_runs_by_a_relative_path_from_another_folder(name: str, tmp_pat
 def test_a_whole_experiment_runs_by_a_relative_path_from_another_folder(name: str, tmp_path: Path) -> None:
     elsewhere = tmp_path / "here"
     arguments = {"quickstart.sh": [], "tiny_table.sh": ["my table"]}.get(name, [tmp_path])
-    result = run(from_elsewhere(name, elsewhere), *arguments, cwd=elsewhere, DRY_RUN="1")
-    assert result.returncode == 0, result.stderr
-    assert ("train.py" if name == "quickstart.sh" else "/sft/base.sh") in result.stdout
+    start = run if name == "tiny_table.sh" else planned  # one of them starts the real program
+    result = start(from_elsewhere(name, elsewhere), *arguments, cwd=elsewhere, DRY_RUN="1")
+    shown = result.output if isinstance(result, Result) else result.stdout
+    assert ("train.py" if name == "quickstart.sh" else "/sft/base.sh") in shown
     # A table's folder is one from where it was asked for; a dry run makes nothing in it.
     assert [path.name for path in elsewhere.rglob("*")] == (["my table", "data"] if name == "tiny_table.sh" else [])
     if name == "tiny_table.sh":
-        assert shlex.quote(str(elsewhere / "my table")) in result.stdout
+        assert shlex.quote(str(elsewhere / "my table")) in shown
 
 
 def test_the_quickstarts_help_is_shown_from_another_folder(tmp_path: Path) -> None:
@@ -581,7 +610,7 @@ def install_in(
 ) -> subprocess.CompletedProcess[str]:
     """Run a copy of install.sh in a folder of its own."""
     folder.mkdir(exist_ok=True)
-    for name in ("install.sh", "requirements.txt", "requirements-dev.txt", "requirements-vllm.txt"):
+    for name in ("install.sh", "pyproject.toml", "requirements.txt", "requirements-dev.txt", "requirements-vllm.txt"):
         shutil.copy(ROOT / name, folder / name)
     return run(folder / "install.sh", *arguments, cwd=folder.parent, path=path, **environment)
 
@@ -649,9 +678,9 @@ def test_a_dry_quickstart_deletes_nothing_and_does_not_say_that_it_is_done(tmp_p
         shutil.copy(ROOT / name, project / name)
     kept = project / "results" / "quickstart" / "kept"
     kept.mkdir(parents=True)
-    result = run(project / "scripts" / "quickstart.sh", "--fresh", cwd=tmp_path, DRY_RUN="1")
-    assert result.returncode == 0, result.stderr
-    assert kept.is_dir() and "train.py" in result.stdout and "Done in" not in result.stdout
+    result = planned(project / "scripts" / "quickstart.sh", "--fresh", cwd=tmp_path, DRY_RUN="1")
+    assert result.status == 0, result.output
+    assert kept.is_dir() and "train.py" in result.output and "Done in" not in result.output
 
 
 def test_the_quickstart_asks_what_is_there_and_makes_a_student_of_its_own_for_other_layers(tmp_path: Path) -> None:
@@ -666,9 +695,9 @@ def test_the_quickstart_asks_what_is_there_and_makes_a_student_of_its_own_for_ot
 
     def commands(program: str, *flags: str) -> list[list[str]]:
         """The arguments that the quickstart gives a program, wherever it calls it."""
-        result = run(project / "scripts" / "quickstart.sh", *flags, cwd=tmp_path, DRY_RUN="1")
-        assert result.returncode == 0, result.stderr
-        lines = [shlex.split(line) for line in result.stdout.splitlines() if program in line]
+        result = planned(project / "scripts" / "quickstart.sh", *flags, cwd=tmp_path, DRY_RUN="1")
+        assert result.status == 0, result.output
+        lines = [shlex.split(line) for line in result.output.splitlines() if program in line]
         return [line[next(i for i, word in enumerate(line) if word.endswith(program)) + 1 :] for line in lines]
 
     def value(arguments: list[str], flag: str) -> str:
@@ -713,13 +742,14 @@ def test_install_works_once_and_after_a_failure_again(tmp_path: Path) -> None:
         return result.returncode, len(notes.read_text().splitlines()) - before
 
     assert installed(PIP_STATUS="1") == (1, 1)
-    assert installed() == (0, 1)
+    assert installed() == (0, 2)  # the requirements, then the project
+    assert notes.read_text().splitlines()[-1].endswith(f"--no-deps --no-build-isolation --editable {project}")
     assert installed() == (0, 0)
     assert installed("--dev") == (0, 1)
     assert installed("--dev") == (0, 0)
     assert installed() == (0, 0)
     shutil.rmtree(project / ".venv")
-    assert installed("--dev") == (0, 2)
+    assert installed("--dev") == (0, 3)
 
 
 def test_install_puts_vllm_into_an_environment_of_its_own(tmp_path: Path) -> None:
@@ -738,7 +768,8 @@ def test_install_follows_changed_requirements(tmp_path: Path) -> None:
     with open(project / "requirements.txt", "a") as file:
         file.write("# changed\n")
     run(project / "install.sh", cwd=tmp_path, path=programs, NOTES=str(notes))
-    assert len(notes.read_text().splitlines()) == 2
+    done = notes.read_text().splitlines()
+    assert len(done) == 3 and done[0] == done[2] and done[2].endswith("requirements.txt")
 
 
 # SeqKD and GKD.
@@ -763,7 +794,7 @@ def test_seqkd_trains_on_what_its_first_script_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_comment_of_gkd_is_the_whole_command_of_gkd_with_pocl(family: str, tmp_path: Path) -> None:
-    text = (ROOT / "scripts" / family / "gkd" / "train.sh").read_text()
+    text = METHODS.read_text().replace("<family>", family)
     (words,) = re.findall(r"bash (scripts/\w+/pocl/train\.sh(?:[^\n]*\\\n#)*[^\n]*)", text)
     script, *flags = shlex.split(words.replace("\\\n#", " "))
     given = trained(ROOT / script, *flags, cwd=tmp_path)

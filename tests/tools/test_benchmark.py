@@ -9,8 +9,6 @@ import benchmark
 import numpy as np
 import pytest
 import torch
-from benchmarking import divergences, pairs, stepping
-from benchmarking.stepping import VARIANTS, Bench, Variant
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +19,8 @@ from pocl.losses import fused
 from pocl.models.packing import never_packed
 from pocl.models.states import response_states
 from tests.runs import Result, call
+from tools.benchmarking import divergences, pairs, stepping
+from tools.benchmarking.stepping import VARIANTS, Bench, Variant
 
 FLAGS = ["--pair", "micro", "--batch", 6, "--batch-size", 2, "--rounds", 2, "--chunk-tokens", 16]
 FLAGS += ["--max-length", 128, "--loss-tokens", 32, "--device", "cpu"]

@@ -19,7 +19,7 @@ from pocl.common.errors import UserError
 from pocl.common.files import write_json, write_text
 from pocl.curriculum.stages import plan_stages
 from tests.runs import Result, call
-from tests.scripts.test_scripts import FAMILIES, Command, printed, run
+from tests.scripts.test_scripts import FAMILIES, Command, planned, printed
 from tests.tiny import ROOT
 from tools import reproduce
 from tools.generate_seqkd import SeqKDOptions
@@ -276,9 +276,9 @@ def test_a_step_of_other_models_or_precision_is_not_taken_for_a_finished_one(
 
 def test_a_step_can_be_pasted_with_the_models_that_it_had(tmp_path: Path) -> None:
     given = {"STUDENT": "my student", "TOKENIZER": "t", "TEACHER_BASE": "b", "DTYPE": "bf16", "DATA": "mine"}
-    result = run("gpt2/reproduce.sh", tmp_path, "--rows", "SFT", "--plan", cwd=tmp_path, **given)
-    assert result.returncode == 0, result.stderr
-    (line,) = [line for line in result.stdout.splitlines() if "sft/base.sh" in line]
+    result = planned("gpt2/reproduce.sh", tmp_path, "--rows", "SFT", "--plan", cwd=tmp_path, **given)
+    assert result.status == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if "sft/base.sh" in line]
     settings = dict(word.split("=", 1) for word in shlex.split(line) if "=" in word)
     assert settings == given | {"TEACHER": str(tmp_path / "results/gpt2/teacher/sft/seed10/best")}
     pasted = subprocess.run(
@@ -410,10 +410,10 @@ def test_other_data_is_evaluated_on_itself(name: str, base: Path, monkeypatch: p
 
 def test_matched_from_the_environment_is_the_tables_flag(tmp_path: Path) -> None:
     for flags, matched in (([], True), (["--matched", "0"], False)):
-        result = run("gpt2/reproduce.sh", tmp_path, "--rows", "KLD", "--plan", *flags, cwd=tmp_path, MATCHED="1")
-        assert result.returncode == 0, result.stderr
-        assert ("MATCHED=1 bash" in result.stdout) == matched
-        assert ("kd-matched/fkl" in result.stdout) == matched
+        result = planned("gpt2/reproduce.sh", tmp_path, "--rows", "KLD", "--plan", *flags, cwd=tmp_path, MATCHED="1")
+        assert result.status == 0, result.output
+        assert ("MATCHED=1 bash" in result.output) == matched
+        assert ("kd-matched/fkl" in result.output) == matched
 
 
 def test_without_a_teacher_nothing_is_trained(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,11 +446,11 @@ def test_bad_input_is_one_line(arguments: list[object], words: list[str], tmp_pa
 def test_a_plan_prints_every_command_and_does_nothing(
     flags: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    result = run("gpt2/reproduce.sh", tmp_path, "--rows", "SeqKD", *flags, cwd=tmp_path, **environment)
-    assert result.returncode == 0, result.stderr
+    result = planned("gpt2/reproduce.sh", tmp_path, "--rows", "SeqKD", *flags, cwd=tmp_path, **environment)
+    assert result.status == 0, result.output
     scripts = [
         word.split("/scripts/gpt2/")[1]
-        for line in result.stdout.splitlines()
+        for line in result.output.splitlines()
         for word in line.split()
         if ".sh" in word
     ]
@@ -461,23 +461,25 @@ def test_a_plan_prints_every_command_and_does_nothing(
         "seqkd/train.sh",
         "eval/run_eval.sh",
     ]
-    assert "# 5 step(s) of a kind that has not run here" in result.stdout
+    assert "# 5 step(s) of a kind that has not run here" in result.output
     assert list(tmp_path.iterdir()) == []
 
 
 def test_dry_run_tells_the_time_that_steps_of_a_kind_took(tmp_path: Path) -> None:
     write_json(tmp_path / "results" / "gpt2" / "logs" / "times.json", {"kd/train.sh (full)": 3723.4})
-    result = run("gpt2/reproduce.sh", tmp_path, "--rows", "KLD", "RKLD", cwd=tmp_path, DRY_RUN="1")
-    assert result.returncode == 0, result.stderr
-    notes = [line for line in result.stdout.splitlines() if line.startswith("#")]
+    result = planned("gpt2/reproduce.sh", tmp_path, "--rows", "KLD", "RKLD", cwd=tmp_path, DRY_RUN="1")
+    assert result.status == 0, result.output
+    notes = [line for line in result.output.splitlines() if line.startswith("#")]
     assert notes[:2] == ["#   about 62:03, as kd/train.sh (full) took here"] * 2
     assert "4 step(s) of a kind that has not run here" in notes[2]  # data, teacher, two evaluations
     assert notes[3] == "# about 124:07 for the others, one after the other"
 
 
 def test_a_table_is_started_on_one_node(tmp_path: Path) -> None:
-    result = run("gpt2/reproduce.sh", tmp_path, cwd=tmp_path, NNODES="2", NODE_RANK="0", MASTER_ADDR="x", DRY_RUN="1")
-    assert result.returncode == 2 and "start a table on one node" in result.stderr
+    result = planned(
+        "gpt2/reproduce.sh", tmp_path, cwd=tmp_path, NNODES="2", NODE_RANK="0", MASTER_ADDR="x", DRY_RUN="1"
+    )
+    assert result.status == 2 and "start a table on one node" in result.output
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -496,9 +498,9 @@ def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: P
 
 def test_smollm2_makes_the_whole_table_on_less_data_where_nothing_is_said(tmp_path: Path) -> None:
     for flags, less in (([], True), (["--scale", "full"], False)):
-        result = run("smollm2/reproduce.sh", tmp_path, "--plan", *flags, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        trained = [line for line in result.stdout.splitlines() if re.search(r"/smollm2/(sft/|\w+/train\.sh)", line)]
+        result = planned("smollm2/reproduce.sh", tmp_path, "--plan", *flags, cwd=tmp_path)
+        assert result.status == 0, result.output
+        trained = [line for line in result.output.splitlines() if re.search(r"/smollm2/(sft/|\w+/train\.sh)", line)]
         trained = [line for line in trained if "run_eval.sh" not in line]
         assert len(trained) == len(table_rows("main"))  # the teacher's own among them
         assert all(("--num-train 1000" in line) == less for line in trained)
@@ -511,9 +513,9 @@ def test_seqkd_trains_on_answers_of_its_own_scale(scale: str, tmp_path: Path) ->
         ending = "" if other == "full" else f"-{other}"
         for data in ("dolly", "sample"):
             write_json(processed / f"{data}-seqkd{ending}" / "manifest.json", {})
-    result = run("smollm2/reproduce.sh", tmp_path, "--scale", scale, "--rows", "SeqKD", cwd=tmp_path, DRY_RUN="1")
-    assert result.returncode == 0, result.stderr
-    steps = [line for line in result.stdout.splitlines() if "scripts/smollm2/seqkd/" in line]
+    result = planned("smollm2/reproduce.sh", tmp_path, "--scale", scale, "--rows", "SeqKD", cwd=tmp_path, DRY_RUN="1")
+    assert result.status == 0, result.output
+    steps = [line for line in result.output.splitlines() if "scripts/smollm2/seqkd/" in line]
     assert not any(line.startswith("#") for line in steps)
     written, trained = (shlex.split(line[line.index("/scripts/smollm2/") :]) for line in steps)
     made = printed(written[0].removeprefix("/scripts/"), *written[1:], cwd=tmp_path, DATA=DATA_OF[scale])
@@ -527,9 +529,11 @@ def test_seqkd_trains_on_answers_of_its_own_scale(scale: str, tmp_path: Path) ->
 
 
 def test_the_selective_table_of_smollm2_can_be_planned_at_the_tiny_scale(tmp_path: Path) -> None:
-    result = run("smollm2/reproduce.sh", tmp_path, "--table", "selective", "--scale", "tiny", "--plan", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert len([line for line in result.stdout.splitlines() if "selective/train.sh" in line]) == 5
+    result = planned(
+        "smollm2/reproduce.sh", tmp_path, "--table", "selective", "--scale", "tiny", "--plan", cwd=tmp_path
+    )
+    assert result.status == 0, result.output
+    assert len([line for line in result.output.splitlines() if "selective/train.sh" in line]) == 5
 
 
 @pytest.mark.parametrize("scale", [name for name, scale in SCALES.items() if scale.train])
@@ -544,9 +548,9 @@ def test_the_flags_of_a_scale_are_flags_of_the_programs(scale: str, row: Row, tm
 
 
 def test_the_tiny_scale_asks_for_the_quickstarts_pair(tmp_path: Path) -> None:
-    result = run("smollm2/reproduce.sh", tmp_path, "--scale", "tiny", cwd=tmp_path, DRY_RUN="1")
-    assert result.returncode == 0, result.stderr
-    lines = [line.removeprefix("# done: ") for line in result.stdout.splitlines()]
+    result = planned("smollm2/reproduce.sh", tmp_path, "--scale", "tiny", cwd=tmp_path, DRY_RUN="1")
+    assert result.status == 0, result.output
+    lines = [line.removeprefix("# done: ") for line in result.output.splitlines()]
     first, *others = [line for line in lines if not line.startswith("#")]
     assert first.endswith("scripts/quickstart.sh --pair")
     assert len(others) == 1 + 1 + 3 * 2  # data, the teacher's evaluation, three rows

@@ -316,7 +316,7 @@ def test_a_table_wider_than_the_screen_is_printed_in_blocks_of_columns(
     columns, rows = ["row", "first", "second", "third"], [["a", "1.00\n0.50–1.50", "2.00", "3.00"]]
     for width, blocks in ((36, [[1, 2, 3]]), (35, [[1, 2], [3]]), (10, [[1], [2], [3]])):
         assert [list(block) for block in console._blocks(columns, rows, width)] == blocks
-    monkeypatch.setattr(console._CONSOLE, "width", 30)
+    monkeypatch.setattr(console.CONSOLE, "width", 30)
     console.show_table("title", columns, rows, in_blocks=True)
     said = capsys.readouterr().out
     assert said.count("title") == 1 and said.count("row") == 2

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import test_scripts
 from tests.runs import Folders, make_folders, read_jsonl, train_arguments
+from tests.scripts import test_scripts
 from tests.scripts.test_scripts import PLACES, fake, printed, run
 from tests.tiny import ROOT
 

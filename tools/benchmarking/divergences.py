@@ -12,9 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from benchmarking.meters import Stopwatch
-from benchmarking.pairs import PAIRS, build_model
-from benchmarking.stepping import TEMPERATURE
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,6 +19,9 @@ from pocl.losses import DistillationLoss, HiddenStates
 from pocl.losses.fused import never_fused
 from pocl.losses.head import aligned
 from pocl.models.states import make_head
+from tools.benchmarking.meters import Stopwatch
+from tools.benchmarking.pairs import PAIRS, build_model
+from tools.benchmarking.stepping import TEMPERATURE
 
 TEACHER_WEIGHT = 0.1
 _ROWS_IN_FLOAT64 = 64  # at a time

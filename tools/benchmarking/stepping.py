@@ -10,7 +10,6 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from benchmarking.pairs import PAIRS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
@@ -30,6 +29,7 @@ from pocl.models.attention import attend_by_example
 from pocl.models.loading import DTYPES, fuse_activations
 from pocl.models.states import make_head, response_states, trunk
 from pocl.models.teacher_cache import StatesCache
+from tools.benchmarking.pairs import PAIRS
 
 LOSS, TEMPERATURE, KD_RATIO = "tfkl", 1.5, 0.8  # as in the middle of the curriculum
 

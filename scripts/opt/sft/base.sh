@@ -1,10 +1,4 @@
 #!/usr/bin/env bash
-# Fine-tune the student on the references: the row SFT, and a start for distillation (STUDENT=.../best).
-#
-#     bash scripts/opt/sft/base.sh [BASE_PATH] [any flag of train.py]
-set -euo pipefail
-source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../common.sh"
-
-launch train.py --type sft --model "$STUDENT" --data-dir "$DATA_DIR" --output-dir "$RESULTS/sft" \
-    --curriculum whole-pool --num-stages 1 "${SFT_STUDENT[@]}" \
-    --dtype "$DTYPE" "${MEMORY[@]}" "${FLAGS[@]}"
+# Fine-tune the student on the references.
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../methods.sh"
+sft_base

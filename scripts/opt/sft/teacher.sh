@@ -1,10 +1,4 @@
 #!/usr/bin/env bash
-# Fine-tune the teacher on the references; it is then TEACHER=results/opt/teacher/sft/seed10/best.
-#
-#     bash scripts/opt/sft/teacher.sh [BASE_PATH] [any flag of train.py]
-set -euo pipefail
-source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../common.sh"
-
-launch train.py --type sft --model "$TEACHER_BASE" --data-dir "$DATA_DIR" --output-dir "$RESULTS/teacher" \
-    --curriculum whole-pool --num-stages 1 "${SFT_TEACHER[@]}" \
-    --dtype "$DTYPE" "${MEMORY[@]}" "${FLAGS[@]}"
+# Fine-tune the teacher on the references.
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../methods.sh"
+sft_teacher
