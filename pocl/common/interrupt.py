@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from types import FrameType, TracebackType
-from typing import Optional
+from typing import Any, Optional
 
 from pocl.common import distributed
 
@@ -29,7 +29,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.signum = 0
         self._since = 0.0
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}  # handlers
 
     def __enter__(self) -> "Interrupt":
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
@@ -41,7 +41,7 @@ class Interrupt:
     ) -> None:
         Interrupt.current = None
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if not self.signum:
