@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pocl.cli import process
-from pocl.cli.evaluate_options import EvaluateOptions
+from pocl.cli.evaluate_options import EvaluateOptions, GenerationOptions
 from pocl.cli.flags import parse
-from pocl.cli.options import GenerationOptions
 from pocl.cli.resolve import prompts_together
 from pocl.cli.show_evaluation import show_evaluation
 from pocl.common import distributed

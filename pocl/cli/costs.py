@@ -1,31 +1,24 @@
-"""What a run takes, counted before any weights are loaded: tokens, matmuls, memory.
+"""What a run holds in memory, in bytes, counted before any weights are loaded.
 
-Everything here is arithmetic on lengths and on models without weights (``load_skeleton``), except
-``matmul_rate``, which measures this machine. Memory is in bytes, work in floating-point operations.
+Everything here is arithmetic on sizes and on models without weights (``load_skeleton``).
 """
 
-import math
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from pocl.curriculum.stages import Stage
-from pocl.data.dataset import Split
 from pocl.losses.chunked import chunk_bytes
 from pocl.models.identity import count_parameters
 from pocl.models.states import trunk
-from pocl.models.tuning import layer_stack, recompute_activations
+from pocl.models.tuning import recompute_activations
 
-_CUT_STEPS = 500  # steps of a stage's first epoch that are cut into micro-batches; the rest are like them
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default for reduce_bucket_size
 _LIVE_ELEMENTS = 1_000_000_000  # and for stage3_max_live_parameters
 _MOST_PROMPTS, _KEYS_SHARE = {"cpu": 64, "cuda": 1024}, 1 / 4
@@ -34,183 +27,51 @@ _MOST_TOKENS, _LEAST_TOKENS, _SAMPLE_TOKENS = 16_384, 1024, 512
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What a stage feeds through the student, over all ranks."""
-
-    steps: int
-    samples: int
-    tokens: int  # without padding, as ledger.json counts them
-    response_tokens: int
-    padded_tokens: float
-    pairs: float  # sum over samples of the padded length squared: the cost of attention
-    largest: tuple[tuple[int, int], ...]  # (samples, padded length) of the micro-batches with most tokens, most pairs
-
-
-def count_stage(
-    stage: Stage,
-    examples: Callable[[int], np.ndarray],
-    split: Split,
-    *,
-    global_batch_size: int,
-    cut: Callable[[np.ndarray], Iterable[np.ndarray]],
-    num_ranks: int,
-    packed: bool = False,
-) -> Workload:
-    """The amount of one stage.
-
-    ``examples(epoch)`` gives the shuffled positions of the pool, ``cut`` the first rank's micro-batches of a global
-    batch; the other ranks' are about the same. Padding is counted in steps spread over the first epoch;
-    ``packed`` micro-batches have none.
-    """
-    steps = stage.steps_per_epoch(global_batch_size)
-    tokens = response_tokens = 0
-    for epoch in range(stage.epochs):
-        seen = examples(epoch)[: steps * global_batch_size]
-        tokens += int(split.lengths[seen].sum())
-        response_tokens += int(split.num_labels[seen].sum())
-    batches = examples(0)[: steps * global_batch_size].reshape(steps, global_batch_size)
-    chosen = np.unique(np.linspace(0, steps - 1, min(steps, _CUT_STEPS)).astype(int))
-    cuts = [split.lengths[rows] for batch in batches[chosen] for rows in cut(batch)]
-    shapes = [(len(lengths), int(lengths.max())) for lengths in cuts]
-    if packed:  # as many rows of the longest example's length as hold all tokens
-        shapes = [
-            (math.ceil(lengths.sum() / length), length) for lengths, (_, length) in zip(cuts, shapes, strict=True)
-        ]
-        tokens_read, pairs = (sum(int((lengths**power).sum()) for lengths in cuts) for power in (1, 2))
-    else:  # attention is computed for padding as well
-        tokens_read, pairs = (sum(rows * length**power for rows, length in shapes) for power in (1, 2))
-    scale = num_ranks * stage.epochs * steps / len(chosen)
-    return Workload(
-        steps=stage.steps(global_batch_size),
-        samples=stage.steps(global_batch_size) * global_batch_size,
-        tokens=tokens,
-        response_tokens=response_tokens,
-        padded_tokens=float(tokens) if packed else scale * tokens_read,
-        pairs=scale * pairs,
-        largest=_largest(shapes),
-    )
-
-
-def _largest(shapes: Collection[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    tokens = max(shapes, key=lambda shape: shape[0] * shape[1])
-    pairs = max(shapes, key=lambda shape: shape[0] * shape[1] ** 2)
-    return tuple(dict.fromkeys((tokens, pairs)))
-
-
-def total(amounts: Iterable[Workload]) -> Workload:
-    """All stages together."""
-    amounts = list(amounts)
-    sums = {
-        name: sum(getattr(amount, name) for amount in amounts)
-        for name in ("steps", "samples", "tokens", "response_tokens", "padded_tokens", "pairs")
-    }
-    return Workload(**sums, largest=_largest([shape for amount in amounts for shape in amount.largest]))
-
-
-def one_pass(split: Split) -> Workload:
-    """Every example read once, without padding."""
-    tokens, longest = int(split.lengths.sum()), int(split.lengths.max())
-    pairs = float((split.lengths.astype(np.float64) ** 2).sum())
-    return Workload(0, len(split), tokens, int(split.num_labels.sum()), tokens, pairs, ((1, longest),))
-
-
-@dataclass(frozen=True)
 class ModelSize:
-    """The sizes of a model that its cost depends on."""
+    """The sizes of a model that its memory depends on."""
 
     parameters: int  # tied ones counted once
     trained: int  # trainable parameters
     itemsize: int  # bytes per parameter
-    products: int  # weights of the trunk's matmuls, through which every token goes
-    trained_products: int  # those of them that are trainable
-    passed_products: int  # those that the backward pass goes through
-    attention: int  # layers x heads x head size
     head: int  # weights of the head
     trained_head: bool
     vocab_size: int
     cached_numbers: int  # KV cache elements of one token
 
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights."""
+        return self.parameters * self.itemsize
 
-def sketch(model: PreTrainedModel) -> ModelSize:
+
+def model_size(model: PreTrainedModel) -> ModelSize:
     """The sizes of a model, with or without its weights."""
-    config, head = model.config, model.get_output_embeddings().weight
-    heads, head_size = config.num_attention_heads, _head_size(config)
-    products = list(_products(trunk(model)))
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    passed = products
-    if trained < count_parameters(model):
-        layers = list(layer_stack(model))
-        first = next((i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), None)
-        passed = [] if first is None else [weight for layer in layers[first:] for weight in _products(layer)]
+    head = model.get_output_embeddings().weight
     return ModelSize(
         parameters=count_parameters(model),
-        trained=trained,
+        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         itemsize=model.dtype.itemsize,
-        products=_numel(products),
-        trained_products=_numel(weight for weight in products if weight.requires_grad),
-        passed_products=_numel(passed),
-        attention=config.num_hidden_layers * heads * head_size,
         head=head.numel(),
         trained_head=head.requires_grad,
         vocab_size=head.shape[0],
-        cached_numbers=cached_numbers(config),
+        cached_numbers=cached_numbers(model.config),
     )
 
 
 def cached_numbers(config: PretrainedConfig) -> int:
     """KV cache elements of one token, over all layers."""
     key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * key_heads * _head_size(config)
-
-
-def _head_size(config: PretrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * key_heads * head_size)
 
 
 def with_adapters(model: ModelSize, layers: Iterable[nn.Module], rank: int) -> ModelSize:
     """The sizes of a model whose ``layers`` get LoRA adapters and in which nothing else is trained.
 
-    An adapter of a layer [in, out] has ``rank`` times (in + out) weights. The backward pass goes through everything.
+    An adapter of a layer [in, out] has ``rank`` times (in + out) weights.
     """
-    adapters = sum(rank * sum(layer.weight.shape) for layer in layers)
-    return replace(
-        model,
-        parameters=model.parameters + adapters,
-        trained=adapters,
-        products=model.products + adapters,
-        trained_products=adapters,
-        passed_products=model.products + adapters,
-        trained_head=False,
-    )
-
-
-def _products(module: nn.Module) -> Iterable[Tensor]:
-    """The weights of a module that enter matmuls, so without embeddings, which are looked up."""
-    for part in module.modules():
-        if not isinstance(part, nn.Embedding):
-            yield from (weight for weight in part.parameters(recurse=False) if weight.dim() == 2)
-
-
-def _numel(weights: Iterable[Tensor]) -> int:
-    return sum(weight.numel() for weight in weights)
-
-
-def forward_work(model: ModelSize, amount: Workload, *, trunk: bool = True, head: bool = True) -> float:
-    """FLOPs of a forward pass: two per weight and token, four per pair of tokens times attention's size."""
-    body = 2.0 * model.products * amount.padded_tokens + 4.0 * model.attention * amount.pairs
-    return body * trunk + 2.0 * model.head * amount.response_tokens * head
-
-
-def training_work(model: ModelSize, amount: Workload, *, recomputes: bool) -> float:
-    """FLOPs of training: forward, and backward down to the lowest trainable layer.
-
-    ``recomputes``: the trunk is run a second time in the backward pass (gradient checkpointing).
-    """
-    back = 2.0 * (model.passed_products + model.trained_products) * amount.padded_tokens
-    back += 8.0 * model.attention * amount.pairs * model.passed_products / max(1, model.products)
-    back += 2.0 * (1 + model.trained_head) * model.head * amount.response_tokens
-    again = forward_work(model, amount, head=False) if recomputes else 0.0
-    return forward_work(model, amount) + back + again
+    adapters = sum(rank * sum(layer.get_parameter("weight").shape) for layer in layers)
+    return replace(model, parameters=model.parameters + adapters, trained=adapters, trained_head=False)
 
 
 def state_bytes(model: ModelSize, zero: Mapping[str, Any], *, num_ranks: int, on_gpu: bool) -> dict[str, int]:
@@ -220,7 +81,7 @@ def state_bytes(model: ModelSize, zero: Mapping[str, Any], *, num_ranks: int, on
     fp32 master weights as well, whatever the precision. A buffer that is never filled takes no memory on the CPU.
     """
     stage = zero.get("stage", 0)
-    weights, gradients = model.parameters * model.itemsize, model.trained * model.itemsize
+    weights, gradients = model.weights, model.trained * model.itemsize
     states = {
         "student's weights": weights // num_ranks if stage == 3 else weights,
         "gradients": gradients // num_ranks if stage >= 2 else gradients,
@@ -282,7 +143,7 @@ def _activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
     recompute_activations(model, enable=False)
     whole = _saved_bytes(model, rows, length)
     recompute_activations(model)
-    return kept + whole // model.config.num_hidden_layers
+    return kept + whole // int(model.config.num_hidden_layers)
 
 
 def _saved_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
@@ -339,19 +200,3 @@ def micro_batch_tokens(student: PreTrainedModel, memory: int) -> int:
     while count > _LEAST_TOKENS and count * a_token > room:
         count //= 2
     return count
-
-
-def matmul_rate(width: int, dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
-    """FLOP/s that matmuls [1024, width] x [width, 4 width] reach on this machine right now."""
-    left = torch.randn(1024, width, device=device).to(dtype)
-    right = torch.randn(width, 4 * width, device=device).to(dtype)
-    count, started = 0, 0.0
-    for warm in (False, True):
-        started, count = time.perf_counter(), 0
-        while time.perf_counter() - started < (seconds if warm else seconds / 4):
-            for _ in range(8 if device.type == "cuda" else 1):
-                left @ right
-                count += 1
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-    return count * 2.0 * 1024 * width * 4 * width / (time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""The options of evaluate.py, beside those of how answers are sampled (``GenerationOptions``)."""
+"""The options of evaluate.py: how answers are sampled, as in train.py, and what is evaluated."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,36 @@ from typing import ClassVar, Literal
 
 from pocl.cli.flags import flag
 from pocl.common.errors import UserError
+from pocl.generation.sampling import Sampling
+from pocl.generation.vllm_backend import Backend
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How answers are sampled; ranking and --sampling-temperature 0 are greedy."""
+
+    _argument_group_name: ClassVar[str] = "generation"
+    eval_batch_size: int | None = flag(
+        "prompts that are answered together on one rank [examples; default: up to 64, on a GPU up to 1024, by memory]",
+        None,
+        above=0,
+    )
+    sampling_temperature: float = flag("sampling temperature in evaluation; 0 is greedy", 1.0, at_least=0)
+    top_p: float = flag("nucleus sampling probability; 1 disables it", 1.0, above=0, at_most=1)
+    top_k: int = flag("top-k sampling: most likely tokens kept; 0 keeps all [tokens]", 0, at_least=0)
+    no_repeat_ngram: int = flag(
+        "ban repeated n-grams over prompt and answer (paper: 6); 0 disables it [tokens]", 6, at_least=0
+    )
+    generation_backend: Backend = flag(
+        "what generates in the first ranking and in evaluate.py: builtin, vllm, or auto: vllm on a GPU if it is "
+        "installed and loads the model, else builtin; a model in training (dev evaluation, on-policy text, later "
+        "rankings) always uses builtin",
+        "auto",
+    )
+
+    def sampling(self, max_new_tokens: int, *, seed: int = 10) -> Sampling:
+        """How the tokens of an answer are chosen."""
+        return Sampling(max_new_tokens, self.sampling_temperature, self.top_p, self.top_k, self.no_repeat_ngram, seed)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ Nobody writes to these objects after parsing; below the entry points functions t
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_type_hints
 
+from pocl.cli.evaluate_options import GenerationOptions
 from pocl.cli.flags import defaults, flag
 from pocl.common.errors import UserError
 from pocl.curriculum.stages import CURRICULA
 from pocl.difficulty.ranking import SIGNALS, sources_of
-from pocl.generation.sampling import Sampling
-from pocl.generation.vllm_backend import Backend
 from pocl.losses.divergences import LOSSES, loss_type
 
 
@@ -226,34 +225,6 @@ class OptimiserOptions:
 
 
 @dataclass(frozen=True)
-class GenerationOptions:
-    """How answers are sampled; ranking and --sampling-temperature 0 are greedy."""
-
-    _argument_group_name: ClassVar[str] = "generation"
-    eval_batch_size: int | None = flag(
-        "prompts that are answered together on one rank [examples; default: up to 64, on a GPU up to 1024, by memory]",
-        None,
-        above=0,
-    )
-    sampling_temperature: float = flag("sampling temperature in evaluation; 0 is greedy", 1.0, at_least=0)
-    top_p: float = flag("nucleus sampling probability; 1 disables it", 1.0, above=0, at_most=1)
-    top_k: int = flag("top-k sampling: most likely tokens kept; 0 keeps all [tokens]", 0, at_least=0)
-    no_repeat_ngram: int = flag(
-        "ban repeated n-grams over prompt and answer (paper: 6); 0 disables it [tokens]", 6, at_least=0
-    )
-    generation_backend: Backend = flag(
-        "what generates in the first ranking and in evaluate.py: builtin, vllm, or auto: vllm on a GPU if it is "
-        "installed and loads the model, else builtin; a model in training (dev evaluation, on-policy text, later "
-        "rankings) always uses builtin",
-        "auto",
-    )
-
-    def sampling(self, max_new_tokens: int, *, seed: int = 10) -> Sampling:
-        """How the tokens of an answer are chosen."""
-        return Sampling(max_new_tokens, self.sampling_temperature, self.top_p, self.top_k, self.no_repeat_ngram, seed)
-
-
-@dataclass(frozen=True)
 class RunOptions:
     """Where the run is kept and what it reports."""
 
@@ -277,6 +248,15 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What is computed at once."""
+
+    chunk_tokens: int
+    max_tokens: int
+    eval_batch_size: int
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """All options of train.py."""
 
@@ -289,6 +269,15 @@ class TrainConfig:
     optimiser: OptimiserOptions
     generation: GenerationOptions
     run: RunOptions
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes, once they are decided (``resolve.with_sizes``)."""
+        chunk_tokens, max_tokens = self.loss.chunk_tokens, self.optimiser.max_tokens
+        eval_batch_size = self.generation.eval_batch_size
+        if chunk_tokens is None or max_tokens is None or eval_batch_size is None:
+            raise ValueError("the sizes are not decided yet")
+        return Sizes(chunk_tokens, max_tokens, eval_batch_size)
 
 
 def train_defaults() -> dict[str, dict[str, Any]]:

@@ -1,12 +1,11 @@
 """``train.py --plan``: print what a run would take, and refuse one that does not fit this machine.
 
-An entry point of its own, so it reads the options; the arithmetic is in pocl/cli/costs.py.
+``make_plan`` and ``why_not`` are pure; what they need is found on models without weights (``look``).
 """
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
+from pocl.cli.build import deepspeed_config_path, prepare_student
 from pocl.cli.costs import (
     ModelSize,
-    Workload,
     activation_bytes,
     answering_bytes,
-    count_stage,
-    forward_work,
-    matmul_rate,
+    model_size,
     objective_bytes,
-    one_pass,
-    sketch,
     state_bytes,
-    total,
-    training_work,
     with_adapters,
 )
-from pocl.cli.options import TrainConfig
+from pocl.cli.options import LoraOptions, TrainConfig
 from pocl.cli.resolve import (
     cache_place,
     finished_cache,
@@ -40,215 +33,242 @@ from pocl.cli.resolve import (
     show_schedule,
     wants_packing,
 )
+from pocl.cli.workload import Shape, Workload, count_workload
 from pocl.common import distributed
 from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
+from pocl.curriculum.schedule import Schedule
 from pocl.curriculum.stages import Curriculum
 from pocl.data.dataset import Split
-from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits, micro_batches
-from pocl.difficulty.ranking import COLUMNS, columns_of, sources_of
-from pocl.models.loading import DTYPES, load_skeleton
+from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits
+from pocl.difficulty.ranking import sources_of
+from pocl.difficulty.ranking_file import read_ranking
+from pocl.models.loading import load_skeleton
 from pocl.models.lora import target_layers
 from pocl.models.packing import never_packed
 from pocl.models.teacher_cache import cache_bytes
+from pocl.training.deepspeed_config import read_deepspeed_config
 from pocl.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What a plan reports: bytes per rank in each phase by component, FLOPs of all ranks by part, bytes on disk."""
+class StatesOnDisk:
+    """The teacher's hidden states."""
 
-    phases: Mapping[str, Mapping[str, int]]
-    work: Mapping[str, float]
-    cache: int  # 0: the teacher is online, or there is none
-    found: Path | None = None  # a finished cache that already exists
+    size: int  # bytes
+    found: Path | None = None  # where they are already
+    folder: Path | None = None  # where they were asked to be, or its closest parent that exists; None: beside the data
+    free: int = 0  # bytes that its disk has left
 
 
-def show_plan(
-    config: TrainConfig,
-    run: RunFolder,
-    train: Split,
-    *,
-    zero: Mapping[str, Any],
-    prepare: Callable[[PreTrainedModel], None],
-    device: torch.device,
-) -> None:
-    """Print what the run would take: steps, tokens, memory, disk, time.
+@dataclass(frozen=True)
+class Machine:
+    """What a rank runs on."""
 
-    ``zero`` is DeepSpeed's ``zero_optimization``; ``prepare`` readies a student for training, except for adapters:
-    these are counted, not added (the activations are those of training all weights, which are about the same).
-    Raises UserError if the run does not fit this machine.
-    """
-    schedule = make_schedule(config, len(train))
+    device_type: str
+    memory: int  # bytes
+    zero: Mapping[str, Any]  # DeepSpeed's zero_optimization
+    num_ranks: int = 1
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a plan is made from, beside the options."""
+
+    num_examples: int
+    stages: Curriculum
+    workload: Workload
+    student: ModelSize  # as it is trained
+    teacher: ModelSize | None
+    offloaded: bool  # whether the teacher's layers go to the device one by one
+    states: StatesOnDisk | None  # None: the teacher is online, or there is none
+    activations: int  # bytes that the trunk keeps of the micro-batch that takes most
+    micro_batch: Shape  # this one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take."""
+
+    phases: Mapping[str, Mapping[str, int]]  # bytes per rank, by phase and component; the largest phase decides
+    online_passes: int  # examples that the trunk of an online teacher would read
+    teacher_passes: int  # examples that the teacher's trunk reads, as ledger.json counts them
+
+
+def show_plan(config: TrainConfig, run: RunFolder, train: Split, device: torch.device) -> None:
+    """Print what the run would take: stages, steps, tokens, memory, disk.  Raises UserError if it does not fit."""
+    schedule, exact = _ranked(config, run, make_schedule(config, len(train)), train)
     show_schedule(schedule, config.loss.type)
-    stages = schedule.stages
-    fake = FakeTensorMode()
+    zero = read_deepspeed_config(deepspeed_config_path(config)).get("zero_optimization", {})
+    machine = Machine(device.type, distributed.device_memory(device), zero, distributed.world_size())
+    found = look(config, schedule, train, device)
+    plan = make_plan(config, found, machine)
+    _show_workload(config, found.workload, plan, exact=exact)
+    _show_memory(plan, machine, found.micro_batch)
+    _show_disk(found.states)
+    why = why_not(config, plan, found.states, machine)
+    if why:
+        raise UserError(why)
+
+
+def _ranked(config: TrainConfig, run: RunFolder, schedule: Schedule, train: Split) -> tuple[Schedule, bool]:
+    """(the schedule under the ranking that is known, whether it is the one that the run will have)."""
+    given = config.curriculum
+    path = Path(given.difficulty_file) if given.difficulty_file else run.path / "difficulty.jsonl"
+    known = given.difficulty_file is not None or path.is_file()
+    exact = (known and given.rerank == "off") or schedule.scheme.order != "ranked"
+    return schedule.rank(read_ranking(path, train).order) if known else schedule, exact
+
+
+def look(config: TrainConfig, schedule: Schedule, train: Split, device: torch.device) -> Findings:
+    """What the plan of a run is made from.
+
+    Adapters are counted, not added: the activations are those of training all weights, which are about the same.
+    """
+    models, fake = config.models, FakeTensorMode()
     with fake:
-        student = load_skeleton(config.models.model, config.models.dtype)
-        prepare(student)
-        teacher = load_skeleton(config.models.teacher, config.models.dtype) if config.models.teacher else None
+        student = load_skeleton(models.model, models.dtype)
+        prepare_student(replace(config, lora=LoraOptions()), student)
+        teacher = load_skeleton(models.teacher, models.dtype) if models.teacher else None
     packed = wants_packing(config) and not any(never_packed(model, device) for model in (student, teacher) if model)
-    amount, exact = _amount(config, run, train, stages, device, packed=packed)
+    limits = MicroBatchLimits(
+        config.sizes.max_tokens, config.optimiser.batch_size, OVERHEAD_TOKENS[device.type], packed
+    )
+    workload = count_workload(schedule, train, limits, num_ranks=distributed.world_size())
     with fake:
-        activations, shape = max(
-            (activation_bytes(student, *shape, device_type=device.type), shape) for shape in amount.largest
+        activations, micro_batch = max(
+            (activation_bytes(student, *shape, device_type=device.type), shape) for shape in workload.largest
         )
-        width = student.config.hidden_size
-        sketches = sketch(student), None if teacher is None else sketch(teacher)
+        size, of_teacher = model_size(student), model_size(teacher) if teacher else None
         if config.lora.lora_rank:
             layers = [layer for _, layer in target_layers(student, config.lora.lora_targets)]
-            sketches = with_adapters(sketches[0], layers, config.lora.lora_rank), sketches[1]
+            size = with_adapters(size, layers, config.lora.lora_rank)
     # Outside FakeTensorMode: the ranks agree through real tensors.
-    found = None if teacher is None else finished_cache(config, train, teacher)
-    place = "off" if teacher is None else cache_place(config, train, teacher, made=found is not None)
-    cache = 0 if teacher is None or place == "off" else cache_bytes(train, teacher)
-    offloaded = sketches[1] is not None and offloads_teacher(
-        config, sketches[0].parameters * sketches[0].itemsize, sketches[1].parameters * sketches[1].itemsize, device
+    offloaded = of_teacher is not None and offloads_teacher(config, size.weights, of_teacher.weights, device)
+    states = _states_on_disk(config, train, teacher) if teacher else None
+    return Findings(
+        num_examples=len(train),
+        stages=schedule.stages,
+        workload=workload,
+        student=size,
+        teacher=of_teacher,
+        offloaded=offloaded,
+        states=states,
+        activations=activations,
+        micro_batch=micro_batch,
     )
-    states = state_bytes(sketches[0], zero, num_ranks=distributed.world_size(), on_gpu=device.type == "cuda")
-    costs = Costs(
-        _phases(
-            config, *sketches, states, activations, cached=cache > 0, offloaded=offloaded, device_type=device.type
-        ),
-        _work(config, run, train, stages, *sketches, amount, cached=cache > 0, to_cache=found is None),
-        cache,
-        found if cache else None,
-    )
-    passes = _teacher_passes(config, stages, sketches[1], amount, train, cached=cache > 0)
-    _show_amount(config, amount, exact, teacher_passes=passes)
-    memory = distributed.device_memory(device)
-    _show_memory(costs, memory, shape)
-    _show_work(config, costs, width, device)
-    _check_fit(config, costs, memory, zero.get("stage", 0))
 
 
-def _amount(
-    config: TrainConfig, run: RunFolder, train: Split, stages: Curriculum, device: torch.device, *, packed: bool
-) -> tuple[Workload, bool]:
-    """(what all stages feed through the student, whether that is exact: it is once the ranking is known)."""
-    given = config.curriculum
-    ranking = Path(given.difficulty_file) if given.difficulty_file else run.ranking("difficulty")
-    known = given.difficulty_file is not None or ranking.is_file()
-    pools = make_schedule(config, len(train))
-    exact = (known and given.rerank == "off") or pools.scheme.order != "ranked"
-    cut = partial(
-        micro_batches,
-        lengths=train.lengths,
-        limits=MicroBatchLimits(
-            config.optimiser.max_tokens, config.optimiser.batch_size, OVERHEAD_TOKENS[device.type], packed
-        ),
-        rank=0,
-        world_size=distributed.world_size(),
-    )
-    amounts = [
-        count_stage(
-            stage,
-            partial(pools.examples, stage, seed=config.optimiser.seed),
-            train,
-            global_batch_size=config.optimiser.global_batch_size,
-            cut=cut,
-            num_ranks=distributed.world_size(),
-            packed=packed,
-        )
-        for stage in stages
-    ]
-    return total(amounts), exact
+def _states_on_disk(config: TrainConfig, train: Split, teacher: PreTrainedModel) -> StatesOnDisk | None:
+    """The teacher's cache; None if it is online."""
+    found, size = finished_cache(config, train, teacher), cache_bytes(train, teacher)
+    place = cache_place(config, train, teacher, made=found is not None)
+    if place == "off":
+        return None
+    if place == "auto":
+        return StatesOnDisk(size, found)
+    folder = next(parent for parent in (Path(place), *Path(place).resolve().parents) if parent.exists())
+    return StatesOnDisk(size, found, folder, distributed.broadcast(shutil.disk_usage(folder).free))
 
 
-def _rankings(config: TrainConfig, stages: Curriculum) -> int:
+def make_plan(config: TrainConfig, found: Findings, machine: Machine) -> Plan:
+    """What a run takes."""
+    online = 0
+    if found.teacher is not None:
+        online = found.workload.samples
+        if "teacher" in sources_of(config.curriculum.difficulty):
+            first_is_given = config.curriculum.difficulty_file is not None
+            online += found.num_examples * (_num_rankings(config, found.stages) - first_is_given)
+    return Plan(_phases(config, found, machine), online, found.num_examples if found.states else online)
+
+
+def _num_rankings(config: TrainConfig, stages: Curriculum) -> int:
     """How many times the run ranks its examples, including the first."""
     if not needs_ranking(config):
         return 0
-    return {"off": 1, "stage": len(stages), "epoch": sum(stage.epochs for stage in stages)}[config.curriculum.rerank]
+    if config.curriculum.rerank == "epoch":
+        return sum(stage.epochs for stage in stages)
+    return len(stages) if config.curriculum.rerank == "stage" else 1
 
 
-def _teacher_passes(
-    config: TrainConfig, stages: Curriculum, teacher: ModelSize | None, amount: Workload, train: Split, *, cached: bool
-) -> str:
-    """How many examples the teacher's trunk reads, as ledger.json counts them."""
-    if teacher is None:
-        return "0"
-    online = amount.samples
-    if "teacher" in sources_of(config.curriculum.difficulty):
-        online += len(train) * (_rankings(config, stages) - (config.curriculum.difficulty_file is not None))
-    return f"{len(train):,} instead of {online:,}" if cached else f"{online:,}"
-
-
-def _phases(
-    config: TrainConfig,
-    student: ModelSize,
-    teacher: ModelSize | None,
-    states: Mapping[str, int],
-    activations: int,
-    *,
-    cached: bool,
-    offloaded: bool,
-    device_type: str,
-) -> dict[str, dict[str, int]]:
-    """Bytes per rank by phase and component; the largest phase decides whether the run fits."""
-    whole = {"student's weights": student.parameters * student.itemsize}
-    # An offloaded teacher has one layer on the device at a time; its head is the largest.
-    read = (
-        {} if teacher is None else {"teacher": (teacher.head if offloaded else teacher.parameters) * teacher.itemsize}
-    )
-    kept = read if teacher is None or not cached else {"teacher": teacher.head * teacher.itemsize}
-    keys = answering_bytes(student, config.generation.eval_batch_size, config.data.max_length)
-    answers = {"KV cache of answers": keys}
+def _phases(config: TrainConfig, found: Findings, machine: Machine) -> dict[str, dict[str, int]]:
+    """Bytes per rank by phase and component."""
+    student, teacher, sizes = found.student, found.teacher, config.sizes
+    on_gpu = machine.device_type == "cuda"
+    states = state_bytes(student, machine.zero, num_ranks=machine.num_ranks, on_gpu=on_gpu)
+    answers = {"KV cache of answers": answering_bytes(student, sizes.eval_batch_size, config.data.max_length)}
+    whole, read, kept = {"student's weights": student.weights}, {}, {}
     phases = {}
     if teacher is not None:
-        phases["caching" if cached else "loading"] = whole | read
+        head = teacher.head * teacher.itemsize
+        # An offloaded teacher has one layer on the device at a time; its head is the largest. Cached states need no
+        # more of it.
+        read = {"teacher": head if found.offloaded else teacher.weights}
+        kept = {"teacher": head} if found.states else read
+        phases["caching" if found.states else "loading"] = whole | read
     if needs_ranking(config):
         phases["ranking"] = whole | kept | answers
-    chunk = objective_bytes(student, config.loss.chunk_tokens, device_type)
-    objective = {"one chunk of logits, head's gradient": chunk}
-    phases["training"] = dict(states) | kept | {"activations": activations} | objective
+    phases["training"] = (
+        states
+        | kept
+        | {"activations": found.activations}
+        | {"one chunk of logits, head's gradient": objective_bytes(student, sizes.chunk_tokens, machine.device_type)}
+    )
     if config.data.num_dev != 0:
-        phases["dev evaluation"] = dict(states) | kept | answers
+        phases["dev evaluation"] = states | kept | answers
     return phases
 
 
-def _work(
-    config: TrainConfig,
-    run: RunFolder,
-    train: Split,
-    stages: Curriculum,
-    student: ModelSize,
-    teacher: ModelSize | None,
-    amount: Workload,
-    *,
-    cached: bool,
-    to_cache: bool,
-) -> dict[str, float]:
-    """FLOPs of all ranks by part of the run."""
-    once, columns = one_pass(train), columns_of(config.curriculum.difficulty)
-    work: dict[str, float] = {}
-    first_is_there = config.curriculum.difficulty_file is not None or run.ranking("difficulty").is_file()
-    rankings = max(0, _rankings(config, stages) - first_is_there)
-    # An answer is assumed to be as long as its reference: writing it costs as much as reading it once.
-    of_student = sum(COLUMNS[column].source == "student" for column in columns)
-    work["ranking"] = rankings * of_student * forward_work(student, once)
-    if teacher is not None and "teacher" in sources_of(config.curriculum.difficulty):
-        work["ranking"] += rankings * forward_work(teacher, once, trunk=not cached)
-    if teacher is not None and cached and to_cache:
-        work["caching the teacher's states"] = forward_work(teacher, once, head=False)
-    work["student"] = training_work(student, amount, recomputes=config.models.gradient_checkpointing)
-    if teacher is not None:
-        work["teacher's head" if cached else "teacher"] = forward_work(teacher, amount, trunk=not cached)
-    return {part: operations for part, operations in work.items() if operations}
+def why_not(config: TrainConfig, plan: Plan, states: StatesOnDisk | None, machine: Machine) -> str | None:
+    """Why a run does not fit, and what would make it; None if it does."""
+    phase, parts = max(plan.phases.items(), key=lambda item: sum(item[1].values()))
+    needed = sum(parts.values())
+    if needed > machine.memory:
+        largest = max(parts, key=lambda name: parts[name])
+        return (
+            f"{phase} would take about {needed / 1e9:.1f} GB on a rank that has {machine.memory / 1e9:.1f} GB, "
+            f"{parts[largest] / 1e9:.1f} GB of it for {largest}; {_remedy(config, largest, machine)}"
+        )
+    if states and states.folder and not states.found and states.size > states.free:
+        return (
+            f"the teacher cache would take {states.size / 1e9:.2f} GB, but {states.folder} has "
+            f"{states.free / 1e9:.2f} GB free; give --teacher-cache another disk, or --teacher-cache off"
+        )
+    return None
 
 
-def _show_amount(config: TrainConfig, amount: Workload, exact: bool, *, teacher_passes: str) -> None:
+def _remedy(config: TrainConfig, component: str, machine: Machine) -> str:
+    """How to make a component smaller."""
+    lower_precision = ", or give --dtype bf16" if config.models.dtype == "fp32" else ""
+    if component == "activations":
+        checkpointing = "" if config.models.gradient_checkpointing else ", or give --gradient-checkpointing"
+        return f"lower --max-tokens {config.sizes.max_tokens}{checkpointing}{lower_precision}"
+    if component.startswith("one chunk"):
+        return f"lower --chunk-tokens {config.sizes.chunk_tokens}"
+    if component.startswith("KV cache"):
+        return f"lower --eval-batch-size {config.sizes.eval_batch_size}{lower_precision}"
+    if component == "teacher":
+        return f"give --teacher-offload on, or use a smaller teacher or a machine with more memory{lower_precision}"
+    if component == "gradient buckets":
+        return "lower reduce_bucket_size in the DeepSpeed configuration"
+    sharded = machine.zero.get("stage", 0) == 3
+    more = "more ranks" if sharded else "--deepspeed-config scripts/deepspeed/zero3.json and more ranks"
+    return f"shard it with {more}, or give --lora-rank 16{lower_precision}"
+
+
+def _show_workload(config: TrainConfig, workload: Workload, plan: Plan, *, exact: bool) -> None:
     about = "" if exact else "about "
+    saved = f" instead of {plan.online_passes:,}" if plan.teacher_passes != plan.online_passes else ""
     show_table(
         "what the run sees",
         ["", "count"],
         [
-            ["optimiser steps", f"{amount.steps:,}"],
-            ["examples", f"{amount.samples:,}"],
-            ["tokens", f"{about}{amount.tokens:,}"],
-            ["response tokens", f"{about}{amount.response_tokens:,}"],
-            ["padding", f"{100 * (amount.padded_tokens / amount.tokens - 1):.0f} %"],
-            ["examples read by the teacher", teacher_passes],
+            ["optimiser steps", f"{workload.steps:,}"],
+            ["examples", f"{workload.samples:,}"],
+            ["tokens", f"{about}{workload.tokens:,}"],
+            ["response tokens", f"{about}{workload.response_tokens:,}"],
+            ["padding", f"{100 * (workload.padded_tokens / workload.tokens - 1):.0f} %"],
+            ["examples read by the teacher", f"{plan.teacher_passes:,}{saved}"],
         ],
     )
     if not exact:
@@ -259,81 +279,22 @@ def _show_amount(config: TrainConfig, amount: Workload, exact: bool, *, teacher_
         say("Tokens are those of the references; the student's own text may be longer or shorter.")
 
 
-def _show_memory(costs: Costs, memory: int, micro_batch: tuple[int, int]) -> None:
-    names = list(dict.fromkeys(name for phase in costs.phases.values() for name in phase))
+def _show_memory(plan: Plan, machine: Machine, micro_batch: Shape) -> None:
+    phases = plan.phases
+    names = list(dict.fromkeys(name for phase in phases.values() for name in phase))
     rows = [
-        [name, *(f"{phase[name] / 1e9:.2f}" if name in phase else "" for phase in costs.phases.values())]
-        for name in names
+        [name, *(f"{phase[name] / 1e9:.2f}" if name in phase else "" for phase in phases.values())] for name in names
     ]
-    rows.append(["sum", *(f"{sum(phase.values()) / 1e9:.2f}" for phase in costs.phases.values())])
-    show_table(f"estimated memory per rank, of {memory / 1e9:.1f} GB [GB]", ["", *costs.phases], rows)
+    rows.append(["sum", *(f"{sum(phase.values()) / 1e9:.2f}" for phase in phases.values())])
+    show_table(f"estimated memory per rank, of {machine.memory / 1e9:.1f} GB [GB]", ["", *phases], rows)
     say(
         f"Activations are those of the largest micro-batch, {micro_batch[0]} x {micro_batch[1]} tokens; Python, "
         f"its libraries and short-lived temporaries come on top."
     )
-    if costs.found:
-        say(f"The teacher's states are in {costs.found}, unless another teacher of this size made them.")
-    elif costs.cache:
-        say(f"The teacher's states take {costs.cache / 1e9:.2f} GB on disk.")
 
 
-def _show_work(config: TrainConfig, costs: Costs, width: int, device: torch.device) -> None:
-    num_ranks = distributed.world_size()
-    distributed.barrier()  # ranks that share cores measure at the same time
-    rate = distributed.broadcast(matmul_rate(width, DTYPES[config.models.dtype], device))
-    rows = [[part, f"{work / 1e12:.4g}", _duration(work / rate / num_ranks)] for part, work in costs.work.items()]
-    everything = sum(costs.work.values())
-    rows.append(["sum", f"{everything / 1e12:.4g}", _duration(everything / rate / num_ranks)])
-    show_table("work of all ranks", ["", "TFLOP", f"at {rate / 1e12:.3g} TFLOP/s per rank"], rows)
-    sampling = ", sampling the student's text" if config.on_policy.on_policy != "off" else ""
-    say(
-        f"An estimate of matmuls alone, at the rate just measured on this machine for width {width}. Answers are "
-        f"assumed to be as long as their references; softmaxes, norms, the optimiser, dev evaluation{sampling} and "
-        f"waiting come on top."
-    )
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def _check_fit(config: TrainConfig, costs: Costs, memory: int, zero_stage: int) -> None:
-    """Raise UserError if a phase takes more memory than a rank has, or the cache more than the disk."""
-    phase, parts = max(costs.phases.items(), key=lambda item: sum(item[1].values()))
-    needed = sum(parts.values())
-    if needed > memory:
-        largest = max(parts, key=lambda name: parts[name])
-        raise UserError(
-            f"{phase} would take about {needed / 1e9:.1f} GB on a rank that has {memory / 1e9:.1f} GB, "
-            f"{parts[largest] / 1e9:.1f} GB of it for {largest}; {_remedy(config, largest, zero_stage)}"
-        )
-    place = config.models.teacher_cache
-    if costs.cache and place != "auto":
-        folder = next(parent for parent in (Path(place), *Path(place).resolve().parents) if parent.exists())
-        free = distributed.broadcast(shutil.disk_usage(folder).free)
-        if costs.cache > free and not costs.found:
-            raise UserError(
-                f"the teacher cache would take {costs.cache / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free; "
-                f"give --teacher-cache another disk, or --teacher-cache off"
-            )
-
-
-def _remedy(config: TrainConfig, component: str, zero_stage: int) -> str:
-    """How to make a component smaller."""
-    lower_precision = ", or give --dtype bf16" if config.models.dtype == "fp32" else ""
-    if component == "activations":
-        checkpointing = "" if config.models.gradient_checkpointing else ", or give --gradient-checkpointing"
-        return f"lower --max-tokens {config.optimiser.max_tokens}{checkpointing}{lower_precision}"
-    if component.startswith("one chunk"):
-        return f"lower --chunk-tokens {config.loss.chunk_tokens}"
-    if component.startswith("KV cache"):
-        return f"lower --eval-batch-size {config.generation.eval_batch_size}{lower_precision}"
-    if component == "teacher":
-        return f"give --teacher-offload on, or use a smaller teacher or a machine with more memory{lower_precision}"
-    if component == "gradient buckets":
-        return "lower reduce_bucket_size in the DeepSpeed configuration"
-    more = "more ranks" if zero_stage == 3 else "--deepspeed-config scripts/deepspeed/zero3.json and more ranks"
-    return f"shard it with {more}, or give --lora-rank 16{lower_precision}"
+def _show_disk(states: StatesOnDisk | None) -> None:
+    if states and states.found:
+        say(f"The teacher's states are in {states.found}, unless another teacher of this size made them.")
+    elif states:
+        say(f"The teacher's states take {states.size / 1e9:.2f} GB on disk.")

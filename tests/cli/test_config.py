@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pocl.cli import options
 from pocl.cli.checks import parse_train
-from pocl.cli.evaluate_options import EvaluateOptions
+from pocl.cli.evaluate_options import EvaluateOptions, GenerationOptions
 from pocl.cli.flags import flag, parse
-from pocl.cli.options import GenerationOptions, TrainConfig, train_defaults
+from pocl.cli.options import train_defaults
 from pocl.cli.process import in_flags, run_main
 from pocl.common.errors import UserError
 from tools.generate_seqkd import SeqKDOptions
@@ -20,7 +21,7 @@ from tools.process_data import ProcessOptions
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = ["--model", "student", "--data-dir", "data", "--output-dir", "out"]
 BASE = [*REQUIRED, "--teacher", "teacher"]
-GROUPS = [field.type for field in dataclasses.fields(TrainConfig)]
+GROUPS = [field.type for field in dataclasses.fields(options.TrainConfig)]
 FIELDS = [field for group in (*GROUPS, EvaluateOptions) for field in dataclasses.fields(group)]
 
 

@@ -1,4 +1,4 @@
-"""--plan: tokens as the ledger counts them, work and memory against hand counts and real tensors, refusals."""
+"""--plan: tokens as the ledger counts them, memory against hand counts and real tensors, refusals."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +14,35 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import train
-from pocl.cli import plan as plan_report
 from pocl.cli.checks import parse_train
 from pocl.cli.costs import (
     ModelSize,
-    Workload,
     activation_bytes,
     answering_bytes,
     cached_numbers,
-    count_stage,
-    forward_work,
     micro_batch_tokens,
+    model_size,
     objective_bytes,
-    one_pass,
     prompts_at_once,
-    sketch,
     state_bytes,
-    total,
-    training_work,
     with_adapters,
 )
-from pocl.cli.plan import Costs
-from pocl.cli.resolve import offloads_teacher, prompts_together, with_sizes
+from pocl.cli.plan import Findings, Machine, Plan, StatesOnDisk, look, make_plan, why_not
+from pocl.cli.resolve import make_schedule, offloads_teacher, prompts_together, with_sizes
+from pocl.cli.workload import Workload, count_workload, total
 from pocl.common import distributed
 from pocl.common.errors import UserError
+from pocl.curriculum.schedule import Schedule
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import load_split
+from pocl.data.micro_batches import MicroBatchLimits
 from pocl.models.loading import load_model, load_skeleton
 from pocl.models.lora import add_adapters, target_layers
 from pocl.models.states import trunk
-from pocl.models.tuning import recompute_activations, train_only_last_layers
+from pocl.models.tuning import recompute_activations
 from tests.runs import MAX_LENGTH, Folders, Result, call, make_folders, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, ROOT, save_model, tiny_model, tiny_tokenizer
 
@@ -62,82 +57,43 @@ class Lengths:
         return 3
 
 
-def amount_of(rows: int, length: int, labels: int) -> Workload:
-    """One micro-batch without padding."""
-    return Workload(1, rows, rows * length, labels, rows * length, rows * length**2, ((rows, length),))
+ONE_MICRO_BATCH = MicroBatchLimits(max_tokens=10**6, batch_size=None, overhead=10**6)
+
+
+def schedule_of(num_examples: int, epochs: int) -> Schedule:
+    """One stage over the first examples of ``Lengths``, in batches of two."""
+    return Schedule((Stage(0, range(num_examples), epochs, 1.0, 1.0),), np.arange(3), global_batch_size=2)
 
 
 def test_a_stage_counts_every_epoch_and_drops_its_short_batch() -> None:
-    stage = Stage(0, range(3), 2, 1.0, 1.0)
-    orders = [np.array([0, 1, 2]), np.array([2, 1, 0])]  # the last of each does not fill a batch of 2
-    found = count_stage(
-        stage, lambda epoch: orders[epoch], Lengths(), global_batch_size=2, cut=lambda batch: [batch], num_ranks=1
-    )
+    schedule = schedule_of(3, epochs=2)
+    found = count_workload(schedule, Lengths(), ONE_MICRO_BATCH, num_ranks=1)
     assert (found.steps, found.samples) == (2, 4)
-    assert (found.tokens, found.response_tokens) == (5 + 3 + 4 + 3, 2 + 1 + 3 + 1)
-    assert (found.padded_tokens, found.pairs) == (2 * 10, 2 * 50)  # the first epoch's 2 x 5, twice
-    assert found.largest == ((2, 5),)
+    read = [i for update in schedule for i in update.examples]
+    assert len(read) == 4
+    assert found.tokens == sum(Lengths.lengths[i] for i in read)
+    assert found.response_tokens == sum(Lengths.num_labels[i] for i in read)
+    longest = max(Lengths.lengths[i] for i in read[:2])
+    assert found.padded_tokens == 2 * 2 * longest  # the first epoch's, twice
+    assert found.largest == ((2, longest),)
 
 
 def test_ranks_and_stages_add_up() -> None:
-    stage, orders = Stage(0, range(2), 1, 1.0, 1.0), np.array([0, 1])
-    share = count_stage(
-        stage, lambda _: orders, Lengths(), global_batch_size=2, cut=lambda batch: [batch[:1]], num_ranks=2
-    )
-    assert (share.padded_tokens, share.largest) == (2 * 5, ((1, 5),))
-    both = total([share, amount_of(3, 4, 1)])
+    share = count_workload(schedule_of(2, epochs=1), Lengths(), ONE_MICRO_BATCH, num_ranks=2)
+    assert (share.tokens, share.padded_tokens, share.largest) == (8, 2 * 5, ((1, 5),))
+    both = total([share, Workload(1, 3, 12, 1, 12.0, ((3, 4),))])
     assert (both.steps, both.samples, both.tokens, both.padded_tokens) == (2, 5, 8 + 12, 10 + 12)
     assert both.largest == ((3, 4),)
-    assert total([share, amount_of(3, 2, 1)]).largest == ((3, 2), (1, 5))  # most tokens, most pairs
-    assert (one_pass(Lengths()).tokens, one_pass(Lengths()).pairs) == (12, 25 + 9 + 16)
-
-
-def plain(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with an attention whose matrix products torch counts."""
-    model.set_attn_implementation("eager")
-    return model
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_work_is_what_torch_counts(family: str) -> None:
-    model = plain(tiny_model(family, vocab_size=600, end_id=0))
-    numbers, amount = sketch(model), amount_of(3, 20, 7)
-    ids = torch.ones(3, 20, dtype=torch.long)
-    with FlopCounterMode(display=False) as read:
-        states = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
-    # One more small product makes the rotary angles.
-    assert forward_work(numbers, amount, head=False) == pytest.approx(read.get_total_flops(), rel=2e-3)
-    with FlopCounterMode(display=False) as learnt:
-        model.get_output_embeddings()(states.reshape(60, -1)[:7]).sum().backward()
-    wanted = read.get_total_flops() + learnt.get_total_flops()
-    assert training_work(numbers, amount, recomputes=False) == pytest.approx(wanted, rel=2e-3)
-
-
-def test_work_of_a_trained_part_is_what_torch_counts() -> None:
-    model = plain(tiny_model("gpt2", vocab_size=600, end_id=0, num_layers=4))
-    train_only_last_layers(model, 1)
-    amount = amount_of(3, 20, 7)
-    with FlopCounterMode(display=False) as counted:
-        states = trunk(model)(input_ids=torch.ones(3, 20, dtype=torch.long), use_cache=False).last_hidden_state
-        model.get_output_embeddings()(states.reshape(60, -1)[:7]).sum().backward()
-    # The products of the first trained layer give its input no gradient, which the plan counts.
-    assert training_work(sketch(model), amount, recomputes=False) == pytest.approx(counted.get_total_flops(), rel=0.1)
-    again = training_work(sketch(model), amount, recomputes=True) - training_work(
-        sketch(model), amount, recomputes=False
-    )
-    assert again == forward_work(sketch(model), amount, head=False)
+    few = Workload(1, 3, 6, 1, 6.0, ((3, 2),))
+    assert total([share, few]).largest == ((3, 2), (1, 5))  # most tokens, most pairs
 
 
 def test_the_numbers_of_a_gpt2_are_those_counted_by_hand() -> None:
-    numbers = sketch(tiny_model("gpt2", vocab_size=600, end_id=0))  # 2 layers, 4 heads, H = 32
+    numbers = model_size(tiny_model("gpt2", vocab_size=600, end_id=0))  # 2 layers, 4 heads, H = 32
     assert numbers == ModelSize(
         parameters=600 * 32 + 1024 * 32 + 2 * (12 * 32**2 + 13 * 32) + 2 * 32,
         trained=600 * 32 + 1024 * 32 + 2 * (12 * 32**2 + 13 * 32) + 2 * 32,
         itemsize=4,
-        products=2 * 12 * 32**2,
-        trained_products=2 * 12 * 32**2,
-        passed_products=2 * 12 * 32**2,
-        attention=2 * 32,
         head=600 * 32,
         trained_head=True,
         vocab_size=600,
@@ -155,8 +111,8 @@ def test_a_skeleton_has_the_numbers_of_the_real_model_and_no_weights(family: str
     real = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     with FakeTensorMode():
         skeleton = load_skeleton(str(tmp_path), "bf16")
-        assert sketch(skeleton) == sketch(real)
-    assert sketch(real).parameters == real.num_parameters()
+        assert model_size(skeleton) == model_size(real)
+    assert model_size(real).parameters == real.num_parameters()
 
 
 @pytest.mark.parametrize(
@@ -167,14 +123,11 @@ def test_adapters_are_counted_as_they_are_when_put_in(family: str, targets: list
     save_model(tiny_model(family, vocab_size=len(tokenizer), end_id=0), tokenizer, tmp_path)
     with FakeTensorMode():
         skeleton = load_skeleton(str(tmp_path))
-        before = sketch(skeleton)
-        planned = with_adapters(before, [layer for _, layer in target_layers(skeleton, targets)], 2)
+        planned = with_adapters(model_size(skeleton), [layer for _, layer in target_layers(skeleton, targets)], 2)
     real = AutoModelForCausalLM.from_pretrained(tmp_path)
     add_adapters(real, "base", lora_rank=2, lora_alpha=None, lora_dropout=0.0, lora_targets=targets, seed=0)
-    counted = sketch(real)
-    names = ("parameters", "trained", "products", "trained_products", "trained_head", "itemsize", "head")
-    assert [getattr(planned, name) for name in names] == [getattr(counted, name) for name in names]
-    assert planned.passed_products == before.products + planned.trained
+    counted = model_size(real)
+    assert planned == counted
     if family == "llama":
         assert planned.trained == 2 * 2 * (32 + 32)  # two layers; rank 2 down from H = 32 and up to it
 
@@ -204,14 +157,14 @@ def test_states_of_training_are_those_that_deepspeed_keeps(
     stage: int, dtype: str, num_ranks: int, wanted: Sequence[int]
 ) -> None:
     model = tiny_model("gpt2", vocab_size=600, end_id=0).to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-    numbers = sketch(model)
+    numbers = model_size(model)
     found = state_bytes(numbers, {"stage": stage}, num_ranks=num_ranks, on_gpu=False)
     names = ("student's weights", "gradients", "optimiser", "gathered weights", "gradient buckets")
     assert [found.get(name, 0) for name in names] == [size * numbers.parameters for size in wanted]
 
 
 def test_buckets_of_a_gpu_are_whole_and_offloaded_states_are_elsewhere() -> None:
-    numbers = sketch(tiny_model("gpt2", vocab_size=600, end_id=0))
+    numbers = model_size(tiny_model("gpt2", vocab_size=600, end_id=0))
     zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}, "reduce_bucket_size": 1e7}
     found = state_bytes(numbers, zero, num_ranks=2, on_gpu=True)
     assert (found["gradient buckets"], found["optimiser"]) == (4 * 10**7, 0)
@@ -317,65 +270,151 @@ RUNS = {
 }
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A run that was planned before and after it was made."""
+
+    arguments: list[str]
+    folder: Path
+    before: Result
+    after: Result
+
+
+def plan_and_train(name: str, folders: Folders, place: Path) -> Planned:
+    arguments = train_arguments(folders, place / "out", *RUNS[name], "--num-dev", 0, teacher=name != "sft")
+    before = after = call(train, [*arguments, "--plan"])
+    assert before.status == 0 and not (place / "out").exists(), before.output
+    assert call(train, arguments).status == 0
+    if name.endswith(("pocl", "teacher")):
+        after = call(train, [*arguments, "--plan"])
+    (folder,) = (place / "out").glob("*/seed10")
+    return Planned(arguments, folder, before, after)
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folders, Planned]:
+    """A POCL run with data of its own, beside which its teacher's states lie."""
+    folders = make_folders(tmp_path_factory.mktemp("cached"), "gpt2")
+    return folders, plan_and_train("pocl", folders, tmp_path_factory.mktemp("pocl"))
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_the_plan_is_what_the_ledger_says_afterwards(name: str, folders: Folders, tmp_path: Path) -> None:
-    arguments = train_arguments(folders, tmp_path / "out", *RUNS[name], "--num-dev", 0, teacher=name != "sft")
-    before = call(train, [*arguments, "--plan"])
-    assert before.status == 0 and not (tmp_path / "out").exists()
-    if name.endswith(("pocl", "teacher")):  # no ranking yet: pools of the right size, with other examples
-        assert planned(before, "tokens").startswith("about ")
-        assert call(train, arguments).status == 0
-        before = call(train, [*arguments, "--plan"])
-    else:
-        assert call(train, arguments).status == 0
-    (run,) = (tmp_path / "out").glob("*/seed10")
-    ledger = json.loads((run / "ledger.json").read_text())
+def test_the_plan_is_what_the_ledger_says_afterwards(
+    name: str, folders: Folders, cached: tuple[Folders, Planned], tmp_path: Path
+) -> None:
+    run = cached[1] if name == "pocl" else plan_and_train(name, folders, tmp_path)
+    if run.before is not run.after:  # no ranking yet: pools of the right size, with other examples
+        assert planned(run.before, "tokens").startswith("about ")
+    ledger = json.loads((run.folder / "ledger.json").read_text())
     counts = {"optimiser steps": "optimizer_steps", "examples": "samples", "tokens": "tokens"}
     for row, key in (counts | {"response tokens": "response_tokens"}).items():
-        shown = planned(before, row)
+        shown = planned(run.after, row)
         if "online teacher" in name:  # it ranks again, which no plan knows; its last pool is everything
             shown = shown.removeprefix("about ")
         assert shown == f"{ledger[key]:,}"
-    passes = planned(before, "examples read by the teacher").split(" instead of ")
+    passes = planned(run.after, "examples read by the teacher").split(" instead of ")
     assert passes[0] == f"{ledger['teacher_forward_passes']:,}"
     assert passes[1:] == ([f"{ledger['samples']:,}"] if name in ("kd", "pocl") else [])
-    assert "plan" not in json.loads((run / "config.json").read_text())["options"]["run"]
+    assert "plan" not in json.loads((run.folder / "config.json").read_text())["options"]["run"]
 
 
-def test_what_is_there_already_takes_no_time(tmp_path: Path) -> None:
-    folders = make_folders(tmp_path, "gpt2")
-    arguments = train_arguments(folders, tmp_path / "out", *RUNS["pocl"], "--num-dev", 0)
-    once = ("caching the teacher's states", "ranking")
-    before = call(train, [*arguments, "--plan"])
-    assert all(re.search(rf"│ {part} +│", before.output) for part in once), before.output
-    assert call(train, arguments).status == 0
-    after = call(train, [*arguments, "--plan"])
-    assert not any(re.search(rf"│ {part} +│", after.output) for part in once), after.output
+def test_a_cache_that_is_there_is_found(cached: tuple[Folders, Planned], tmp_path: Path) -> None:
+    folders, run = cached
+    assert re.search(r"The teacher's states take \d\.\d\d GB on disk", run.before.output), run.before.output
     (cache,) = (folders.data / "teacher-cache").iterdir()
-    assert f"states are in {cache}" in after.output.replace("\n", "")
-    elsewhere = call(train, [*arguments, "--plan", "--run-name", "other", "--teacher-cache", tmp_path / "other"])
-    assert re.search(rf"│ {once[0]} +│", elsewhere.output)
-    difficulty = tmp_path / "out" / "tfkl" / "seed10" / "difficulty.jsonl"
-    given = [*arguments, "--plan", "--run-name", "given", "--difficulty-file", difficulty, "--rerank", "stage"]
-    again = call(train, given)
-    assert re.search(r"│ ranking +│", again.output), again.output  # the first is given, the later ones are not
+    assert f"states are in {cache}" in run.after.output.replace("\n", "")
+    elsewhere = call(train, [*run.arguments, "--plan", "--run-name", "other", "--teacher-cache", tmp_path / "other"])
+    assert "GB on disk" in elsewhere.output
+
+
+def options(*flags: str) -> Any:
+    """Options of a run of tfkl whose sizes are decided."""
+    sizes = ["--chunk-tokens", "8", "--max-tokens", "64", "--eval-batch-size", "2", "--max-length", "32"]
+    return parse_train(["--model", "s", "--teacher", "t", "--data-dir", "d", "--output-dir", "o", *sizes, *flags])
+
+
+SIZE = ModelSize(
+    parameters=1000, trained=800, itemsize=4, head=100, trained_head=True, vocab_size=50, cached_numbers=8
+)
+TEACHER = replace(SIZE, parameters=5000, trained=0, head=300)
+STAGES = (Stage(0, range(25), 2, 1.0, 0.7), Stage(1, range(50), 2, 2.0, 1.0))
+FOUND = Findings(50, STAGES, Workload(6, 150, 1500, 700, 1600.0, ((2, 9),)), SIZE, TEACHER, False, None, 77, (2, 9))
+CPU = Machine("cpu", 10**9, {"stage": 1})
+
+
+def test_each_phase_holds_what_it_needs() -> None:
+    plan = make_plan(options(), FOUND, CPU)
+    keys, chunk = 2 * 32 * 8 * 4, objective_bytes(SIZE, 8, "cpu")
+    states = state_bytes(SIZE, CPU.zero, num_ranks=1, on_gpu=False)
+    head = {"one chunk of logits, head's gradient": chunk}
+    assert plan.phases == {
+        "loading": {"student's weights": 4000, "teacher": 20_000},
+        "ranking": {"student's weights": 4000, "teacher": 20_000, "KV cache of answers": keys},
+        "training": states | {"teacher": 20_000, "activations": 77} | head,
+        "dev evaluation": states | {"teacher": 20_000, "KV cache of answers": keys},
+    }
+    cached = make_plan(options("--num-dev", "0"), replace(FOUND, states=StatesOnDisk(9)), CPU).phases
+    assert list(cached) == ["caching", "ranking", "training"]
+    assert (cached["caching"]["teacher"], cached["training"]["teacher"]) == (20_000, 4 * 300)
+    alone = make_plan(options("--curriculum", "whole-pool"), replace(FOUND, teacher=None), CPU)
+    assert list(alone.phases) == ["training", "dev evaluation"] and alone.teacher_passes == 0
+    assert "teacher" not in alone.phases["training"]
+
+
+def test_an_offloaded_teacher_is_counted_by_its_head() -> None:
+    plan = make_plan(options(), replace(FOUND, offloaded=True), CPU)
+    assert {phase["teacher"] for phase in plan.phases.values()} == {4 * 300}
+
+
+@pytest.mark.parametrize(
+    ("flags", "rankings"),
+    [("--rerank off", 1), ("--rerank stage", 2), ("--rerank epoch", 4), ("--rerank stage --difficulty-file d", 1)]
+    + [("--curriculum random", 0), ("--difficulty length", 0)],
+)
+def test_a_teacher_that_ranks_reads_all_examples_each_time(flags: str, rankings: int) -> None:
+    config = options("--difficulty", "teacher", *flags.split())
+    assert make_plan(config, FOUND, CPU).teacher_passes == 150 + 50 * rankings
+    cached = make_plan(config, replace(FOUND, states=StatesOnDisk(9)), CPU)
+    assert (cached.teacher_passes, cached.online_passes) == (50, 150 + 50 * rankings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "component", "zero_stage", "remedy"),
+    [
+        ("", "activations", 1, "lower --max-tokens 64, or give --gradient-checkpointing, or give --dtype bf16"),
+        ("--gradient-checkpointing --dtype bf16", "activations", 1, "lower --max-tokens 64"),
+        ("", "one chunk of logits, head's gradient", 1, "lower --chunk-tokens 8"),
+        ("", "KV cache of answers", 1, "lower --eval-batch-size 2, or give --dtype bf16"),
+        ("", "teacher", 1, "give --teacher-offload on, or use a smaller teacher"),
+        ("", "gradient buckets", 1, "lower reduce_bucket_size"),
+        ("", "optimiser", 1, "zero3.json and more ranks, or give --lora-rank 16"),
+        ("", "optimiser", 3, "shard it with more ranks, or give --lora-rank 16"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_told_what_mends_it(
+    flags: str, component: str, zero_stage: int, remedy: str
+) -> None:
+    plan = Plan({"ranking": {component: 1}, "training": {"gathered weights": 1, component: 10**9}}, 0, 0)
+    machine = replace(CPU, memory=10**8, zero={"stage": zero_stage})
+    told = why_not(options(*flags.split()), plan, None, machine)
+    assert told is not None and remedy in told
+    assert told.startswith("training would take about 1.0 GB on a rank that has 0.1 GB, 1.0 GB of it for " + component)
+    assert why_not(options(), plan, None, replace(machine, memory=10**9 + 1)) is None
 
 
 @pytest.mark.parametrize(
     ("extra", "part", "remedy"),
     [
         (["--max-tokens", 100_000], "activations", "lower --max-tokens 100000, or give --gradient-checkpointing"),
-        (["--chunk-tokens", 100_000], "one chunk of logits", "lower --chunk-tokens 100000"),
-        (["--eval-batch-size", 100_000, "--num-dev", 4], "KV cache of answers", "lower --eval-batch-size 100000"),
         (
             ["--batch-size", 1, "--chunk-tokens", 1, "--gradient-checkpointing"],
             "optimiser",
             "zero3.json and more ranks, or give --lora-rank 16",
         ),
     ],
-    ids=["activations", "chunk", "answers", "states"],
+    ids=["activations", "states"],
 )
-def test_a_run_that_does_not_fit_is_refused_with_what_mends_it(
+def test_a_run_that_does_not_fit_is_refused(
     extra: list[object], part: str, remedy: str, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "device_memory", lambda device: 10**6)
@@ -479,17 +518,16 @@ def test_a_run_goes_on_where_memory_is_another(
     assert result.status == 2 and "chunk_tokens was" in result.last_line
 
 
-def test_a_plan_counts_an_offloaded_teacher_by_its_head(
-    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[Costs] = []
-    monkeypatch.setattr(plan_report, "_show_memory", lambda costs, *_: shown.append(costs))
+def test_what_is_found_of_a_teacher(folders: Folders) -> None:
+    numbers = model_size(load_model(str(folders.teacher)))
+    split = load_split(folders.data, "train", max_length=MAX_LENGTH)
+    command = train_arguments(folders, folders.data, "--teacher-cache", "off", "--chunk-tokens", 8, "--max-tokens", 64)
     for given in ("off", "on"):
-        flags = ["--teacher-offload", given, "--teacher-cache", "off", "--num-dev", 0, "--plan"]
-        assert call(train, train_arguments(folders, tmp_path / "out", *flags)).status == 0
-    whole, by_layer = (costs.phases["training"]["teacher"] for costs in shown)
-    numbers = sketch(load_model(str(folders.teacher)))
-    assert (whole, by_layer) == (4 * numbers.parameters, 4 * numbers.head)
+        config = parse_train([*command, "--eval-batch-size", "2", "--teacher-offload", given])
+        found = look(config, make_schedule(config, len(split)), split, torch.device("cpu"))
+        assert (found.offloaded, found.states) == (given == "on", None)
+        assert found.teacher is not None
+        assert (found.teacher.weights, found.teacher.head) == (4 * numbers.parameters, numbers.head)
 
 
 def test_a_cache_that_the_disk_does_not_hold_is_refused(
@@ -521,20 +559,16 @@ def test_a_script_plans_on_several_ranks(folders: Folders, tmp_path: Path) -> No
         command, env=environment | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("work of all ranks") == 1
+    assert done.stdout.count("what the run sees") == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_a_plan_of_packed_batches_has_no_padding(folders: Folders) -> None:
     split = load_split(folders.data, "train", max_length=MAX_LENGTH)
-    order = np.random.default_rng(0)
-    amount = count_stage(
-        Stage(0, range(len(split)), 3, 1.0, 1.0),
-        lambda epoch: order.permutation(len(split)),
-        split,
-        global_batch_size=20,
-        cut=lambda batch: [batch],
-        num_ranks=1,
-        packed=True,
+    stage = Stage(0, range(len(split)), 3, 1.0, 1.0)
+    schedule = Schedule((stage,), np.arange(len(split)), global_batch_size=20)
+    padded, packed = (
+        count_workload(schedule, split, replace(ONE_MICRO_BATCH, packed=packed), num_ranks=1)
+        for packed in (False, True)
     )
-    assert amount.padded_tokens == amount.tokens
+    assert packed.padded_tokens == packed.tokens == padded.tokens < padded.padded_tokens

@@ -15,9 +15,9 @@ from unittest import mock
 import pytest
 
 from pocl.cli import checks as configuration
-from pocl.cli.evaluate_options import EvaluateOptions
+from pocl.cli.evaluate_options import EvaluateOptions, GenerationOptions
 from pocl.cli.flags import parse
-from pocl.cli.options import GenerationOptions, TrainConfig
+from pocl.cli.options import TrainConfig
 from pocl.losses.divergences import LOSSES
 from tests.runs import Result, call
 from tests.tiny import ROOT

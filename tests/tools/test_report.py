@@ -15,9 +15,8 @@ import pytest
 import evaluate
 import train
 from pocl.cli import checks as options
-from pocl.cli.evaluate_options import EvaluateOptions
+from pocl.cli.evaluate_options import EvaluateOptions, GenerationOptions
 from pocl.cli.flags import parse
-from pocl.cli.options import GenerationOptions
 from pocl.common.files import read_json, read_jsonl, write_json, write_jsonl
 from pocl.training.run_folder import RunFolder
 from tests.runs import Folders, Result, call, make_folders, train_arguments

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pocl.cli.evaluate_options import EvaluateOptions
+from pocl.cli.evaluate_options import EvaluateOptions, GenerationOptions
 from pocl.cli.flags import defaults
-from pocl.cli.options import GenerationOptions, train_defaults
+from pocl.cli.options import train_defaults
 from pocl.common.errors import UserError
 from pocl.common.files import file_sha256
 from pocl.evaluation.sets import set_path
