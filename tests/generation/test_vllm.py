@@ -42,7 +42,7 @@ from pocl.generation.vllm_backend import (
 )
 from pocl.models.loading import load_model
 from pocl.models.student import Student
-from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
+from tests.runs import MAX_LENGTH, Folders, call, call_on_ranks, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT, save_model, tiny_model
 from tools import generate_seqkd
 
@@ -238,12 +238,11 @@ def test_the_python_of_vllm_is_named_or_found(tmp_path: Path, monkeypatch: pytes
 
 
 def test_auto_on_a_cpu_is_the_built_in_loop(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, faked: None, caplog: pytest.LogCaptureFixture
+    folder: Path, tokenizer: PreTrainedTokenizerBase, faked: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level("INFO", "pocl")
+    monkeypatch.setattr(vllm_backend, "say", lambda text: pytest.fail(text))
     with opened(folder, tokenizer, "auto") as generator:
         assert generator.name == "builtin" and [len(block) for block in generator.blocks(np.arange(7))] == [4, 3]
-    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
@@ -260,11 +259,11 @@ def test_auto_goes_on_without_vllm_and_vllm_does_not(
     tokenizer: PreTrainedTokenizerBase,
     faked: None,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
     fault: str,
     words: str,
 ) -> None:
-    caplog.set_level("INFO", "pocl")
+    said: list[str] = []
+    monkeypatch.setattr(vllm_backend, "say", said.append)
     monkeypatch.setenv("FAKE_VLLM_FAULT", fault)
     if fault == "none":
         monkeypatch.setenv("POCL_VLLM_PYTHON", "/nowhere/python")
@@ -272,10 +271,9 @@ def test_auto_goes_on_without_vllm_and_vllm_does_not(
     with opened_on_gpu(monkeypatch, folder, tokenizer, path=path) as generator:
         assert generator.name == "builtin"
     if fault in ("load", "exit"):
-        (said,) = caplog.messages
-        assert words in said and "\n" not in said
+        assert len(said) == 1 and words in said[0] and "\n" not in said[0]
     else:  # there is nothing to mend
-        assert caplog.messages == []
+        assert said == []
     with pytest.raises(UserError, match=words) as caught, opened(folder, tokenizer, path=path):
         pass
     assert "`generation_backend` vllm" in str(caught.value) and "\n" not in str(caught.value)
@@ -307,7 +305,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def test_evaluate_gives_the_same_scores_on_two_ranks(folders: Folders, tmp_path: Path, faked: None) -> None:
     arguments = ["--model", folders.student, "--data-root", folders.data_root, "--sets", "short", "--seeds", 3]
     arguments += ["--max-length", MAX_LENGTH, "--max-prompt-length", 160, "--output-dir"]
-    result = launch("evaluate.py", [*arguments, tmp_path / "vllm", "--generation-backend", "vllm"], num_ranks=2)
+    result = call_on_ranks("evaluate.py", [*arguments, tmp_path / "vllm", "--generation-backend", "vllm"], num_ranks=2)
     assert result.status == 0, result.output
     assert call(evaluate, [*arguments, tmp_path / "builtin"]).status == 0
     found, wanted = (read_jsonl(tmp_path / name / "short" / "3.jsonl") for name in ("vllm", "builtin"))
