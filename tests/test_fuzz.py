@@ -33,7 +33,7 @@ from pocl.training.run_folder import Origin, RunFolder
 from pocl.training.statefile import load_state, save_state
 from tests.runs import Folders, call, make_folders, train_arguments
 from tests.tiny import ROOT, tiny_tokenizer
-from tools import plot_difficulty, process_data
+from tools import process_data
 from tools.reporting.data import Entry
 from train import run_options
 
@@ -341,10 +341,9 @@ def test_answers_of_any_text_are_read_again(tmp_path: Path, odd: str) -> None:
 def test_a_runs_stages_are_read_or_refused(run: SimpleNamespace) -> None:
     path = run.dir.path / "stages.json"
     data = path.read_bytes()
-    assert plot_difficulty.stage_starts(run.dir) == [12, 24, 36, 48]
+    assert [stage.pool.stop for stage in Entry("run", run.dir, None).stages] == [12, 24, 36, 48]
 
     def read() -> None:
-        plot_difficulty.stage_starts(run.dir)
         assert all(isinstance(stage.pool, range) for stage in Entry("run", run.dir, None).stages)
 
     try_all(path, mutants(data, seed=11), read)

@@ -8,13 +8,10 @@ The page needs no network and no other file. A name that is given twice has its 
 in another.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main
@@ -22,10 +19,9 @@ from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import write_text
 from tools.make_tables import evaluated_rows, named_folders
-from tools.reporting.controls import ScoringSettings
-from tools.reporting.curves import run_title
-from tools.reporting.data import Entry, open_entry
-from tools.reporting.page import run_report, table_report
+from tools.reporting.browse import Shown
+from tools.reporting.data import Entry, open_entry, run_title
+from tools.reporting.page import report
 from tools.reporting.tables import published_figures
 from tools.rows import TABLES, table_baselines, table_rows
 
@@ -55,13 +51,10 @@ def main() -> None:
     quiet_libraries()
     (what,) = parse([ReportOptions], "Write one HTML page about a run, or about a whole table.")
     check(what)
-    limits = ScoringSettings(what.num_samples, what.num_answers, what.num_characters)
-    entries, title, data_root = chosen_entries(what), what.title or default_title(what), Path(what.data_root)
-    if what.run:
-        page = run_report(entries[0], title, limits, data_root, published=what.published)
-    else:
-        baselines = table_baselines(what.table) if what.results else None
-        page = table_report(entries, title, limits, data_root, published=what.published, baselines=baselines)
+    baselines = table_baselines(what.table) if what.results else None
+    limits = (what.num_samples, what.num_answers, what.num_characters)
+    shown = Shown(*limits, Path(what.data_root), what.published, baselines)
+    page = report(chosen_entries(what), what.title or default_title(what), shown, alone=bool(what.run))
     output = Path(what.output) if what.output else Path(what.run or what.results or ".") / "report.html"
     # A model can answer with half of a surrogate pair, which no file can hold.
     text = page.encode("utf-8", "replace").decode("utf-8")

@@ -12,6 +12,7 @@ from pocl.difficulty.ranking import rank_examples
 from tests.browser import CHROMIUM, Browser, browser
 from tests.runs import call
 from tools import report
+from tools.reporting.drawings import PLOT
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 EVIL = "<script>window.bad = 1</script><img src=x onerror=window.bad=1>"
@@ -87,18 +88,17 @@ WIDE = """[...document.querySelectorAll('body *')].filter((e) => !e.closest('.sc
     e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((e) => e.outerHTML.slice(0, 80))"""
 
 
-@pytest.mark.parametrize("width", [360, 768, 1000, 1280])
 @pytest.mark.parametrize("which", ["run", "table"])
-def test_it_opens_without_a_complaint_and_fits(
-    which: str, width: int, window: Browser, run_page: Path, table_page: Path
-) -> None:
+def test_it_opens_without_a_complaint_and_fits(which: str, window: Browser, run_page: Path, table_page: Path) -> None:
     page = {"run": run_page, "table": table_page}[which]
     window.complaints.clear()
     window.requests.clear()
-    window.open(page, width=width)
+    window.open(page, width=360)
     window.ask(OPEN_ALL)
-    assert window.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    assert window.ask(WIDE) == []
+    for width in (360, 768, 1000, 1280):
+        window.resize(width)
+        assert window.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        assert window.ask(WIDE) == []
     assert window.ask("document.querySelectorAll('svg').length") > 15
     assert window.complaints == []
     assert {request for request in window.requests if not request.startswith("data:")} == {page.as_uri()}
@@ -116,7 +116,7 @@ def test_markup_in_a_run_does_nothing(window: Browser, run_page: Path) -> None:
     assert any("Content Security Policy" in complaint for complaint in window.complaints)
 
 
-PLACES = "[...document.querySelectorAll('.samples tbody tr:not([hidden])')].map((r) => +r.cells[0].dataset.v)"
+PLACES = "[...document.querySelectorAll('#samples .item:not([hidden])')].map((item) => +item.dataset.place)"
 
 
 def choose(window: Browser, id_: str, value: str | bool) -> None:
@@ -135,17 +135,15 @@ def test_filters_show_the_right_examples(window: Browser, run_page: Path) -> Non
 
     window.open(run_page)
     assert window.ask(PLACES) == list(range(1, 61))
-    choose(window, "samples-zero", True)
+    choose(window, "samples-rouge_l", "0.0")
     assert window.ask(PLACES) == those(lambda r: r["rouge_l"] == 0)
     choose(window, "samples-category", "closed_qa")
     assert window.ask(PLACES) == those(lambda r: r["rouge_l"] == 0 and r["category"] == "closed_qa")
-    choose(window, "samples-zero", False)
+    choose(window, "samples-rouge_l", "")
     choose(window, "samples-category", "")
     choose(window, "samples-quarter", "4")
     assert window.ask(PLACES) == list(range(46, 61))
-    assert window.ask("document.querySelector('.samples').closest('.browse').querySelector('.shown').value") == (
-        "15 of 60 shown"
-    )
+    assert window.ask("document.querySelector('#samples .shown').value") == "15 of 60 shown"
     choose(window, "samples-quarter", "")
     choose(window, "samples-search", "ANSWER  3")
     assert window.ask(PLACES) == those(lambda r: re.search("answer.*3|3.*answer", f"id {r['id']} {r['answer']}"))
@@ -153,25 +151,24 @@ def test_filters_show_the_right_examples(window: Browser, run_page: Path) -> Non
     assert window.ask(PLACES) == []
 
 
-def test_a_heading_sorts_up_and_then_down(window: Browser, run_page: Path) -> None:
+def test_examples_are_sorted_up_and_down(window: Browser, run_page: Path) -> None:
     ranking = read_jsonl(run_page.parent / "tfkl" / "difficulty.jsonl")
-    losses = [record["cross_entropy"] for record in ranking]
+    losses, names = ([record[key] for record in ranking] for key in ("cross_entropy", "category"))
     window.open(run_page)
-    click = "document.querySelector('.samples th[data-key=cross-entropy] button').click()"
-    window.ask(click)
     up = sorted(range(1, 61), key=lambda place: losses[place - 1])
+    choose(window, "samples-order", "+cross_entropy")
     assert window.ask(PLACES) == up
-    assert window.ask("document.querySelector('.samples th[aria-sort]').getAttribute('aria-sort')") == "ascending"
-    window.ask(click)
+    choose(window, "samples-order", "-cross_entropy")
     assert window.ask(PLACES) == up[::-1]
-    window.ask("document.querySelector('.samples th[data-key=category] button').click()")
-    names = [record["category"] for record in ranking]
+    choose(window, "samples-order", "+category")
     assert window.ask(PLACES) == sorted(range(1, 61), key=lambda place: (names[place - 1], place))
+    choose(window, "samples-order", "")
+    assert window.ask(PLACES) == list(range(1, 61))
 
 
 def test_long_answers_are_short_until_they_are_asked_for(window: Browser, run_page: Path) -> None:
     window.open(run_page)
-    row = "document.querySelector('.samples .short')"
+    row = "document.querySelector('#samples .short')"
     height = window.ask(f"{row}.getBoundingClientRect().height")
     button = f"{row}.querySelector('.more')"
     assert window.ask(f"{button}.getAttribute('aria-expanded')") == "false"
@@ -180,20 +177,20 @@ def test_long_answers_are_short_until_they_are_asked_for(window: Browser, run_pa
     assert window.ask("part.querySelector('.more').getAttribute('aria-expanded')") == "true"
 
 
-ASKED = "[...document.querySelectorAll('.question:not([hidden]) .id')].map((e) => e.textContent)"
+ASKED = "[...document.querySelectorAll('#answers .item:not([hidden]) .id')].map((e) => e.textContent)"
 
 
 def test_answers_are_ordered_by_who_is_ahead_and_rows_can_be_hidden(window: Browser, table_page: Path) -> None:
     window.open(table_page)
     assert window.ask(ASKED) == [f"mine {i}" for i in range(5)]
-    choose(window, "answers-order", "+1")
+    choose(window, "answers-order", "-row1")
     assert window.ask(ASKED) == [f"mine {i}" for i in (0, 1, 3, 2, 4)]
-    choose(window, "answers-against", "0")  # POCL less the baseline: 50, -10, 5, 0, -20
+    choose(window, "answers-against", "row0")  # POCL less the baseline: 50, -10, 5, 0, -20
     assert window.ask(ASKED) == [f"mine {i}" for i in (0, 2, 3, 1, 4)]
     choose(window, "answers-order", "")
     assert window.ask(ASKED) == [f"mine {i}" for i in range(5)]
     choose(window, "answers-row-0", False)
-    seen = "[...document.querySelectorAll('.question .card:not([hidden]) .who b')].map((e) => e.textContent)"
+    seen = "[...document.querySelectorAll('#answers .card:not([hidden]) .who b')].map((e) => e.textContent)"
     assert set(window.ask(seen)) == {"reference", "KLD + POCL"}
     choose(window, "answers-search", "question 3")
     assert window.ask(ASKED) == ["mine 3"]
@@ -206,8 +203,8 @@ def test_the_pointer_reads_every_panel_at_its_step(window: Browser, run_page: Pa
         "(() => { const b = panel.getBoundingClientRect(); return [b.left, b.top, b.width, b.height] })()"
     )
     left, top, width, height = box
-    # The plot lies from 46 to 352 of 360, for steps 0.5 to 40.5.
-    window.move(left + width * (46 + (20 - 0.5) / 40 * 306) / 360, top + height / 2)
+    # The plot's share of the width, for steps 0.5 to 40.5.
+    window.move(left + width * (PLOT[0] + (20 - 0.5) / 40 * PLOT[2]), top + height / 2)
     read = dict(
         window.ask(
             "[...document.querySelectorAll('.charts[data-linked] .chart')].map((c) => "
@@ -216,7 +213,7 @@ def test_the_pointer_reads_every_panel_at_its_step(window: Browser, run_page: Pa
     )
     assert read["ROUGE-L on dev"] == "20: 40"
     assert read["Pool"] == "20: 30"
-    assert read["Temperature and KD ratio"] == "20: 1.33 · 0.8"
+    assert read["KD ratio and temperature"] == "20: 0.8 · 1.33"
     assert read["Learning rate"] == "20: 5.0e-6"
     assert read["Loss"].startswith("20: 0.")
 
@@ -231,17 +228,16 @@ def test_dark_and_light_differ(window: Browser, run_page: Path) -> None:
 
 def test_a_link_to_a_run_opens_it(window: Browser, table_page: Path) -> None:
     window.open(table_page)
-    assert not window.ask("document.getElementById('row-kld-pocl').open")
+    is_open = "document.getElementById('row-kld-pocl').closest('details').open"
+    assert not window.ask(is_open)
     window.ask("location.hash = 'row-kld-pocl'")
-    assert window.ask(
-        "new Promise((done) => setTimeout(() => done(document.getElementById('row-kld-pocl').open), 50))"
-    )
+    assert window.ask(f"new Promise((done) => setTimeout(() => done({is_open}), 50))")
 
 
 def test_without_its_script_everything_is_there(window: Browser, run_page: Path) -> None:
     window.open(run_page, script=False)
     try:
-        assert window.ask("document.querySelectorAll('.samples tbody tr').length") == 60
+        assert window.ask("document.querySelectorAll('#samples .item').length") == 60
         shown = (
             "[...document.querySelectorAll('.with-js')].filter((e) => getComputedStyle(e).display !== 'none').length"
         )
@@ -259,9 +255,8 @@ def test_on_paper_nothing_is_cut_off(window: Browser, table_page: Path, tmp_path
         assert window.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
         assert window.ask(WIDE.replace(".scroll, nav, pre, .hidden", ".hidden")) == []
         assert window.ask("getComputedStyle(document.querySelector('.controls')).display") == "none"
-        assert (
-            len(window.ask("[...document.querySelectorAll('.samples tbody tr')].filter((r) => r.offsetHeight)")) == 30
-        )
+        printed = "[...document.querySelectorAll('#samples-1 .item')].filter((item) => item.offsetHeight).length"
+        assert window.ask(printed) == 30
         window.pdf(tmp_path / "report.pdf")
         assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     finally:

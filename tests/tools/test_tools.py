@@ -13,7 +13,8 @@ from pocl.common.files import write_json, write_jsonl
 from tests.runs import call
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 from tools import make_student, plot_difficulty, plot_run, process_data, show_answers
-from tools.reporting import curves
+from tools.reporting import drawings
+from tools.reporting.panels import running_mean
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,9 +64,9 @@ def test_the_picture_is_a_png_of_every_panel(tmp_path: Path) -> None:
 
 
 def test_a_running_mean_starts_at_the_first_value_without_bias() -> None:
-    assert plot_run.running_mean([4.0]) == pytest.approx([4.0])
+    assert running_mean([4.0]) == pytest.approx([4.0])
     # Weights 0.8 * 0.2 and 0.2 of 0.36.
-    assert plot_run.running_mean([1.0, 2.0])[1] == pytest.approx((0.16 * 1 + 0.2 * 2) / 0.36)
+    assert running_mean([1.0, 2.0])[1] == pytest.approx((0.16 * 1 + 0.2 * 2) / 0.36)
 
 
 def test_answers_of_several_models_stand_side_by_side(tmp_path: Path) -> None:
@@ -134,17 +135,17 @@ def test_a_picture_that_cannot_be_written_is_refused_at_once(
     assert result.status == 2 and told in result.last_line, result.output
 
 
-@pytest.mark.parametrize("ending", curves.PICTURES)
+@pytest.mark.parametrize("ending", drawings.PICTURES)
 def test_every_ending_that_is_offered_makes_a_picture(ending: str, tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots()
     axes.plot([1, 2])
-    path = curves.picture_path(str(tmp_path / f"x{ending}"), tmp_path / "usual.png")
+    path = drawings.picture_path(str(tmp_path / f"x{ending}"), tmp_path / "usual.png")
     figure.savefig(path)
     plt.close(figure)
     assert path.stat().st_size > 500
-    assert curves.picture_path(None, tmp_path / "usual.png") == tmp_path / "usual.png"
+    assert drawings.picture_path(None, tmp_path / "usual.png") == tmp_path / "usual.png"
 
 
 def test_a_chat_template_that_is_not_used_is_told_in_one_line(tmp_path: Path) -> None:

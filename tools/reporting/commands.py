@@ -13,7 +13,7 @@ from pocl.common.errors import UserError
 from pocl.common.files import file_sha256
 from pocl.evaluation.sets import set_path
 from tools.reporting.data import Entry
-from tools.reporting.html import Html, definitions, join, note, table, tag
+from tools.reporting.facts import Grid
 
 # A key of the evaluation's protocol -> the flag that sets it.
 PROTOCOL = {
@@ -98,9 +98,6 @@ def _evaluate_flags(entry: Entry, summary: Mapping[str, Any], data_root: Path) -
         return None
     asked = dict(summary.get("asked") or {})
     model = asked.pop("model", None) or (str(entry.run.best) if entry.run else None)
-    if not asked:  # before this was recorded: the limit of the prompt is the default, the other follows
-        longest = defaults(EvaluateOptions)["max_prompt_length"]
-        asked = {"max_prompt_length": longest, "max_length": longest + protocol["max_new_tokens"]}
     seeds = [int(seed) for seed in summary["rouge_l"]["seeds"]]
     sampling = {flag: protocol[key] for key, flag in PROTOCOL.items() if key in protocol}
     sampling["data_root"] = str(data_root)
@@ -116,29 +113,19 @@ def _evaluate_flags(entry: Entry, summary: Mapping[str, Any], data_root: Path) -
     ]
 
 
-def again(entry: Entry, data_root: Path) -> Html:
-    """Commands, fingerprints, versions and options of one row."""
-    parts: list[Html | None] = []
-    for name, line in entry.commands.items():
-        parts.append(_block(f"{name}, as tools/reproduce.py called it", line))
-    lines = [("the data", data_command(entry)), ("training", train_command(entry))]
-    lines += [("evaluation", line) for line in evaluate_commands(entry, data_root)]
-    parts += [_block(name, line) for name, line in lines if line]
-    if entry.run and not entry.config:
-        parts.append(note("config.json is not there, so the command of the training is not known."))
-    parts.append(note("Paths stand as they were given, seen from the folder in which the command was started."))
-    parts.append(definitions(fingerprints(entry, data_root), long=True))
-    return join(*parts, options_table(entry))
+def lines(entry: Entry, data_root: Path) -> dict[str, str]:
+    """The commands that make one row again, by what they make."""
+    found = {f"{name}, as tools/reproduce.py called it": line for name, line in entry.commands.items()}
+    made = {"The data": data_command(entry), "Training": train_command(entry)}
+    for i, line in enumerate(evaluate_commands(entry, data_root), start=1):
+        made["Evaluation" if i == 1 else f"Evaluation {i}"] = line
+    return found | {name: line for name, line in made.items() if line}
 
 
-def _block(name: str, line: str) -> Html:
-    return tag("div", tag("h4", name[0].upper() + name[1:]), tag("pre", tag("code", line)), class_="command")
-
-
-def fingerprints(entry: Entry, data_root: Path) -> dict[str, Html | str | None]:
+def fingerprints(entry: Entry, data_root: Path) -> dict[str, str | None]:
     """What the run stood on: name -> a value that changes when it does."""
     config = entry.config
-    found: dict[str, Html | str | None] = {"git commit": config.get("git_commit")} if config else {}
+    found: dict[str, str | None] = {"git commit": config.get("git_commit")} if config else {}
     found |= {f"fingerprint of the {name}": value for name, value in config.get("fingerprints", {}).items()}
     if entry.manifest:
         found["raw data, SHA-256"] = entry.manifest.get("raw_sha256")
@@ -153,27 +140,18 @@ def fingerprints(entry: Entry, data_root: Path) -> dict[str, Html | str | None]:
         found["ranks"] = str(config["world_size"])
         versions = [f"{name} {version}" for name, version in config.get("versions", {}).items() if version]
         found["versions"] = ", ".join(versions)
-    return {name: tag("code", value) if _is_digest(value) else value for name, value in found.items()}
+    return found
 
 
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and len(value) >= 40 and " " not in value
-
-
-def options_table(entry: Entry) -> Html | None:
-    """Every resolved option; those that are not the default stand out."""
-    options = entry.config.get("options")
-    if not options:
-        return None
+def options(entry: Entry) -> Grid:
+    """Every resolved option of a run, with the default where the value is another."""
     usual, rows = train_defaults(), []
-    for group, values in options.items():
+    for group, values in entry.config["options"].items():
         for name, value in values.items():
-            standard = usual.get(group, {}).get(name, dataclasses.MISSING)
-            shown = _words(value) if standard == value else tag("b", _words(value))
-            default = "" if standard is dataclasses.MISSING else _words(standard)
-            rows.append([f"--{name.replace('_', '-')}", shown, default, group.replace("_", " ")])
-    made = table(["option", "value", "default", "group"], rows, caption="options", text_columns=4)
-    return tag("details", tag("summary", f"All {len(rows)} options; bold: not the default"), made)
+            standard = usual.get(group, {}).get(name, "")
+            default = "" if standard == value else _words(standard)
+            rows.append([f"--{name.replace('_', '-')}", _words(value), default, group.replace("_", " ")])
+    return Grid("options", ["option", "value", "default", "group"], rows, text_columns=4)
 
 
 def _words(value: object) -> str:

@@ -1,5 +1,6 @@
 """What a report reads of one row: its run, its evaluation, the texts behind its examples. Any may be missing."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -16,11 +17,10 @@ from pocl.difficulty.forgetting import NUM_BUCKETS
 from pocl.difficulty.ranking import ranked_columns
 from pocl.evaluation.sets import Example, load_set
 from pocl.training.run_folder import RunFolder
-from tools.reporting.charts import Band
-from tools.reporting.curves import read_stages, run_title, stage_slices
 from tools.show_answers import question
 
 Record = Mapping[str, Any]
+WITHOUT_WORDS = ", so the examples have ids and no words."
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,13 @@ class Ranking:
 
     @property
     def has_lengths(self) -> bool:
-        """Whether the records say how long the examples are; older ones do not."""
+        """Whether the records say how long the examples are; an order from elsewhere does not."""
         return "response_tokens" in self.records[0]
+
+    def chosen_places(self, most: int) -> list[int]:
+        """The places of the ``most`` easiest and hardest examples, each once, easiest first."""
+        size = len(self.records)
+        return sorted({*range(min(most, size)), *range(max(0, size - most), size)})
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,6 @@ class Entry:
     def folder(self) -> Path:
         """Where it lies."""
         return self.run.path if self.run else self.evaluation or Path()
-
-    @cached_property
-    def title(self) -> str:
-        """The last folders of its path."""
-        return run_title(self.folder)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -121,18 +121,27 @@ class Entry:
         return max(self.dev, key=lambda record: record["dev_rouge_l"], default=None)
 
     @cached_property
-    def bands(self) -> list[Band]:
-        """The stages as far as they were trained."""
-        edges = stage_slices(self.steps)
-        starts = [self.steps[first]["step"] for first, _ in edges.values()]
-        stops = [*starts[1:], self.steps[-1]["step"] + 1] if starts else []
-        places = zip(edges, starts, stops, strict=True)
-        return [Band(str(stage + 1), start - 0.5, stop - 0.5) for stage, start, stop in places]
+    def bands(self) -> list[tuple[int, float, float]]:
+        """The stages as far as they were trained: (number from 1, where it starts, where it ends), in steps."""
+        starts = {record["stage"]: record["step"] for record in reversed(self.steps)}
+        places = sorted(starts.items())
+        stops = [start for _, start in places[1:]] + [self.steps[-1]["step"] + 1] if places else []
+        return [(stage + 1, start - 0.5, stop - 0.5) for (stage, start), stop in zip(places, stops, strict=True)]
 
-    @cached_property
+    @property
+    def last_step(self) -> int | None:
+        """The last optimiser step that is recorded; None where nothing was trained."""
+        return self.steps[-1]["step"] if self.steps else self.ledger.get("optimizer_steps")
+
+    @property
+    def batch_size(self) -> int | None:
+        """Examples of an optimiser step."""
+        return self.option("optimiser", "global_batch_size") or self.ledger.get("global_batch_size")
+
+    @property
     def planned_steps(self) -> int | None:
         """Optimiser steps of all stages, had each its full number of epochs."""
-        size = self.option("optimiser", "global_batch_size") or self.ledger.get("global_batch_size")
+        size = self.batch_size
         return sum(stage.steps(size) for stage in self.stages) if self.stages and size else None
 
     @cached_property
@@ -142,7 +151,7 @@ class Entry:
         if self.run is None or first is None:
             return []
         later = set(self.run.path.glob("difficulty-*.jsonl")) - {first}
-        paths = [first, *sorted(later, key=lambda path: [int(n) for n in _numbers(path.stem)])]
+        paths = [first, *sorted(later, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])]
         return [Ranking(path.stem, read_jsonl(path)) for path in paths]
 
     @cached_property
@@ -155,13 +164,11 @@ class Entry:
         """The training examples in words, where the processed data is still there."""
         given = self.option("data", "data_dir")
         if given is None:
-            return Texts(
-                problem="config.json, which names the data, is not there, so the examples have ids and no words."
-            )
+            return Texts(problem=f"config.json, which names the data, is not there{WITHOUT_WORDS}")
         for folder in (Path(given), ROOT / given):
             if (folder / "train").is_dir():
                 return _read_texts(folder / "train")
-        return Texts(problem=f"The processed data ({given}) is not here, so the examples have ids and no words.")
+        return Texts(problem=f"The processed data ({given}) is not here{WITHOUT_WORDS}")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -187,16 +194,12 @@ class Entry:
         return read_json(path) if self.run and path.is_file() else None
 
 
-def _numbers(stem: str) -> list[str]:
-    return ["".join(c for c in part if c.isdigit()) or "0" for part in stem.split("-")[1:]]
-
-
 @cache
 def _read_texts(folder: Path) -> Texts:
     try:
         table = datasets.load_from_disk(str(folder)).select_columns(["id", "prompt", "response"])
     except (OSError, ValueError) as error:
-        return Texts(problem=f"{folder} cannot be read ({error}), so the examples have ids and no words.")
+        return Texts(problem=f"{folder} cannot be read ({error}){WITHOUT_WORDS}")
     return Texts({row["id"]: (question(row["prompt"], "\n"), row["response"]) for row in table})
 
 
@@ -224,3 +227,25 @@ def read_set(data_root: Path, name: str) -> dict[int, Example]:
         return {example.id: example for example in load_set(data_root, name)}
     except UserError:
         return {}
+
+
+def run_title(path: Path) -> str:
+    """What the run is called: the last folders of its path, which say family, method, type and name."""
+    return " / ".join(path.resolve().parts[-4:])
+
+
+def read_stages(path: Path) -> list[Stage]:
+    """The planned stages that a run's stages.json holds.  Raises UserError where it is damaged."""
+    try:
+        return [_stage(**record) for record in read_json(path)]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} holds no list of stages; start the run's own command again to write it") from error
+
+
+def _stage(*, index: int, pool: Sequence[int], epochs: int, temperature: float, kd_ratio: float) -> Stage:
+    start, stop = pool
+    for number in (index, start, stop, epochs):
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{number!r} is no count")
+    len(range(start, stop))  # raises OverflowError
+    return Stage(index, range(start, stop), epochs, float(temperature), float(kd_ratio))

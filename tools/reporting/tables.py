@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,7 @@ def read_scores(folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, np.
 
     Raises UserError where there is none, or a seed lacks prompts of another.
     """
-    for place in (folder, folder / "eval"):
-        if (place / "summary.json").is_file():
-            break
-    else:
-        raise UserError(f"{folder} holds no evaluation (summary.json); run evaluate.py first")
+    place = _evaluation(folder)
     found: dict[str, dict[str, np.ndarray]] = {metric: {} for metric in metrics}
     for name, summary in read_json(place / "summary.json").items():
         paths = [place / name / f"{seed}.jsonl" for seed in summary["rouge_l"]["seeds"]]
@@ -130,6 +126,13 @@ def read_scores(folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, np.
                 raise UserError(f"{place / name} was evaluated without {metric}; evaluate again")
             found[metric][name] = np.array([[seed[i][metric] for i in ids] for seed in seeds], dtype=np.float64)
     return found
+
+
+def _evaluation(folder: Path) -> Path:
+    for place in (folder, folder / "eval"):
+        if (place / "summary.json").is_file():
+            return place
+    raise UserError(f"{folder} holds no evaluation (summary.json); run evaluate.py first")
 
 
 @cache
@@ -181,8 +184,7 @@ def _check_sets(rows: Mapping[str, Path]) -> None:
     """Raise UserError where two rows were asked other prompts under a set's name, by the fingerprints of the sets."""
     first: dict[str, tuple[str, str]] = {}  # set -> fingerprint, row
     for row, folder in rows.items():
-        place = folder if (folder / "summary.json").is_file() else folder / "eval"
-        for name, summary in read_json(place / "summary.json").items():
+        for name, summary in read_json(_evaluation(folder) / "summary.json").items():
             if "set" in summary and first.setdefault(name, (summary["set"], row))[0] != summary["set"]:
                 raise UserError(f"{first[name][1]} and {row} answered other prompts of {name}; evaluate them alike")
 
@@ -288,13 +290,12 @@ def comma_separated(tables: Sequence[Table]) -> str:
     """One line a cell: row, set, metric, mean, interval, prompts, seeds, published figure, p by Holm's correction."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "set", "metric", "mean", "low", "high", "prompts", "seeds", "published", "p"])
+    writer.writerow(["row", "set", "metric", *(column.name for column in fields(Cell)), "p"])
     for table in tables:
         for row in table.rows:
-            for column, c in row.cells.items():
+            for column, cell in row.cells.items():
                 p = row.p if column == table.columns[-1] else None
-                values: list[Any] = [c.mean, c.low, c.high, c.prompts, c.seeds, c.published, p]
-                writer.writerow([row.name, column, table.metric, *("" if v is None else v for v in values)])
+                writer.writerow([row.name, column, table.metric, *astuple(cell), p])
     return file.getvalue()
 
 
