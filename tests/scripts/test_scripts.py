@@ -14,7 +14,6 @@ import pytest
 from pocl.cli import checks as configuration
 from pocl.cli.evaluate_options import EvaluateOptions, GenerationOptions
 from pocl.cli.flags import parse
-from pocl.cli.options import TrainConfig
 from pocl.losses.divergences import LOSSES
 from tests.tiny import ROOT
 from tools.generate_seqkd import SeqKDOptions
@@ -85,7 +84,7 @@ def printed(
 
 def trained(
     script: str | Path, *arguments: object, cwd: Path, path: Path | None = None, **environment: str
-) -> TrainConfig:
+) -> configuration.TrainConfig:
     """The configuration that a script's train.py would get."""
     command = printed(script, *arguments, cwd=cwd, path=path, **environment)
     assert command.program == str(ROOT / "train.py")
@@ -176,7 +175,7 @@ PUBLISHED = {
 }
 
 
-def settings(config: TrainConfig) -> tuple[int, float, int, int, str, str]:
+def settings(config: configuration.TrainConfig) -> tuple[int, float, int, int, str, str]:
     return (
         config.optimiser.global_batch_size,
         config.optimiser.lr,
