@@ -61,7 +61,10 @@ def use_onednn() -> None:
 
     def product(keys: DispatchKeySet, left: Tensor, right: Tensor) -> Tensor:
         """left @ right.  [M, K], [K, N] -> [M, N]."""
-        return _multiply(left, right, None) if _fits(left, right) else mm.call_boxed(keys, left, right)
+        if _fits(left, right):
+            return _multiply(left, right, None)
+        result: Tensor = mm.call_boxed(keys, left, right)
+        return result
 
     def sum_with_product(
         keys: DispatchKeySet, bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1
@@ -70,7 +73,8 @@ def use_onednn() -> None:
         plain = bias.shape == right.shape[1:] and bias.dtype == torch.float32 and beta == alpha == 1
         if plain and _fits(left, right):
             return _multiply(left, right, bias)
-        return addmm.call_boxed(keys, bias, left, right, beta=beta, alpha=alpha)
+        result: Tensor = addmm.call_boxed(keys, bias, left, right, beta=beta, alpha=alpha)
+        return result
 
     def add_product(
         keys: DispatchKeySet, total: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1
@@ -79,7 +83,8 @@ def use_onednn() -> None:
         plain = total.dtype == torch.float32 and total.shape == (len(left), right.shape[1]) and alpha == 1
         if plain and beta in (0, 1) and _fits(left, right):
             return _multiply(left, right, None, total, keep=beta == 1)
-        return addmm_.call_boxed(keys, total, left, right, beta=beta, alpha=alpha)
+        result: Tensor = addmm_.call_boxed(keys, total, left, right, beta=beta, alpha=alpha)
+        return result
 
     _library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():  # that a kernel is replaced, which is intended
@@ -132,4 +137,5 @@ def _put(total: Tensor, part: Tensor, *, keep: bool) -> Tensor:
 
 
 def _linear(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
+    return product

@@ -28,9 +28,9 @@ def mean_cross_entropy(student: Student, split: Split, *, chunk_tokens: int) -> 
     student.model.train(False)
     total, count = 0.0, 0
     for block in distributed.my_share(blocks_to_read(split.lengths, device)):
-        batch = split.batch(block).to(device)
+        batch = split.batch(block.tolist()).to(device)
         for loss, tokens in example_cross_entropy(student, batch, chunk_tokens=chunk_tokens):
             total, count = total + loss, count + tokens
     student.model.train(was_training)
-    total, tokens = distributed.sum_over_ranks([total, count], device)
-    return total / tokens
+    total_loss, num_tokens = distributed.sum_over_ranks([total, count], device)
+    return total_loss / num_tokens

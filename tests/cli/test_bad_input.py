@@ -12,7 +12,8 @@ import evaluate
 import train
 from pocl.common import distributed
 from pocl.common.errors import UserError
-from tests.runs import Folders, Result, call, launch, make_folders, train_arguments
+from tests.ranks import on_ranks
+from tests.runs import Folders, Result, call, make_folders, train_arguments
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 from tools import make_student, make_tables, plot_run, process_data, unpack_smollm2
 
@@ -84,7 +85,8 @@ def test_a_mistake_in_the_flags_is_found_before_any_model_is_loaded(
     def never(*arguments: object, **named: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(train, "load_model", never)
+    for place in ("pocl.models.student", "pocl.cli.build"):
+        monkeypatch.setattr(f"{place}.load_model", never)
     for extra, _ in TRAIN_MISTAKES[:20]:
         assert call(train, train_arguments(folders, tmp_path, *extra)).status == 2
 
@@ -246,7 +248,7 @@ def test_a_teacher_cache_that_cannot_be_made_is_refused(folders: Folders, tmp_pa
 def test_a_resume_on_another_number_of_ranks_is_refused(folders: Folders, tmp_path: Path) -> None:
     arguments = train_arguments(folders, tmp_path, "--num-dev", 0)
     assert call(train, arguments).status == 0
-    result = launch("train.py", arguments, num_ranks=2)
+    result = on_ranks("train.py", arguments, num_ranks=2)
     assert result.status != 0
     errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1  # one rank tells it

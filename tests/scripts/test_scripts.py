@@ -17,7 +17,6 @@ import pytest
 from pocl.cli import checks as configuration
 from pocl.cli.evaluate_options import EvaluateOptions, GenerationOptions
 from pocl.cli.flags import parse
-from pocl.cli.options import TrainConfig
 from pocl.losses.divergences import LOSSES
 from tests.runs import Result, call
 from tests.tiny import ROOT
@@ -91,7 +90,7 @@ def printed(
 
 def trained(
     script: str | Path, *arguments: object, cwd: Path, path: Path | None = None, **environment: str
-) -> TrainConfig:
+) -> configuration.TrainConfig:
     """The configuration that a script's train.py would get."""
     command = printed(script, *arguments, cwd=cwd, path=path, **environment)
     assert command.program == str(ROOT / "train.py")
@@ -204,7 +203,7 @@ PUBLISHED = {
 }
 
 
-def settings(config: TrainConfig) -> tuple[int, float, int, int, str, str]:
+def settings(config: configuration.TrainConfig) -> tuple[int, float, int, int, str, str]:
     return (
         config.optimiser.global_batch_size,
         config.optimiser.lr,
