@@ -73,7 +73,7 @@ def make_dev_set(config: TrainConfig, dev: Split) -> DevSet | None:
     )
     rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
     examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
-    return DevSet(examples, dev.column("prompt_ids"), sampling, generation.eval_batch_size, dev)
+    return DevSet(examples, dev.column("prompt_ids"), sampling, config.sizes.eval_batch_size, dev)
 
 
 def answer_length(config: TrainConfig) -> int:
@@ -135,15 +135,15 @@ def make_ranker(config: TrainConfig, run: RunFolder, train: Split, teacher: Teac
     settings = ScoringSettings(
         max_new_tokens=answer_length(config),
         no_repeat_ngram=config.generation.no_repeat_ngram,
-        batch_size=config.generation.eval_batch_size,
-        chunk_tokens=config.loss.chunk_tokens,
+        batch_size=config.sizes.eval_batch_size,
+        chunk_tokens=config.sizes.chunk_tokens,
         backend=config.generation.generation_backend,
     )
     return Ranker(
         run.path,
         train,
         signals=given.difficulty,
-        rerank=given.rerank,
+        rerank=given.rerank or "off",
         teacher=teacher,
         settings=settings,
         given=Path(given.difficulty_file) if given.difficulty_file else None,
@@ -192,12 +192,12 @@ def make_settings(
             deepspeed_config=deepspeed_config_path(config),
         ),
         limits=MicroBatchLimits(
-            optimiser.max_tokens,
+            config.sizes.max_tokens,
             optimiser.batch_size,
             OVERHEAD_TOKENS[student.device.type],
             packed=use_packing(config, student, teacher),
         ),
-        chunking=Chunking(config.loss.chunk_tokens, fused=use_fused_objective(config, student, loss)),
+        chunking=Chunking(config.sizes.chunk_tokens, fused=use_fused_objective(config, student, loss)),
         max_new_tokens=answer_length(config),
         on_policy=policy,
         patience=config.curriculum.patience if config.curriculum.advance == "converged" else None,

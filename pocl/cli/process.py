@@ -46,7 +46,7 @@ def start() -> "torch.device":
             dist.init_process_group(backend, timeout=timedelta(hours=2))
         else:
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-            store = dist.HashStore()  # type: ignore[attr-defined]  # there, though not exported
+            store = dist.HashStore()
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
     if use_cuda:
         return torch.device("cuda", local_rank)

@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
+from pocl.cli.checks import stage_kd_ratios, stage_temperatures
 from pocl.cli.costs import cached_numbers, micro_batch_tokens, prompts_at_once
 from pocl.cli.options import TrainConfig
 from pocl.common import distributed
@@ -82,8 +83,8 @@ def make_schedule(config: TrainConfig, num_examples: int) -> Schedule:
         curriculum=config.curriculum.curriculum,
         num_stages=config.curriculum.num_stages,
         epochs=config.curriculum.epochs,
-        temperature=config.loss.temperature,
-        kd_ratio=config.loss.kd_ratio,
+        temperature=stage_temperatures(config),
+        kd_ratio=stage_kd_ratios(config),
         first_look=asks_training_alone and not config.curriculum.difficulty_file,
     )
     scheme, optimiser = CURRICULA[config.curriculum.curriculum], config.optimiser

@@ -86,8 +86,8 @@ class BatchCutter:
         positions = texts.positions[rows]
         batch = self.train.batch(positions, [texts.responses[row] for row in rows])
         batch = (batch.packed() if self.limits.packed else batch).to(self.device)
-        known = self.teacher is not None and not self.teacher.online
-        return MicroBatch(positions, texts.of_student[rows], batch, self.teacher.states(batch) if known else None)
+        known = self.teacher.states(batch) if self.teacher and not self.teacher.online else None
+        return MicroBatch(positions, texts.of_student[rows], batch, known)
 
     def _lengths(self, texts: Texts) -> np.ndarray:
         """The number of input tokens of each text.  -> [G]."""

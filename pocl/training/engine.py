@@ -127,7 +127,8 @@ class Engine:
         """
         self._norm = norm
         weights = self._adamw.param_groups[0]["params"][0]  # on the CPU if DeepSpeed offloads the optimiser
-        self._adamw.found_inf = (~(norm.isfinite() & (norm >= 0))).float().reshape(()).to(weights.device)
+        found_inf = (~(norm.isfinite() & (norm >= 0))).float().reshape(())
+        self._adamw.found_inf = found_inf.to(weights.device)  # type: ignore[attr-defined]  # torch reads it if it is there
 
     def fresh_optimizer(self) -> None:
         """Reset AdamW's moments and its step count, as in a new optimiser; weights stay."""

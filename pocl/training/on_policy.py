@@ -151,14 +151,14 @@ class StudentTexts:
         if len(positions) == 0:
             return []
         student = self.student()  # on every rank, even one without a prompt: ZeRO-3 gathers the weights
-        mine = distributed.my_share(positions)
+        mine = distributed.my_share(positions.tolist())
         answers: list[list[int]] = []
-        if len(mine):
-            rows = self.train.table[mine.tolist()]
+        if mine:
+            rows = self.train.table[list(mine)]
             seed = _SEEDS_OF_A_STEP * (step + 1) + self.plan.seed
             sampling = Sampling(self.max_new_tokens, no_repeat_ngram=0, seed=seed)
             answers = generate(student, rows["prompt_ids"], rows["id"], sampling)
-        found = distributed.gather_by_id(dict(zip(mine.tolist(), answers, strict=True)))
+        found = distributed.gather_by_id(dict(zip(mine, answers, strict=True)))
         end = [student.tokenizer.eos_token_id]
         # An answer cut at max_new_tokens did not end: it gets no end-of-text token.
         return [

@@ -1,6 +1,5 @@
 """What is needed to make a run again: its commands, the fingerprints of what it stood on, versions, every option."""
 
-import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
