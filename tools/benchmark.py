@@ -11,18 +11,15 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import datasets
 import numpy as np
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pocl.cli import cpu
@@ -31,18 +28,15 @@ from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main
 from pocl.common import distributed
 from pocl.common.console import Progressing, say
-from pocl.common.errors import RunStopped, UserError, closest
+from pocl.common.errors import RunStopped, UserError
 from pocl.data.dataset import Split
 from pocl.losses.chunked import automatic_chunk_tokens
-from pocl.models.teacher import CachedTeacher, cached_teacher
+from pocl.models.teacher_cache import StatesCache, open_cache
 from pocl.training.log import STATUS, peak_memory_gb
 from tools.benchmarking import divergences, printing, stepping
 from tools.benchmarking.meters import Stopwatch, keep_freed_memory, measured_rates
-from tools.benchmarking.stepping import PAIRS, Bench, Variant, build_model, forward_backward, least_work, variants_of
-
-# Largest differences from the reference, as shares: of the loss, and of the whole gradient's norm.
-TOLERANCE = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 1e-1)}
-DRAWN = "random weights"  # the teacher's fingerprint: every process draws the same
+from tools.benchmarking.pairs import PAIRS, build_model, load_examples
+from tools.benchmarking.stepping import Bench, Variant, forward_backward, least_work, variants_of
 
 
 @dataclass(frozen=True)
@@ -51,35 +45,42 @@ class BenchmarkOptions:
 
     _argument_group_name: ClassVar[str] = "benchmark"
     output_dir: str = flag("folder for benchmark.json and benchmark.png", "results/benchmark")
-    pair: str = flag(f"shapes of student and teacher: {', '.join(PAIRS)}", "small")
+    pair: str = flag(f"shapes of student and teacher: {', '.join(PAIRS)}", "small", known=PAIRS)
     data_dir: str | None = flag("processed folder whose lengths are taken [default: data/sample]", None)
     device: Literal["auto", "cpu", "cuda"] = flag("where; auto: the GPU where there is one", "auto")
     dtype: Literal["fp32", "bf16"] | None = flag("precision of both models [default: fp32, on a GPU bf16]", None)
-    batch: int | None = flag("examples of one optimiser step [examples; default: 16, on a GPU 64]", None)
-    rounds: int = flag("timed steps of each variant, each round on other examples [steps]", 3)
+    batch: int | None = flag("examples of one optimiser step [examples; default: 16, on a GPU 64]", None, above=0)
+    rounds: int = flag("timed steps of each variant, each round on other examples [steps]", 3, above=0)
     batch_size: int | None = flag(
-        "micro-batch of the variants without a token budget [examples; default: 4, on a GPU 8]", None
+        "micro-batch of the variants without a token budget [examples; default: 4, on a GPU 8]", None, above=0
     )
     max_tokens: int | None = flag(
         "token budget of a micro-batch [tokens; default: what the reference's micro-batch holds, padding included; on "
         "a GPU train.py's]",
         None,
+        above=0,
     )
     chunk_tokens: int | None = flag(
-        "response tokens whose logits are held at a time [tokens; default: train.py's]", None
+        "response tokens whose logits are held at a time [tokens; default: train.py's]", None, above=0
     )
     max_length: int = flag("prompt and response together; the reference pads to it [tokens]", 512)
-    loss_tokens: int = flag("response tokens of the second table; 0 leaves it out [tokens]", 512)
+    loss_tokens: int = flag("response tokens of the second table; 0 leaves it out [tokens]", 512, at_least=0)
     memory: bool = flag("measure peak memory, each variant in a process of its own", True)
     memory_of: str | None = flag("the program calls itself so: peak memory of this variant alone", None)
     work_dir: str | None = flag("with --memory-of: folder of the examples and the teacher's states", None)
+
+    def check(self) -> None:
+        """Raise UserError for what cannot be measured here."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: there is no GPU here; use --device cpu")
+        if self.memory and self.device != "cuda" and not STATUS.is_file():
+            raise UserError(f"peak memory is read from {STATUS}, which this system has not; add --no-memory")
 
 
 def main() -> None:
     """Compare, time, measure memory, print, write."""
     quiet_libraries()
     (what,) = parse([BenchmarkOptions], "Measure the training step, idea by idea.")
-    check(what)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if what.device == "auto" else what.device)
     what = with_sizes(what, device)
     if what.memory_of is not None:
@@ -87,58 +88,41 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="pocl-benchmark-") as folder:
         bench = make_bench(what, device, Path(folder))
-        names = [variant.name for variant in variants_of(what.pair, device, what.dtype)]
-        names += divergences.contenders() if what.loss_tokens else []
         # Before this process grows: on a small machine there is room for one of them.
-        peaks = measure_memory(what, names, Path(folder)) if what.memory else {}
+        peaks = measure_memory(what, device, Path(folder)) if what.memory else {}
         steps = measure_steps(what, bench)
         cpu.use_fastest()  # for the floor, and for every side of the second table
         floor = hardware_floor(what, bench)
-        losses = measure_losses(what, device) if what.loss_tokens else []
-    for record in [*steps, *losses]:
-        if peaks:
-            record["peak_gb"] = peaks[record["name"]]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        losses = divergences.compare(make_rows(what, device), what.rounds) if what.loss_tokens else []
     for record in steps:
         shares = [least / taken for least, taken in zip(floor["floor_seconds"], record["seconds"], strict=True)]
         record["floor_share"] = median(shares)
+    for record in [*steps, *losses] if peaks else []:
+        record["peak_gb"] = peaks[record["name"]]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     settings = {key: value for key, value in asdict(what).items() if key not in ("memory_of", "work_dir")}
     machine = {"device": name, "torch": torch.__version__, **floor}
     printing.report({"settings": settings, "machine": machine, "steps": steps, "losses": losses})
 
 
-def check(what: BenchmarkOptions) -> None:
-    """Raise UserError for values that cannot be measured."""
-    if what.pair not in PAIRS:
-        raise UserError(f"unknown --pair {what.pair!r}{closest(what.pair, PAIRS)} (known: {', '.join(PAIRS)})")
-    if what.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no GPU here; use --device cpu")
-    if what.memory and what.device != "cuda" and not STATUS.is_file():
-        raise UserError(f"peak memory is read from {STATUS}, which this system has not; add --no-memory")
-    for name in ("batch", "rounds", "batch_size", "max_tokens", "chunk_tokens"):
-        value = getattr(what, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
-    if what.loss_tokens < 0:
-        raise UserError(f"--loss-tokens is {what.loss_tokens}; it must be 0 (no second table) or above")
-
-
 def with_sizes(what: BenchmarkOptions, device: torch.device) -> BenchmarkOptions:
     """The options with what the device decides where nothing was given."""
-    on_gpu, memory = device.type == "cuda", distributed.device_memory(device)
-    batch, batch_size, chunk_tokens, max_tokens = what.batch, what.batch_size, what.chunk_tokens, what.max_tokens
-    dtype = what.dtype or ("bf16" if on_gpu else "fp32")  # packed examples want flash attention, which takes no fp32
-    batch = batch or (64 if on_gpu else 16)
-    batch_size = batch_size or (8 if on_gpu else 4)
-    if chunk_tokens is None:
-        vocab_size = max(shape.vocab_size for shape in PAIRS[what.pair]())
-        chunk_tokens = automatic_chunk_tokens(vocab_size, memory, device.type)
-    if max_tokens is None and on_gpu:
-        with FakeTensorMode():
-            student = build_model(PAIRS[what.pair]()[0], dtype=dtype, device=torch.device("cpu"))
-            max_tokens = micro_batch_tokens(student, memory)
-    sizes = {"dtype": dtype, "batch": batch, "batch_size": batch_size, "chunk_tokens": chunk_tokens}
-    return replace(what, **sizes, max_tokens=max_tokens or batch_size * what.max_length)
+    on_gpu, memory, shapes = device.type == "cuda", distributed.device_memory(device), PAIRS[what.pair]()
+    # On a GPU bf16: packed examples want flash attention, which takes no fp32.
+    dtype, batch, batch_size = ("bf16", 64, 8) if on_gpu else ("fp32", 16, 4)
+    what = replace(
+        what,
+        dtype=what.dtype or dtype,
+        batch=what.batch or batch,
+        batch_size=what.batch_size or batch_size,
+        chunk_tokens=what.chunk_tokens
+        or automatic_chunk_tokens(max(shape.vocab_size for shape in shapes), memory, device.type),
+    )
+    if what.max_tokens is not None or not on_gpu:
+        return replace(what, max_tokens=what.max_tokens or what.batch_size * what.max_length)
+    with FakeTensorMode():
+        student = build_model(shapes[0], dtype=what.dtype, device=torch.device("cpu"))
+        return replace(what, max_tokens=micro_batch_tokens(student, memory))
 
 
 def make_bench(what: BenchmarkOptions, device: torch.device, work_dir: Path, *, only: Variant | None = None) -> Bench:
@@ -151,20 +135,20 @@ def make_bench(what: BenchmarkOptions, device: torch.device, work_dir: Path, *, 
     student = build_model(shapes[0], **options)
     teacher = build_model(shapes[1], head_only=only is not None and only.cached, **options).requires_grad_(False)
     if only is None:
-        split = stepping.load_examples(
+        split = load_examples(
             Path(what.data_dir) if what.data_dir else None,
             what.batch * what.rounds,
             max_length=what.max_length,
             vocab_size=min(shape.vocab_size for shape in shapes),
         )
         split.table.save_to_disk(str(work_dir / "examples"))
-        states = work_dir / "states"
-        source = cached_teacher(teacher, split, states, device, key={"teacher": DRAWN}, vocab_size=None)
+        key = {"teacher": "random weights"}  # every process draws the same
+        cache = open_cache(teacher, split, work_dir / "states", device, key=key)
     else:
         split = Split(datasets.load_from_disk(str(work_dir / "examples")), what.max_length)
-        source = CachedTeacher(work_dir / "states", split, teacher, device, fingerprint=DRAWN) if only.cached else None
+        cache = StatesCache(work_dir / "states", split, teacher) if only.cached else None
     limits = {"batch_size": what.batch_size, "max_tokens": what.max_tokens, "chunk_tokens": what.chunk_tokens}
-    return Bench(student, teacher, source, split, device=device, **limits)
+    return Bench(student, teacher, cache, split, device=device, **limits)
 
 
 def global_batch(what: BenchmarkOptions, number: int) -> np.ndarray:
@@ -227,8 +211,8 @@ def measure_round(
         found = [parameter.grad for parameter in bench.student.parameters()]
         wanted = wanted or (loss, found)
         record["losses"].append(loss)
-        errors = {"loss_error": abs(loss / wanted[0] - 1), "gradient_error": distance(found, wanted[1])}
-        check_equal(variant.name, errors, what.dtype)
+        errors = {"loss_error": abs(loss / wanted[0] - 1), "gradient_error": stepping.distance(found, wanted[1])}
+        stepping.check_equal(variant.name, errors, what.dtype)
         record |= {key: max(record[key], error) for key, error in errors.items()}
         with taken:
             optimizer.step()
@@ -237,57 +221,24 @@ def measure_round(
         record["processed"] += processed
 
 
-def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The norm of the difference of two gradients as a share of the second one's."""
-    apart = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted, strict=True))
-    return (apart / sum(float(b.double().square().sum()) for b in wanted)) ** 0.5
-
-
-def check_equal(name: str, errors: Mapping[str, float], dtype: str) -> None:
-    """Raise RunStopped where a variant computes something else than the reference."""
-    for (key, error), allowed in zip(errors.items(), TOLERANCE[dtype], strict=True):
-        if not error <= allowed:  # also where it is not a number
-            raise RunStopped(
-                f"{name!r} differs from the reference: {key.replace('_', ' ')} {error:.1e}, "
-                f"at most {allowed:.0e} is rounding; nothing is told of the speed"
-            )
-
-
 def hardware_floor(what: BenchmarkOptions, bench: Bench) -> dict[str, Any]:
     """The least time for each of the timed rounds, and this machine's measured rates that it is counted with."""
     flops_per_second, bytes_per_second = measured_rates(bench.student.dtype, bench.device)
     work = [least_work(bench, global_batch(what, number)) for number in range(what.rounds)]
-    least = [part.flops / flops_per_second + part.bytes / bytes_per_second for part in work]
+    least = [flops / flops_per_second + moved / bytes_per_second for flops, moved in work]
     return {"flops_per_second": flops_per_second, "bytes_per_second": bytes_per_second, "floor_seconds": least}
 
 
-def measure_losses(what: BenchmarkOptions, device: torch.device) -> list[dict[str, Any]]:
-    """One record an implementation of the divergence: time, and the error of its gradients against float64."""
-    rows = make_rows(what, device)
-    true = divergences.true_gradients(rows)
-    records = []
-    for name, loss in divergences.contenders().items():
-        value, found = divergences.gradients(rows, loss)
-        error = divergences.largest_error(found, true)
-        records.append({"name": name, "loss": value, "gradient_error": error, "seconds": []})
-    for _ in range(what.rounds):
-        for loss, record in zip(divergences.contenders().values(), records, strict=True):
-            with Stopwatch(device) as taken:
-                divergences.gradients(rows, loss)
-            record["seconds"].append(taken.seconds)
-    return records
-
-
 def make_rows(what: BenchmarkOptions, device: torch.device, *, compiled: bool = True) -> divergences.Rows:
-    """Heads of the pair and random states."""
-    options = {"dtype": what.dtype, "device": device, "head_only": True}
-    student, teacher = (build_model(shape, **options) for shape in PAIRS[what.pair]())
+    """What the implementations of the divergence are compared on."""
     limits = {"chunk_tokens": what.chunk_tokens, "compiled": compiled}
-    return divergences.make_rows(student, teacher.requires_grad_(False), what.loss_tokens, **limits)
+    return divergences.make_rows(what.pair, what.loss_tokens, dtype=what.dtype, device=device, **limits)
 
 
-def measure_memory(what: BenchmarkOptions, names: Sequence[str], work_dir: Path) -> dict[str, float]:
+def measure_memory(what: BenchmarkOptions, device: torch.device, work_dir: Path) -> dict[str, float]:
     """The peak memory of each variant and each loss.  -> GB, by name."""
+    names = [variant.name for variant in variants_of(what.pair, device, what.dtype)]
+    names += divergences.contenders() if what.loss_tokens else []
     peaks = {}
     with Progressing("measuring memory", len(names)) as progress:
         for name in names:

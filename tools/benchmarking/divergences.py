@@ -8,18 +8,19 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.losses.chunked import chunks_needed, distillation_objective
-from pocl.losses.divergences import LOSSES
+from pocl.losses import DistillationLoss, HiddenStates
 from pocl.losses.fused import never_fused
-from pocl.losses.head import Head, aligned
-from pocl.losses.token import StageObjective
+from pocl.losses.head import aligned
 from pocl.models.states import make_head
+from tools.benchmarking.meters import Stopwatch
+from tools.benchmarking.pairs import PAIRS, build_model
 from tools.benchmarking.stepping import TEMPERATURE
 
 TEACHER_WEIGHT = 0.1
@@ -28,62 +29,52 @@ _ROWS_IN_FLOAT64 = 64  # at a time
 
 @dataclass(frozen=True)
 class Rows:
-    """N response tokens: hidden states, the models whose heads turn them into logits, labels."""
+    """N response tokens: what two models make of them, labels."""
 
-    student_states: Tensor  # [N, H_s], wants a gradient
-    teacher_states: Tensor  # [N, H_t]
+    student: HiddenStates  # wants gradients
+    teacher: HiddenStates  # its head is aligned, as train.py has it
     labels: Tensor  # [N]
-    student: PreTrainedModel
-    teacher: PreTrainedModel
-    teacher_head: Head  # as train.py has it
     chunk_tokens: int
     compiled: bool = True  # False: without the compiler, whose own memory would be measured as well
 
     @property
     def weight(self) -> Tensor:
         """The student's head.  [V, H_s]."""
-        return self.student.get_output_embeddings().weight
+        return self.student.head.module.weight
 
     @property
     def teacher_weight(self) -> Tensor:
         """The teacher's head.  [V, H_t]."""
-        return self.teacher.get_output_embeddings().weight
+        return self.teacher.head.module.weight[: self.teacher.head.num_logits].detach()
 
 
 Loss = Callable[[Rows], Tensor]  # -> [], the divergence per token
 
 
 def make_rows(
-    student: PreTrainedModel, teacher: PreTrainedModel, num_tokens: int, *, chunk_tokens: int, compiled: bool = True
+    pair: str, num_tokens: int, *, dtype: str, device: torch.device, chunk_tokens: int, compiled: bool
 ) -> Rows:
-    """Random states of the size that a last norm leaves."""
-    head = student.get_output_embeddings().weight
-    generator = torch.Generator(head.device).manual_seed(0)
-    (vocab_size, width), teacher_width = head.shape, teacher.get_output_embeddings().weight.shape[1]
+    """The heads of a pair, and random states of the size that a last norm leaves."""
+    student, teacher = (build_model(shape, dtype=dtype, device=device, head_only=True) for shape in PAIRS[pair]())
+    generator = torch.Generator(device).manual_seed(0)
 
-    def states(width: int) -> Tensor:
-        return torch.randn(num_tokens, width, dtype=head.dtype, device=head.device, generator=generator)
+    def states(model: PreTrainedModel) -> Tensor:
+        width = model.get_output_embeddings().in_features
+        return torch.randn(num_tokens, width, dtype=model.dtype, device=device, generator=generator)
 
-    labels = torch.randint(vocab_size, (num_tokens,), device=head.device, generator=generator)
-    both = states(width).requires_grad_(), states(teacher_width)
-    limits = {"chunk_tokens": chunk_tokens, "compiled": compiled}
-    return Rows(*both, labels, student, teacher, aligned(make_head(teacher)), **limits)
+    of_student = HiddenStates(states(student).requires_grad_(), make_head(student))
+    of_teacher = HiddenStates(states(teacher), aligned(make_head(teacher.requires_grad_(False))))
+    labels = torch.randint(of_student.head.num_logits, (num_tokens,), device=device, generator=generator)
+    return Rows(of_student, of_teacher, labels, chunk_tokens, compiled)
 
 
 def ours(rows: Rows) -> Tensor:
-    """The project's objective, at r = 1."""
-    term = StageObjective(LOSSES["tjsd"].bind(teacher_weight=TEACHER_WEIGHT), TEMPERATURE, 1.0, 1.0)
-    result = distillation_objective(
-        rows.student_states,
-        make_head(rows.student),
-        rows.teacher_states,
-        rows.teacher_head,
-        rows.labels,
-        term=term,
-        num_chunks=chunks_needed(len(rows.labels), rows.chunk_tokens),
-        fused=never_fused(term.divergence, rows.labels.device, rows.teacher_states.dtype) is None,
-    )
-    return result.loss / len(rows.labels)
+    """The project's objective, at r = 1, without its T^k."""
+    loss = DistillationLoss("tjsd", teacher_weight=TEACHER_WEIGHT, chunk_tokens=rows.chunk_tokens)
+    if never_fused(loss.divergence, rows.labels.device, rows.teacher.states.dtype) is None:
+        loss = replace(loss, fused=True)
+    values = loss(rows.student, rows.teacher, rows.labels, temperature=TEMPERATURE)
+    return values.loss / (TEMPERATURE**loss.power * len(rows.labels))
 
 
 def plain(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -99,8 +90,8 @@ def plain(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 def naive(rows: Rows) -> Tensor:
     """``plain`` on all rows at once."""
-    teacher_logits = (rows.teacher_states @ rows.teacher_weight.T).float()
-    return plain((rows.student_states @ rows.weight.T).float(), teacher_logits) / len(rows.labels)
+    teacher_logits = (rows.teacher.states @ rows.teacher_weight.T).float()
+    return plain((rows.student.states @ rows.weight.T).float(), teacher_logits) / len(rows.labels)
 
 
 def trl(rows: Rows) -> Tensor:
@@ -109,9 +100,9 @@ def trl(rows: Rows) -> Tensor:
     from trl.experimental.gkd import GKDTrainer
 
     with torch.no_grad():
-        teacher_logits = rows.teacher_states @ rows.teacher_weight.T
+        teacher_logits = rows.teacher.states @ rows.teacher_weight.T
     return GKDTrainer.generalized_jsd_loss(
-        (rows.student_states @ rows.weight.T)[None],
+        (rows.student.states @ rows.weight.T)[None],
         teacher_logits[None],
         labels=rows.labels[None],
         beta=TEACHER_WEIGHT,
@@ -126,7 +117,7 @@ def liger(rows: Rows) -> Tensor:
     settings = {"beta": TEACHER_WEIGHT, "temperature": TEMPERATURE, "chunk_size": rows.chunk_tokens}
     compiled = rows.compiled and (rows.labels.is_cuda or shutil.which("g++") is not None)
     loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, compiled=compiled, **settings)
-    return loss(rows.student_states, rows.weight, rows.teacher_states, rows.teacher_weight.detach(), rows.labels)
+    return loss(rows.student.states, rows.weight, rows.teacher.states, rows.teacher_weight, rows.labels)
 
 
 def contenders() -> dict[str, Loss]:
@@ -138,10 +129,10 @@ def contenders() -> dict[str, Loss]:
 
 def gradients(rows: Rows, loss: Loss) -> tuple[float, list[Tensor]]:
     """(the loss, its gradients by the student's states and head)."""
-    rows.student_states.grad = rows.weight.grad = None
+    rows.student.states.grad = rows.weight.grad = None
     value = loss(rows)
     value.backward()
-    return float(value.detach()), [rows.student_states.grad, rows.weight.grad]
+    return float(value.detach()), [rows.student.states.grad, rows.weight.grad]
 
 
 def true_gradients(rows: Rows) -> list[Tensor]:
@@ -150,9 +141,9 @@ def true_gradients(rows: Rows) -> list[Tensor]:
     parts = []
     for start in range(0, len(rows.labels), _ROWS_IN_FLOAT64):
         piece = slice(start, start + _ROWS_IN_FLOAT64)
-        states = rows.student_states[piece].detach().double().requires_grad_()
+        states = rows.student.states[piece].detach().double().requires_grad_()
         with torch.no_grad():
-            teacher_logits = rows.teacher_states[piece].double() @ rows.teacher_weight.double().T
+            teacher_logits = rows.teacher.states[piece].double() @ rows.teacher_weight.double().T
         (plain(states @ weight.T, teacher_logits) / len(rows.labels)).backward()
         parts.append(states.grad)
     return [torch.cat(parts), weight.grad]
@@ -161,3 +152,17 @@ def true_gradients(rows: Rows) -> list[Tensor]:
 def largest_error(found: list[Tensor], true: list[Tensor]) -> float:
     """The largest difference in a gradient, as a share of that gradient's largest entry."""
     return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, true, strict=True))
+
+
+def compare(rows: Rows, rounds: int) -> list[dict[str, Any]]:
+    """One record an implementation: its value, the error of its gradients against float64, seconds by round."""
+    losses, true, records = contenders(), true_gradients(rows), []
+    for name, loss in losses.items():
+        value, found = gradients(rows, loss)
+        records.append({"name": name, "loss": value, "gradient_error": largest_error(found, true), "seconds": []})
+    for _ in range(rounds):
+        for loss, record in zip(losses.values(), records, strict=True):
+            with Stopwatch(rows.labels.device) as taken:
+                gradients(rows, loss)
+            record["seconds"].append(taken.seconds)
+    return records

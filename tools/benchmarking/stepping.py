@@ -4,119 +4,40 @@ Each variant adds one idea to the one before it. All of them compute the same ob
 gradients are equal up to rounding.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from pathlib import Path
-from typing import Any
+from functools import cached_property, partial
 
-import datasets
 import numpy as np
 import torch
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
-    OPTConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from pocl.cli.cpu import onednn_is_better, use_onednn, use_torchs_own
-from pocl.common.errors import UserError
-from pocl.common.files import ROOT
+from pocl.common.errors import RunStopped
 from pocl.data.batch import IGNORE, Batch
 from pocl.data.blocks import blocks_by_length
-from pocl.data.dataset import Split, load_split
+from pocl.data.dataset import Split
 from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits, micro_batches
-from pocl.data.sources import read_instructions
+from pocl.losses import DistillationLoss, Head, HiddenStates
 from pocl.losses import head as heads
-from pocl.losses.chunked import chunks_needed, distillation_objective
-from pocl.losses.divergences import LOSSES
 from pocl.losses.fused import never_fused
-from pocl.losses.head import Head, aligned
-from pocl.losses.token import StageObjective
+from pocl.losses.head import aligned
 from pocl.models import attention
 from pocl.models.loading import DTYPES, fuse_activations
 from pocl.models.states import make_head, response_states, trunk
-from pocl.models.teacher import CachedTeacher
-from pocl.training.module import StudentObjective
-from tools.process_data import tokenised
+from pocl.models.teacher_cache import StatesCache
+from tools.benchmarking.pairs import PAIRS
 
-TEMPERATURE, KD_RATIO = 1.5, 0.8  # as in the middle of the curriculum
+LOSS, TEMPERATURE, KD_RATIO = "tfkl", 1.5, 0.8  # as in the middle of the curriculum
 
-
-def _gpt2(width: int, layers: int, heads: int, vocab_size: int = 50257) -> GPT2Config:
-    return GPT2Config(n_embd=width, n_layer=layers, n_head=heads, vocab_size=vocab_size)
-
-
-def _opt(width: int, layers: int, heads: int, **others: Any) -> OPTConfig:
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * width}
-    return OPTConfig(vocab_size=50272, **sizes, **others)
-
-
-def _smollm2(layers: int) -> LlamaConfig:
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
-    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": layers, **heads}
-    return LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **sizes)
+# Largest differences from the reference, as shares: of the loss, and of the whole gradient's norm.
+TOLERANCE = {"fp32": (1e-5, 1e-4), "bf16": (2e-2, 1e-1)}
 
 
 HEAD_ROWS = dict(heads.HEAD_ROWS)  # as train.py has it
-
-# name -> (student, teacher)
-PAIRS: dict[str, Callable[[], tuple[PreTrainedConfig, PreTrainedConfig]]] = {
-    "gpt2": lambda: (_gpt2(768, 12, 12), _gpt2(1600, 48, 25)),
-    "opt": lambda: (_opt(1024, 24, 16, word_embed_proj_dim=512, do_layer_norm_before=False), _opt(2560, 32, 32)),
-    "small": lambda: (_gpt2(256, 4, 4), _gpt2(512, 12, 8)),
-    "smollm2": lambda: (_smollm2(8), _smollm2(30)),
-    "micro": lambda: (_gpt2(32, 2, 2, 500), _gpt2(48, 3, 3, 500)),
-}
-
-
-def build_model(config: PreTrainedConfig, *, dtype: str, device: torch.device, head_only: bool = False) -> Any:
-    """A model of this shape with random weights; ``head_only``: without its layers, for what needs the head alone."""
-    # Logits of about the size that a trained model has: with flat ones the divergence would hardly count.
-    setattr(config, "init_std" if hasattr(config, "init_std") else "initializer_range", 2.0 / config.hidden_size**0.5)
-    torch.manual_seed(config.num_hidden_layers)
-    if head_only:
-        config.num_hidden_layers = 0
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
-    return model.eval()  # no dropout: the variants must agree
-
-
-def load_examples(data_dir: Path | None, count: int, *, max_length: int, vocab_size: int) -> Split:
-    """``count`` examples, drawn at random, of a processed folder or of the set that ships with the project."""
-    whole = load_split(data_dir, "train", max_length=max_length) if data_dir else shipped_split(max_length)
-    positions = np.flatnonzero(whole.prompt_lengths < max_length)
-    if len(positions) < count:
-        raise UserError(
-            f"{data_dir or 'data/sample'} has {len(positions)} examples, --batch times --rounds asks for {count}"
-        )
-    rows = whole.table.select(np.random.default_rng(0).choice(positions, count, replace=False))
-
-    def fitting(row: Mapping[str, Any]) -> dict[str, list[int]]:
-        """The tokens of another vocabulary as some of this one: only their number matters here."""
-        return {name: [token % vocab_size for token in row[name]] for name in ("prompt_ids", "response_ids")}
-
-    return Split(rows.map(fitting), max_length)
-
-
-@cache
-def shipped_split(max_length: int) -> Split:
-    """data/sample in the tokens of a byte-level BPE that is trained on it."""
-    raw = ROOT / "data" / "sample" / "raw.jsonl"
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([raw.read_text(encoding="utf-8")], vocab_size=8000, show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="\n")
-    table = tokenised(read_instructions(raw), tokenizer, num_workers=1)
-    datasets.disable_progress_bars()
-    return Split(table, max_length)
 
 
 @dataclass(frozen=True)
@@ -125,7 +46,7 @@ class Bench:
 
     student: PreTrainedModel
     teacher: PreTrainedModel
-    cached: CachedTeacher | None  # None where no variant reads it
+    cached: StatesCache | None  # None where no variant reads it
     split: Split
     batch_size: int  # examples of a micro-batch where there is no token budget
     max_tokens: int
@@ -184,17 +105,8 @@ def by_length(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
     return [examples[block] for block in blocks_by_length(bench.split.lengths[examples], bench.batch_size)]
 
 
-def by_tokens(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
-    """The project's micro-batches, by a budget of tokens."""
-    return _within_budget(bench, examples, packed=False)
-
-
-def by_tokens_packed(bench: Bench, examples: np.ndarray) -> list[np.ndarray]:
-    """The same where no token is padding."""
-    return _within_budget(bench, examples, packed=True)
-
-
-def _within_budget(bench: Bench, examples: np.ndarray, *, packed: bool) -> list[np.ndarray]:
+def by_tokens(bench: Bench, examples: np.ndarray, *, packed: bool = False) -> list[np.ndarray]:
+    """The project's micro-batches, by a budget of tokens; ``packed``: none of them is padding."""
     limits = MicroBatchLimits(bench.max_tokens, None, OVERHEAD_TOKENS[bench.device.type], packed)
     return micro_batches(examples, bench.split.lengths, limits, rank=0, world_size=1)
 
@@ -233,37 +145,16 @@ def response_loss(bench: Bench, batch: Batch, variant: Variant) -> Tensor:
 
 def chunked_loss(bench: Bench, batch: Batch, variant: Variant) -> Tensor:
     """The project's objective, on hidden states alone."""
-    labels = batch.response_labels()
-    return distillation_objective(
-        response_states(bench.student, batch),
-        make_head(bench.student),
-        _teacher_states(bench, batch, cached=variant.cached),
-        variant.teacher_head(bench),
-        labels,
-        term=_term(),
-        num_chunks=chunks_needed(len(labels), bench.chunk_tokens),
-    ).loss
-
-
-def module_loss(bench: Bench, batch: Batch, variant: Variant) -> Tensor:
-    """The module that train.py trains, where a tied weight has one gradient."""
-    module = StudentObjective(bench.student, chunk_tokens=bench.chunk_tokens, fused=variant.kernel)
-    states = _teacher_states(bench, batch, cached=variant.cached)
-    return module(batch, _term(), states, variant.teacher_head(bench))[0]
-
-
-def _teacher_states(bench: Bench, batch: Batch, *, cached: bool) -> Tensor:
     with torch.no_grad():
-        return bench.cached.states(batch) if cached else response_states(bench.teacher, batch)
+        states = bench.cached.read(batch) if variant.cached else response_states(bench.teacher, batch)
+    teacher = HiddenStates(states, variant.teacher_head(bench))
+    student = HiddenStates(response_states(bench.student, batch), make_head(bench.student))
+    loss = DistillationLoss(LOSS, chunk_tokens=bench.chunk_tokens, fused=variant.kernel)
+    return loss(student, teacher, batch.response_labels(), temperature=TEMPERATURE, kd_ratio=KD_RATIO).loss
 
 
-def _term() -> StageObjective:
-    return StageObjective(LOSSES["tfkl"].bind(), TEMPERATURE, TEMPERATURE**2, KD_RATIO)
-
-
-PACKED = Variant("+ packed, no padding", by_tokens_packed, chunked_loss, cached=True, packed=True)
-TIED = replace(PACKED, name="+ one tied gradient", loss=module_loss)
-GELU = replace(TIED, name="+ GELU in one kernel", gelu=True)
+PACKED = Variant("+ packed, no padding", partial(by_tokens, packed=True), chunked_loss, cached=True, packed=True)
+GELU = replace(PACKED, name="+ GELU in one kernel", gelu=True)
 ONEDNN = replace(GELU, name="+ products by oneDNN", onednn=True)
 ALIGNED = replace(GELU, name="+ heads of whole words", aligned=True)
 KERNEL = replace(ALIGNED, name="+ objective in one kernel", kernel=True)
@@ -276,7 +167,6 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("+ cached teacher", by_length, chunked_loss, cached=True),
     Variant("+ token budget", by_tokens, chunked_loss, cached=True),
     PACKED,
-    TIED,
 )
 
 
@@ -290,7 +180,7 @@ def variants_of(pair: str, device: torch.device, dtype: str) -> list[Variant]:
         found.append(ONEDNN)
     if any(shape.vocab_size % HEAD_ROWS[device.type] for shape in shapes):
         found.append(ALIGNED)
-    if never_fused(_term().divergence, device, DTYPES[dtype]) is None:
+    if never_fused(DistillationLoss(LOSS).divergence, device, DTYPES[dtype]) is None:
         found.append(KERNEL)
     if not can_pack(device, dtype):  # those that came after it are built on it
         found = [variant for variant in found if not variant.packed]
@@ -332,6 +222,22 @@ def forward_backward(bench: Bench, variant: Variant, examples: np.ndarray) -> tu
     return float(torch.stack(losses).double().sum()), processed
 
 
+def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The norm of the difference of two gradients as a share of the second one's."""
+    apart = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted, strict=True))
+    return (apart / sum(float(b.double().square().sum()) for b in wanted)) ** 0.5
+
+
+def check_equal(name: str, errors: Mapping[str, float], dtype: str) -> None:
+    """Raise RunStopped where a variant computes something else than the reference."""
+    for (key, error), allowed in zip(errors.items(), TOLERANCE[dtype], strict=True):
+        if not error <= allowed:  # also where it is not a number
+            raise RunStopped(
+                f"{name!r} differs from the reference: {key.replace('_', ' ')} {error:.1e}, "
+                f"at most {allowed:.0e} is rounding; nothing is told of the speed"
+            )
+
+
 def pad_to(batch: Batch, length: int) -> Batch:
     """The batch with positions added on the right.  [B, T] -> [B, length]."""
     extra = (0, length - batch.input_ids.shape[1])
@@ -344,16 +250,10 @@ def pad_to(batch: Batch, length: int) -> Batch:
     )
 
 
-@dataclass(frozen=True)
-class Work:
-    """The least that one step has to do, however it is written; the teacher's trunk has run before."""
+def least_work(bench: Bench, examples: np.ndarray) -> tuple[float, float]:
+    """(FLOP, bytes): the least that the step of one global batch [G] has to do, the teacher's trunk having run before.
 
-    flops: float
-    bytes: float
-
-
-def least_work(bench: Bench, examples: np.ndarray) -> Work:
-    """Counted for one global batch: matrix products without padding, six passes over logits, seven of AdamW's.
+    However it is written: matrix products without padding, six passes over logits, seven of AdamW's.
 
     A pass writes or reads a number once: student and teacher logits, and the gradient, are written and read; AdamW
     reads weight, gradient and two moments and writes three of them back.
@@ -367,4 +267,4 @@ def least_work(bench: Bench, examples: np.ndarray) -> Work:
     # Backward is twice forward: one product for the inputs and one for the weights.
     flops = 3 * (2 * weights * int(lengths.sum()) + attention + 2 * head.numel() * tokens) + teacher_head
     parameters = sum(p.numel() for p in bench.student.parameters())
-    return Work(flops, (6 * tokens * head.shape[0] + 7 * parameters) * head.element_size())
+    return flops, (6 * tokens * head.shape[0] + 7 * parameters) * head.element_size()
