@@ -18,10 +18,10 @@ from pocl.losses import divergences as losses
 from pocl.losses import fused
 from pocl.losses.divergences import LOSSES
 from pocl.losses.fused import fused_objective, never_fused, why_not_fused
-from pocl.losses.head import HEAD_ROWS, aligned
+from pocl.losses.head import HEAD_ROWS, HiddenStates, aligned
 from pocl.losses.token import StageObjective, Weights, token_objective
 from pocl.models.states import make_head, response_states
-from pocl.training.module import StudentObjective
+from tests.parts import module_of
 from tests.runs import call, make_folders, train_arguments
 from tests.tiny import tiny_model
 
@@ -165,13 +165,13 @@ def test_the_whole_objective_by_the_kernel(monkeypatch: pytest.MonkeyPatch, head
     batch = collate([0, 1], [[5, 9], [7]], [[3, 4, 0], [8, 88, 6, 0]], max_length=8).to(DEVICE)
     ratio = torch.tensor([0.3, 0.8], device=DEVICE)
     weights = Weights(ratio, 1.0 - ratio)
-    states = response_states(teacher, batch).detach()
+    known = HiddenStates(response_states(teacher, batch).detach(), aligned(make_head(teacher)))
     found = []
     for by_kernel in (False, True):
-        module = StudentObjective(student, chunk_tokens=3, fused=by_kernel)
+        module = module_of(student, 3, fused=by_kernel)
         objective = StageObjective(LOSSES["tsrkl"].bind(), 1.5, 2.25, 0.8)
         student.zero_grad()
-        loss, cross_entropy, divergence = module(batch, objective, states, aligned(make_head(teacher)), weights)
+        loss, cross_entropy, divergence = module(batch, objective, known, weights)
         loss.backward()
         found.append([cross_entropy, divergence, loss.detach(), *(p.grad for p in student.parameters())])
     for plain, fast in zip(*found, strict=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.data.batch import Batch, collate
 from pocl.evaluation.likelihood import example_cross_entropy
@@ -29,8 +29,9 @@ from pocl.losses.divergences import LOSSES, slope_by_autograd
 from pocl.losses.head import HEAD_ROWS, Head, HiddenStates, aligned
 from pocl.losses.token import StageObjective, Weights, token_objective
 from pocl.models.states import make_head, response_states
-from pocl.training.module import StudentObjective
+from pocl.models.student import Student
 from tests import steps
+from tests.parts import module_of
 
 END = 0
 MAX_LENGTH = 24
@@ -176,12 +177,10 @@ def test_the_module_gives_what_the_full_logits_computation_gives(
     student, batch = copy.deepcopy(models["gpt2"]), make_batch()
     cross_entropies, divergences = naive_tokens(student, teacher, "tfkl", 1.33, 600)
     wanted = sum(0.3 * ce + 0.7 * 1.33**2 * d for ce, d in zip(cross_entropies, divergences, strict=True))
-    module = StudentObjective(student, chunk_tokens=9, vocab_size=600)
+    module = module_of(student, 9, 600)
     with torch.no_grad():
-        states = response_states(teacher, batch)
-    loss, _, divergence = module(
-        batch, StageObjective(LOSSES["tfkl"].bind(), 1.33, 1.33**2, 0.7), states, make_head(teacher, 600)
-    )
+        states = HiddenStates(response_states(teacher, batch), make_head(teacher, 600))
+    loss, _, divergence = module(batch, StageObjective(LOSSES["tfkl"].bind(), 1.33, 1.33**2, 0.7), states)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
     assert divergence.sum().item() == pytest.approx(sum(divergences).item(), rel=1e-9)
 
@@ -207,9 +206,10 @@ def test_rows_that_a_device_wants_behind_a_head_change_nothing(
             found = values_of(student, its_teacher, batch, objective, num_chunks, vocab_size)
             assert found.divergence.tolist() == pytest.approx(plain.divergence.tolist(), rel=1e-11)
             assert_same_gradients(gradients(student, found.loss), wanted)
-            module = StudentObjective(student, chunk_tokens=7, vocab_size=vocab_size)  # a tied weight has one gradient
-            states = None if its_teacher is None else response_states(teacher, batch).detach()
-            loss, *_ = module(batch, objective, states, its_teacher and make_head(teacher, vocab_size))
+            known = None
+            if its_teacher is not None:
+                known = HiddenStates(response_states(teacher, batch).detach(), make_head(teacher, vocab_size))
+            loss, *_ = module_of(student, 7, vocab_size)(batch, objective, known)
             assert_same_gradients(gradients(student, loss), wanted)
 
 
@@ -368,13 +368,15 @@ def test_the_id_of_the_padding_does_not_matter(models: dict[str, PreTrainedModel
     assert results[2] == pytest.approx(results[0], rel=1e-12)
 
 
-def test_cross_entropy_of_each_example_is_its_own_sum_and_count(models: dict[str, PreTrainedModel]) -> None:
+def test_cross_entropy_of_each_example_is_its_own_sum_and_count(
+    models: dict[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> None:
     cross_entropies, _ = naive_tokens(models["gpt2"], None, None, 1.0, 600)
     wanted, start = [], 0
     for count in (4, 2, 16, 6):
         wanted.append((sum(ce.item() for ce in cross_entropies[start : start + count]), count))
         start += count
-    found = example_cross_entropy(models["gpt2"], make_batch(), chunk_tokens=5, vocab_size=600)
+    found = example_cross_entropy(Student(models["gpt2"], tokenizer), make_batch(), chunk_tokens=5)
     assert [count for _, count in found] == [count for _, count in wanted]
     assert [total for total, _ in found] == pytest.approx([total for total, _ in wanted], rel=1e-12)
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import benchmark
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from pocl.losses import fused
 from pocl.models.packing import never_packed
 from pocl.models.states import response_states
 from tests.runs import Result, call
+from tools import benchmark
 from tools.benchmarking import divergences, pairs, stepping
 from tools.benchmarking.stepping import VARIANTS, Bench, Variant
 

@@ -8,7 +8,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from process_data import tokenised
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +23,7 @@ from pocl.common.files import ROOT
 from pocl.data.dataset import Split, load_split
 from pocl.data.sources import read_instructions
 from pocl.models.loading import DTYPES
+from tools.process_data import tokenised
 
 
 def _gpt2(width: int, layers: int, heads: int, vocab_size: int = 50257) -> GPT2Config:
