@@ -3,17 +3,12 @@
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import random
-import runpy
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -130,42 +125,6 @@ def launch(
         [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment
     )
     return Result(process.returncode, process.stdout + process.stderr)
-
-
-def call_on_ranks(script: str, arguments: Sequence[object], *, num_ranks: int, timeout: float = 300) -> Result:
-    """``launch`` without the launcher: every rank is forked from one process that has the imports behind it."""
-    ranks_of = multiprocessing.get_context("forkserver")
-    ranks_of.set_forkserver_preload(["train", "evaluate", "tools.generate_seqkd", "deepspeed"])
-    with mock.patch.dict(os.environ, DS_ACCELERATOR="cpu"):
-        forkserver.ensure_running()
-    port = str(random.SystemRandom().randint(20000, 32000))
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num_ranks)}
-    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
-        ranks = []
-        for rank in range(num_ranks):
-            environment = dict(os.environ) | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [str(ROOT / script), *map(str, arguments)]
-            ranks.append(ranks_of.Process(target=_be_rank, args=(command, environment, output.name)))
-            ranks[-1].start()
-        deadline, status = time.monotonic() + timeout, 0
-        while status == 0 and (running := [rank for rank in ranks if rank.exitcode is None]):
-            ready = connection.wait([rank.sentinel for rank in running], deadline - time.monotonic())
-            assert ready, f"{script} still ran after {timeout} s: {output.read()[-2000:]}"
-            status = next((abs(rank.exitcode) for rank in ranks if rank.exitcode), 0)
-        for rank in ranks:  # as the launcher ends the others where one failed
-            rank.kill()
-            rank.join()
-        return Result(status, output.read())
-
-
-def _be_rank(command: list[str], environment: dict[str, str], output: str) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    file = os.open(output, os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv = command
-    runpy.run_path(command[0], run_name="__main__")
 
 
 def examples_of(batch: Any) -> list[tuple[list[int], list[int]]]:

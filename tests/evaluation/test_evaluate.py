@@ -40,6 +40,13 @@ def kept(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture
+def mine(kept: Path, tmp_path: Path) -> Path:
+    """A copy of them to change."""
+    shutil.copytree(kept, tmp_path / "mine")
+    return tmp_path / "mine"
+
+
 def summary(folder: Path) -> dict[str, object]:
     return json.loads((folder / "summary.json").read_text())["short"]
 
@@ -82,14 +89,13 @@ def test_fewer_seeds_than_are_there_leave_the_others_in_the_summary_and_print_th
 
 
 def test_answers_that_the_summary_has_lost_are_found_again(
-    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: Folders, mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluated(folders, tmp_path, "--seeds", 1, 2)
-    whole = (tmp_path / "summary.json").read_bytes()
-    (tmp_path / "summary.json").unlink()
+    whole = (mine / "summary.json").read_bytes()
+    (mine / "summary.json").unlink()
     monkeypatch.setattr(BuiltIn, "__call__", lambda *arguments: pytest.fail("a seed was answered again"))
-    evaluated(folders, tmp_path, "--seeds", 2)
-    assert (tmp_path / "summary.json").read_bytes() == whole
+    evaluated(folders, mine, "--seeds", 2)
+    assert (mine / "summary.json").read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -119,10 +125,13 @@ def test_answers_of_a_model_of_another_path_are_refused(folders: Folders, kept: 
     assert f"(--model was {folders.student}, is {folders.teacher})" in result.last_line
 
 
-def test_the_same_model_at_another_path_finds_its_answers(folders: Folders, tmp_path: Path) -> None:
+def test_the_same_model_at_another_path_finds_its_answers(
+    folders: Folders, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(folders.student, tmp_path / "copy")
-    evaluated(folders, tmp_path / "eval", "--seeds", 1)
-    assert "are there already" in evaluated(folders, tmp_path / "eval", "--model", tmp_path / "copy").output
+    monkeypatch.setattr(BuiltIn, "__call__", lambda *arguments: pytest.fail("a seed was answered again"))
+    result = evaluated(folders, mine, "--model", tmp_path / "copy", "--seeds", 1, 2)
+    assert "seeds 1 2 are there already" in result.output
 
 
 def test_answers_of_a_model_that_was_trained_on_since_are_replaced(folders: Folders, tmp_path: Path) -> None:
@@ -151,16 +160,13 @@ def test_files_of_unknown_origin_are_refused(folders: Folders, tmp_path: Path) -
     assert result.status == 2 and "holds answers of unknown origin" in result.last_line, result.output
 
 
-def test_answers_whose_origin_is_gone_are_refused_though_the_summary_names_them(
-    folders: Folders, tmp_path: Path
-) -> None:
-    evaluated(folders, tmp_path, "--seeds", 1)
-    (tmp_path / "short" / ORIGIN).unlink()
-    before = (tmp_path / "short" / "1.jsonl").read_bytes()
-    result = call(evaluate, command(folders, tmp_path, "--seeds", 1, 2))
+def test_answers_whose_origin_is_gone_are_refused_though_the_summary_names_them(folders: Folders, mine: Path) -> None:
+    (mine / "short" / ORIGIN).unlink()
+    before = (mine / "short" / "1.jsonl").read_bytes()
+    result = call(evaluate, command(folders, mine, "--seeds", 1, 3))
     assert result.status == 2 and "holds answers of unknown origin" in result.last_line, result.output
-    assert (tmp_path / "short" / "1.jsonl").read_bytes() == before
-    assert not (tmp_path / "short" / "2.jsonl").exists()
+    assert (mine / "short" / "1.jsonl").read_bytes() == before
+    assert not (mine / "short" / "3.jsonl").exists()
 
 
 def test_a_damaged_origin_is_named(folders: Folders, tmp_path: Path) -> None:
@@ -187,12 +193,11 @@ def test_scores_are_printed_with_two_digits(folders: Folders, kept: Path) -> Non
     assert row.split("│")[3].strip() == f"{scores['mean']:.2f} ±{scores['std']:.2f}"  # type: ignore[index]
 
 
-def test_a_seed_whose_file_is_gone_is_answered_again(folders: Folders, tmp_path: Path) -> None:
-    evaluated(folders, tmp_path, "--seeds", 1, 2)
-    lost = (tmp_path / "short" / "2.jsonl").read_bytes()
-    (tmp_path / "short" / "2.jsonl").unlink()
-    evaluated(folders, tmp_path, "--seeds", 1, 2)
-    assert (tmp_path / "short" / "2.jsonl").read_bytes() == lost
+def test_a_seed_whose_file_is_gone_is_answered_again(folders: Folders, mine: Path) -> None:
+    lost = (mine / "short" / "2.jsonl").read_bytes()
+    (mine / "short" / "2.jsonl").unlink()
+    evaluated(folders, mine, "--seeds", 1, 2)
+    assert (mine / "short" / "2.jsonl").read_bytes() == lost
 
 
 def test_the_clean_protocol_is_greedy_and_bans_nothing(folders: Folders, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ from pocl.generation.vllm_backend import (
 )
 from pocl.models.loading import load_model
 from pocl.models.student import Student
-from tests.runs import MAX_LENGTH, Folders, call, call_on_ranks, make_folders, read_jsonl, train_arguments
+from tests.ranks import on_ranks
+from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import ROOT, save_model, tiny_model
 from tools import generate_seqkd
 
@@ -305,7 +306,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def test_evaluate_gives_the_same_scores_on_two_ranks(folders: Folders, tmp_path: Path, faked: None) -> None:
     arguments = ["--model", folders.student, "--data-root", folders.data_root, "--sets", "short", "--seeds", 3]
     arguments += ["--max-length", MAX_LENGTH, "--max-prompt-length", 160, "--output-dir"]
-    result = call_on_ranks("evaluate.py", [*arguments, tmp_path / "vllm", "--generation-backend", "vllm"], num_ranks=2)
+    result = on_ranks("evaluate.py", [*arguments, tmp_path / "vllm", "--generation-backend", "vllm"], num_ranks=2)
     assert result.status == 0, result.output
     assert call(evaluate, [*arguments, tmp_path / "builtin"]).status == 0
     found, wanted = (read_jsonl(tmp_path / name / "short" / "3.jsonl") for name in ("vllm", "builtin"))

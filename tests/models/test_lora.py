@@ -23,16 +23,8 @@ from pocl.models.lora import adapter_chain, add_adapters, merged_weights, save_a
 from pocl.models.states import check_head, make_head, response_states, trunk
 from pocl.models.student import Student
 from pocl.models.tuning import layer_stack, recompute_activations
-from tests.runs import (
-    Folders,
-    Result,
-    call,
-    call_on_ranks,
-    make_folders,
-    read_jsonl,
-    train_arguments,
-    train_until_stage,
-)
+from tests.ranks import on_ranks
+from tests.runs import Folders, Result, call, make_folders, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 from tools import generate_seqkd
 
@@ -343,7 +335,7 @@ def test_two_ranks_that_share_the_weights_train_the_same_adapters_as_one(gpt2: F
     extra = [*SHORT, "--num-dev", 2, "--eval-every", 2]
     assert call(train, train_arguments(gpt2, tmp_path / "one", *extra)).status == 0
     extra += ["--deepspeed-config", "scripts/deepspeed/zero3.json"]
-    result = call_on_ranks("train.py", train_arguments(gpt2, tmp_path / "two", *extra), num_ranks=2)
+    result = on_ranks("train.py", train_arguments(gpt2, tmp_path / "two", *extra), num_ranks=2)
     assert result.status == 0, result.output
     one, two = (tmp_path / name / "tfkl" / "seed10" for name in ("one", "two"))
     assert curve(two) == pytest.approx(curve(one), rel=1e-4)

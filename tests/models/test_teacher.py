@@ -23,11 +23,11 @@ from pocl.models import teacher_cache as teachers
 from pocl.models.identity import count_parameters
 from pocl.models.loading import load_model
 from pocl.models.teacher import Teacher
+from tests.ranks import on_ranks
 from tests.runs import (
     MAX_LENGTH,
     Folders,
     call,
-    call_on_ranks,
     make_folders,
     read_jsonl,
     train_arguments,
@@ -124,7 +124,7 @@ def test_two_ranks_build_the_same_file_as_one(folders: Folders, tmp_path: Path) 
         extra = ["--teacher-cache", tmp_path / f"cache{num_ranks}", "--num-dev", 0, "--num-stages", 1, "--epochs", 1]
         extra += ["--kd-ratio", 1, "--temperature", 1, "--curriculum", "whole-pool"]
         arguments = train_arguments(folders, tmp_path / str(num_ranks), *extra)
-        result = call_on_ranks("train.py", arguments, num_ranks=num_ranks)
+        result = call(train, arguments) if num_ranks == 1 else on_ranks("train.py", arguments, num_ranks=num_ranks)
         assert result.status == 0, result.output
     assert (tmp_path / "cache1" / "states.bin").read_bytes() == (tmp_path / "cache2" / "states.bin").read_bytes()
 

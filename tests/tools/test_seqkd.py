@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train
 from pocl.data.dataset import load_split
 from pocl.generation import decoding as generation
-from tests.runs import MAX_LENGTH, Folders, call, launch, make_folders, read_jsonl, train_arguments
+from tests.ranks import on_ranks
+from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
 from tools import generate_seqkd, process_data
 
 LONGEST = MAX_LENGTH - 160  # what the prompts leave
@@ -115,7 +116,7 @@ def test_an_interrupted_pass_ends_with_the_same_answers(
 
 
 def test_two_ranks_give_the_same_answers_as_one(folders: Folders, made: Path, tmp_path: Path) -> None:
-    result = launch("tools/generate_seqkd.py", arguments(folders, tmp_path / "two"), num_ranks=2)
+    result = on_ranks("tools/generate_seqkd.py", arguments(folders, tmp_path / "two"), num_ranks=2)
     assert result.status == 0, result.output
     assert rows(tmp_path / "two") == rows(made)
 

@@ -16,6 +16,7 @@ import train
 from pocl.common.errors import UserError
 from pocl.training.run_folder import RunFolder
 from pocl.training.statefile import load_state, save_state
+from tests.ranks import on_ranks
 from tests.runs import Folders, Result, call, make_folders, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import ROOT
 
@@ -148,13 +149,11 @@ def test_stage_ends_are_kept_where_it_is_asked(folders: Folders, tmp_path: Path)
 
 
 def test_another_world_size_goes_on_from_the_weights_when_asked(folders: Folders, tmp_path: Path) -> None:
-    from tests.runs import launch
-
     arguments = train_arguments(folders, tmp_path, *SHORT)
     train_until_stage(arguments, 2)
     run = tmp_path / "tfkl" / "seed10"
     at_the_stop = read_jsonl(run / "metrics.jsonl")
-    result = launch("train.py", [*arguments, "--resume-weights"], num_ranks=2)
+    result = on_ranks("train.py", [*arguments, "--resume-weights"], num_ranks=2)
     assert result.status == 0, result.output
     assert "resuming from the weights of step 4, which 1 rank(s) trained; AdamW's moments" in result.output
     records = read_jsonl(run / "metrics.jsonl")

@@ -17,12 +17,12 @@ from pocl.evaluation.likelihood import mean_cross_entropy
 from pocl.models.student import Student
 from pocl.training.batches import BatchCutter, GlobalBatch, Texts
 from pocl.training.on_policy import OnPolicy, OnPolicyState, StudentTexts
+from tests.ranks import on_ranks
 from tests.runs import (
     MAX_LENGTH,
     Folders,
     call,
     examples_of,
-    launch,
     make_folders,
     read_jsonl,
     train_arguments,
@@ -182,7 +182,7 @@ def test_the_choice_depends_on_neither_ranks_nor_micro_batches(
     assert (
         call(train, arguments(folders, tmp_path / "cut", *extra, "--max-tokens", 300, "--batch-size", 2)).status == 0
     )
-    result = launch("train.py", arguments(folders, tmp_path / "two", *extra), num_ranks=2)
+    result = on_ranks("train.py", arguments(folders, tmp_path / "two", *extra), num_ranks=2)
     assert result.status == 0, result.output
     runs = [read_jsonl(tmp_path / name / "tjsd" / "seed10" / "metrics.jsonl") for name in ("one", "cut", "two")]
     shares = [[record["student_text"] for record in run] for run in runs]

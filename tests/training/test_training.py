@@ -19,6 +19,7 @@ import train
 from pocl.common.resumable_pass import ResumablePass
 from pocl.curriculum.schedule import Update
 from pocl.losses.divergences import LOSSES
+from tests.ranks import on_ranks
 from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
 
 
@@ -163,7 +164,7 @@ def test_every_zero_stage_trains_the_same_curve(ranked: Path, gpt2: Folders, tmp
     # Stage 3 shares the weights out, so it is only itself on two ranks. It gathers them in every forward and backward
     # pass: ranks with other numbers of micro-batches (here 2 to 4) would wait for each other forever.
     cut = ["--max-tokens", "250"]
-    result = launch("train.py", [*arguments, *cut], num_ranks=2) if stage == 3 else call(train, arguments)
+    result = on_ranks("train.py", [*arguments, *cut], num_ranks=2) if stage == 3 else call(train, arguments)
     assert result.status == 0, result.output
     run = tmp_path / "tfkl" / "seed10"
     assert losses(run) == pytest.approx(losses(ranked), rel=1e-4)
@@ -261,12 +262,12 @@ def test_frozen_layers_stay_as_they_were(gpt2: Folders, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("family", "num_ranks"), [("opt", None), ("llama", 2), ("qwen2", None)])
 def test_every_family_runs_from_ranking_to_scores(family: str, num_ranks: int | None, tmp_path: Path) -> None:
-    """On two ranks under the launcher, or in this process; test_all_rows launches GPT-2."""
+    """On two ranks, or in this process; test_all_rows launches GPT-2."""
 
     def run_program(module: ModuleType, arguments: Sequence[object]) -> Result:
         if num_ranks is None:
             return call(module, arguments)
-        return launch(Path(str(module.__file__)).name, arguments, num_ranks=num_ranks)
+        return on_ranks(Path(str(module.__file__)).name, arguments, num_ranks=num_ranks)
 
     folders = make_folders(tmp_path, family)
     arguments = train_arguments(folders, tmp_path / "results", "--type", "tsrkl")
