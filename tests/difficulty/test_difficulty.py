@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 
 import train
 from pocl.curriculum.schedule import Reliance, Schedule, unranked_order
-from pocl.curriculum.stages import CURRICULA, plan_stages
+from pocl.curriculum.stages import CURRICULA, Stage, plan_stages
 from pocl.difficulty import ranker
 from pocl.difficulty.measuring import Column, Request, Values
 from pocl.difficulty.ranking import COLUMNS, FILES, SIGNALS
 from pocl.training.batches import BatchCutter, Texts
 from pocl.training.checkpoints import Checkpoints
-from pocl.training.position import Position
+from pocl.training.position import EpochEnd, Position, after_epoch
 from pocl.training.run_folder import RunFolder
 from tests.difficulty.naive import reference_losses
 from tests.runs import (
@@ -248,14 +248,22 @@ def test_a_stage_ends_when_dev_rouge_l_has_not_risen(gpt2: Folders, tmp_path: Pa
 
 
 def test_the_cap_ends_a_stage_that_keeps_rising() -> None:
-    position = Position()
-    for score in (1.0, 2.0, 3.0):
-        position = position.after_dev(score)
-    assert position.evaluations_without_rise == 0
-    assert position.after_dev(3.0).after_dev(2.0).evaluations_without_rise == 2
-    moved = position.after_dev(0.0).after_epoch(1, 4, stage_over=True, last_stage=False)
-    assert (moved.stage, moved.epoch, moved.evaluations_without_rise, moved.done) == (2, 0, 0, False)
-    assert moved.stage_best_rouge_l is None
+    stage = Stage(1, range(8), epochs=4, temperature=1.0, kd_ratio=1.0)
+
+    def after(scores: list[float]) -> EpochEnd:
+        end = EpochEnd(Position(stage=1), stage_over=False, converged=False, is_best=False)
+        for score in scores:
+            end = after_epoch(end.position, stage, score, patience=3, last_stage=False)
+        return end
+
+    rising, capped = after([1.0, 2.0, 3.0]), after([1.0, 2.0, 3.0, 4.0])
+    assert (rising.stage_over, rising.position.epoch, rising.position.evaluations_without_rise) == (False, 3, 0)
+    assert after([3.0, 3.0, 2.0]).position.evaluations_without_rise == 2
+    moved = after([3.0, 2.0, 2.0, 2.0]).position
+    for position in (capped.position, moved):
+        assert (position.stage, position.epoch, position.evaluations_without_rise, position.done) == (2, 0, 0, False)
+        assert position.stage_best_rouge_l is None
+    assert capped.stage_over and not capped.converged
 
 
 def test_buckets_are_the_same_examples_at_every_stage_end(gpt2: Folders, probed: tuple[Path, str]) -> None:
