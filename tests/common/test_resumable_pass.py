@@ -50,3 +50,13 @@ def test_a_line_that_a_crash_cut_is_forgotten_and_does_not_spoil_the_next(tmp_pa
         parts.append([{"id": 7}])
     with ResumablePass(tmp_path / "p", {}) as parts:
         assert set(parts.records) == {1, 7}
+
+
+def test_without_a_folder_the_work_is_done_and_nothing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ResumablePass(None, {"a": 1}) as parts:
+        found = parts.fill([np.array([1, 0])], np.array([4, 2]), lambda _: [{"id": 2}, {"id": 4}], title="t")
+    assert found == {2: {"id": 2}, 4: {"id": 4}}
+    assert list(tmp_path.iterdir()) == []

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import train
 from pocl.difficulty.diagnostics import buckets, categories, diagnose, summary, tau, ties
 from pocl.difficulty.forgetting import probe_positions
-from tests.runs import call, make_folders, train_arguments
+from tests.runs import call
 from tools import plot_difficulty
 
 
@@ -89,13 +88,9 @@ def test_probe_positions_are_of_their_quarter_and_no_two_alike(num_examples: int
     assert len(places) == min(4, num_examples) and all(1 <= len(bucket) <= count for bucket in places)
 
 
-def test_a_run_leaves_its_diagnostics_and_a_picture(tmp_path: Path) -> None:
-    folders = make_folders(tmp_path / "pair", "gpt2")
-    arguments = train_arguments(folders, tmp_path, "--num-dev", 0, "--bucket-examples", 2)
-    result = call(train, arguments)
-    assert result.status == 0, result.output
-    assert "Kendall's tau" in result.output and "easiest quarter: ROUGE-L" in result.output
-    run = tmp_path / "tfkl" / "seed10"
+def test_a_run_leaves_its_diagnostics_and_a_picture(probed: tuple[Path, str]) -> None:
+    run, said = probed
+    assert "Kendall's tau" in said and "easiest quarter: ROUGE-L" in said
     found = json.loads((run / "diagnostics.json").read_text())
     assert len(found["buckets"]) == 4 and len(found["buckets"][0]["rouge_l"]) == 4
     assert sum(row["examples"] for row in found["categories"].values()) == found["examples"] == 48

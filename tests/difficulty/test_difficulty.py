@@ -1,4 +1,4 @@
-"""Every difficulty signal against a naive computation; ranking again; stages that end when they have converged."""
+"""Runs by every difficulty signal; ranking again; stages that end when they have converged."""
 
 import json
 import os
@@ -8,37 +8,25 @@ import types
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import train
-from pocl.common.errors import UserError
 from pocl.curriculum.schedule import Reliance, Schedule, unranked_order
-from pocl.curriculum.stages import CURRICULA, plan_stages
-from pocl.data.batch import collate
-from pocl.data.dataset import Split, load_split
+from pocl.curriculum.stages import CURRICULA, Stage, plan_stages
 from pocl.difficulty import ranker
-from pocl.difficulty.measuring import Column, Request, ScoringSettings, Values
-from pocl.difficulty.ranker import Ranker, new_ranking, rank
-from pocl.difficulty.ranking import COLUMNS, FILES, SIGNALS, columns_of, rank_examples
-from pocl.difficulty.ranking_file import read_ranking, write_ranking
-from pocl.difficulty.training_losses import TrainingLosses
-from pocl.generation.decoding import BuiltIn
-from pocl.models.student import Student
-from pocl.models.teacher import Teacher
+from pocl.difficulty.measuring import Column, Request, Values
+from pocl.difficulty.ranking import COLUMNS, FILES, SIGNALS
 from pocl.training.batches import BatchCutter, Texts
 from pocl.training.checkpoints import Checkpoints
-from pocl.training.position import Position
+from pocl.training.position import EpochEnd, Position, after_epoch
 from pocl.training.run_folder import RunFolder
+from tests.difficulty.naive import reference_losses
 from tests.runs import (
-    MAX_LENGTH,
-    MAX_PROMPT,
     Folders,
     call,
-    make_folders,
     read_jsonl,
     train_arguments,
     train_until_stage,
@@ -48,41 +36,10 @@ from tools import plot_difficulty, report
 FROZEN = ["--lr", 1e-30, "--min-lr", 0, "--num-dev", 0]  # the student stays as it is
 
 
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("difficulty"), "gpt2")
-
-
 def run(folders: Folders, output_dir: Path, *extra: object) -> Path:
     result = call(train, train_arguments(folders, output_dir, *extra))
     assert result.status == 0, result.output
     return output_dir / "tfkl" / "seed10"
-
-
-def reference_losses(folders: Folders, model: Path) -> dict[int, float]:
-    """Mean cross-entropy of every reference, one example at a time."""
-    student, losses = AutoModelForCausalLM.from_pretrained(model).double(), {}
-    for row in datasets.load_from_disk(str(folders.data / "train")):
-        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
-        first = len(row["prompt_ids"])
-        with torch.no_grad():
-            logp = student(ids).logits[0, first - 1 : -1].log_softmax(-1)
-        losses[row["id"]] = -float(logp.gather(-1, ids[0, first:, None]).mean())
-    return losses
-
-
-SETTINGS = ScoringSettings(max_new_tokens=MAX_LENGTH - MAX_PROMPT, batch_size=16)
-
-
-@pytest.fixture(scope="module")
-def split(gpt2: Folders) -> Split:
-    return load_split(gpt2.data, "train", max_length=MAX_LENGTH)
-
-
-@pytest.fixture(scope="module")
-def student(gpt2: Folders) -> Student:
-    """Read only."""
-    return Student.load(str(gpt2.student))
 
 
 def order(run_dir: Path, name: str = "difficulty") -> list[int]:
@@ -117,141 +74,11 @@ def test_a_new_signal_is_its_column_and_its_name(
         assert call(tool, ["--run", path]).status == 0
 
 
-def test_every_column_belongs_to_a_signal() -> None:
-    assert set(columns_of(list(SIGNALS))) == set(COLUMNS)
-    assert columns_of(["length", "student", "rouge-l"]) == ["rouge_l", "cross_entropy", "response_tokens"]
-
-
-def test_an_example_without_a_value_is_behind_those_with_one() -> None:
-    measured = [{"id": 3, "snapshot_cross_entropy": None}, {"id": 5, "snapshot_cross_entropy": 9.0}]
-    measured += [{"id": 1, "snapshot_cross_entropy": None}, {"id": 2, "snapshot_cross_entropy": 1.0}]
-    records = rank_examples(measured, ["snapshot_cross_entropy"])
-    assert [record["id"] for record in records] == [2, 5, 1, 3]
-    assert [record["snapshot_cross_entropy_rank"] for record in records] == [1, 2, 3, 4]
-
-
-def test_teacher_and_length_are_fused_as_a_naive_count_has_it(gpt2: Folders, split: Split) -> None:
-    teacher = Teacher.open(str(gpt2.teacher))
-    ranked = rank(split, None, signals=["teacher", "length"], teacher=teacher)
-    losses = reference_losses(gpt2, gpt2.teacher)
-    lengths = {r["id"]: len(r["response_ids"]) for r in datasets.load_from_disk(str(gpt2.data / "train"))}
-    for record in ranked.records:
-        assert record["teacher_cross_entropy"] == pytest.approx(losses[record["id"]], rel=1e-5)
-        assert record["response_tokens"] == lengths[record["id"]]
-        assert "answer" not in record  # nothing was generated
-    ids = sorted(losses)
-    ranks = [sorted(ids, key=lambda i: (values[i], i)) for values in (losses, lengths)]
-    score = {i: sum(1 / (61 + places.index(i)) for places in ranks) for i in ids}
-    wanted = sorted(ids, key=lambda i: (-score[i], i))
-    assert split.ids[ranked.order].tolist() == [record["id"] for record in ranked.records] == wanted
-    assert ranked.scores.tolist() == pytest.approx([score[i] for i in wanted], abs=1e-12)
-
-
 def test_the_teachers_confidence_is_the_same_online_and_cached(gpt2: Folders, tmp_path: Path) -> None:
     extra = ["--difficulty", "teacher", "--num-stages", 1, *FROZEN]
     cached = run(gpt2, tmp_path / "cached", *extra, "--teacher-cache", tmp_path / "states")
     online = run(gpt2, tmp_path / "online", *extra, "--teacher-cache", "off")
     assert order(cached) == order(online)
-
-
-class Stopped(Exception):
-    """Where a pass is cut off."""
-
-
-@pytest.mark.parametrize("signals", [["student"], ["teacher", "rouge-l", "snapshot"]])
-def test_a_ranking_is_the_same_in_memory_and_resumed_in_a_folder_where_nothing_is_left(
-    gpt2: Folders,
-    split: Split,
-    student: Student,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    signals: list[str],
-) -> None:
-    teacher = Teacher.open(str(gpt2.teacher))
-    known = {"signals": signals, "teacher": teacher, "losses": np.arange(48.0) % 7, "settings": SETTINGS}
-    wanted, answer, asked = rank(split, student, **known), BuiltIn.__call__, []
-
-    def stopped(self: BuiltIn, *arguments: object) -> object:
-        asked.append(len(arguments[1]))  # type: ignore[arg-type]
-        if len(asked) == 3:
-            raise Stopped
-        return answer(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(BuiltIn, "__call__", stopped)
-    with pytest.raises(Stopped):
-        rank(split, student, folder=tmp_path / "passes", **known)
-    found = rank(split, student, folder=tmp_path / "passes", **known)
-    assert asked == [16, 16, 16, 16]  # two blocks were kept, the third was asked for again
-    assert found.order.tolist() == wanted.order.tolist() and found.order.dtype == np.int64
-    assert found.scores.tolist() == wanted.scores.tolist()
-    assert found.records == wanted.records
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_ranking_leaves_alone_what_others_keep_in_its_folder(split: Split, student: Student, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    rank(split, student, signals=["cross-entropy"], folder=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_a_pass_over_other_texts_is_not_resumed(gpt2: Folders, split: Split, student: Student) -> None:
-    shorter = load_split(gpt2.data, "train", max_length=MAX_LENGTH - 1)
-    fewer = load_split(gpt2.data, "train", max_length=MAX_LENGTH, num_examples=47)
-    other = Split(split.table.map(lambda row: {"response_ids": row["response_ids"][::-1]}), MAX_LENGTH)
-    assert len({json.dumps(one.key) for one in (split, shorter, fewer, other)}) == 4
-    assert load_split(gpt2.data, "train", max_length=MAX_LENGTH).key == split.key
-    assert (
-        Split(split.table, MAX_LENGTH).fingerprint == Split(split.table, MAX_LENGTH).fingerprint != other.fingerprint
-    )
-
-
-@pytest.mark.parametrize(
-    ("signals", "told"),
-    [
-        (["lenght"], "unknown signal 'lenght'; did you mean 'length'"),
-        ([], "`signals` names none"),
-        (["rouge-l"], "give `student`"),
-        (["teacher"], "give `teacher`"),
-        (["snapshot"], "give `losses`"),
-    ],
-)
-def test_a_signal_without_what_measures_it_is_refused(split: Split, signals: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        rank(split, None, signals=signals)
-
-
-def test_a_ranking_is_the_same_read_from_its_file(split: Split, tmp_path: Path) -> None:
-    ranked = rank(split, None, signals=["length", "snapshot"], losses=np.array([np.nan, *range(47)]))
-    write_ranking(tmp_path / "difficulty.jsonl", ranked)
-    again = read_ranking(tmp_path / "difficulty.jsonl", split)
-    assert again.order.tolist() == ranked.order.tolist() and again.scores.tolist() == ranked.scores.tolist()
-    assert again.records == ranked.records
-
-
-def test_a_ranker_knows_what_was_made_and_forgets_what_came_later(split: Split, tmp_path: Path) -> None:
-    made = Ranker(tmp_path, split, signals=["snapshot"], rerank="epoch")
-    never = pytest.fail
-    assert made.rank("difficulty", never, np.full(48, np.nan)) is None  # nothing is known of any example
-    names = ["difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage10-epoch1"]
-    losses = [np.random.default_rng(seed).permutation(48) / 7 for seed in range(3)]
-    ranked = [made.rank(name, never, values) for name, values in zip(names, losses, strict=True)]
-    assert made.rank(names[0], never, losses[2]).records == ranked[0].records  # type: ignore[union-attr]
-    (tmp_path / "difficulty-mine.jsonl").write_text("")  # a person's
-    again = Ranker(tmp_path, split, signals=["snapshot"], rerank="epoch")
-    for name, ranking in zip(names, ranked, strict=True):
-        assert again.known(name).order.tolist() == ranking.order.tolist()  # type: ignore[union-attr]
-    assert again.known("difficulty") is None and again.known("difficulty-mine") is None and again.known(None) is None
-    again.forget_after(1, 0)
-    assert [name for name in names if again.known(name)] == names[:2]
-    again.forget_after(0, -1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["difficulty-mine.jsonl"]
-
-
-def test_cross_entropy_alone_generates_nothing(gpt2: Folders, split: Split, student: Student) -> None:
-    records = rank(split, student, signals=["cross-entropy"], settings=SETTINGS).records
-    losses = reference_losses(gpt2, gpt2.student)
-    assert [record["id"] for record in records] == sorted(losses, key=lambda i: losses[i])
-    assert all("answer" not in record and "rouge_l" not in record for record in records)
 
 
 def test_snapshot_begins_with_one_epoch_over_all_and_ranks_by_its_losses(gpt2: Folders, tmp_path: Path) -> None:
@@ -330,29 +157,6 @@ def test_a_ranking_moves_reliance_and_not_the_order_where_the_order_is_not_ranke
         assert ranked.order.tolist() == order.tolist()
         assert ranked.ratio_factors is not None and ranked.ratio_factors.tolist() == [0.5, 0.75, 0.25, 1.0, 0.0]
     assert CURRICULA["random"].order == "random"
-
-
-def test_a_snapshot_keeps_the_last_loss_of_each_example() -> None:
-    snapshot = TrainingLosses(4)
-    both = collate([22, 20], [[5], [6, 7]], [[8, 9], [4]], max_length=8)  # two response tokens and one
-    snapshot.note(np.array([2, 0]), np.array([False, False]), both, torch.tensor([1.0, 3.0, 5.0]))
-    snapshot.note(np.array([2]), np.array([False]), collate([22], [[5]], [[8]], max_length=8), torch.tensor([7.0]))
-    snapshot.note(np.array([2]), np.array([True]), collate([22], [[5]], [[8]], max_length=8), torch.tensor([9.0]))
-    assert np.isnan(snapshot.values).all()
-    snapshot.share()
-    assert snapshot.as_json() == [5.0, None, 7.0, None]
-    again = TrainingLosses(4)
-    again.restore(snapshot.as_json())
-    assert again.as_json() == snapshot.as_json()
-
-
-def test_a_loss_that_is_not_finite_changes_no_difficulty() -> None:
-    snapshot = TrainingLosses(2)
-    snapshot.restore([3.0, None])
-    both = collate([20, 21], [[5], [6]], [[8], [4]], max_length=8)
-    snapshot.note(np.array([0, 1]), np.array([False, False]), both, torch.tensor([torch.inf, torch.nan]))
-    snapshot.share()
-    assert snapshot.as_json() == [3.0, None]
 
 
 def test_a_student_that_gives_no_finite_loss_is_told_in_one_line(gpt2: Folders, tmp_path: Path) -> None:
@@ -444,19 +248,26 @@ def test_a_stage_ends_when_dev_rouge_l_has_not_risen(gpt2: Folders, tmp_path: Pa
 
 
 def test_the_cap_ends_a_stage_that_keeps_rising() -> None:
-    position = Position()
-    for score in (1.0, 2.0, 3.0):
-        position = position.after_dev(score)
-    assert position.evaluations_without_rise == 0
-    assert position.after_dev(3.0).after_dev(2.0).evaluations_without_rise == 2
-    moved = position.after_dev(0.0).after_epoch(1, 4, stage_over=True, last_stage=False)
-    assert (moved.stage, moved.epoch, moved.evaluations_without_rise, moved.done) == (2, 0, 0, False)
-    assert moved.stage_best_rouge_l is None
+    stage = Stage(1, range(8), epochs=4, temperature=1.0, kd_ratio=1.0)
+
+    def after(scores: list[float]) -> EpochEnd:
+        end = EpochEnd(Position(stage=1), stage_over=False, converged=False, is_best=False)
+        for score in scores:
+            end = after_epoch(end.position, stage, score, patience=3, last_stage=False)
+        return end
+
+    rising, capped = after([1.0, 2.0, 3.0]), after([1.0, 2.0, 3.0, 4.0])
+    assert (rising.stage_over, rising.position.epoch, rising.position.evaluations_without_rise) == (False, 3, 0)
+    assert after([3.0, 3.0, 2.0]).position.evaluations_without_rise == 2
+    moved = after([3.0, 2.0, 2.0, 2.0]).position
+    for position in (capped.position, moved):
+        assert (position.stage, position.epoch, position.evaluations_without_rise, position.done) == (2, 0, 0, False)
+        assert position.stage_best_rouge_l is None
+    assert capped.stage_over and not capped.converged
 
 
-def test_buckets_are_the_same_examples_at_every_stage_end(gpt2: Folders, tmp_path: Path) -> None:
-    extra = ["--difficulty", "cross-entropy", "--bucket-examples", 3, *FROZEN]
-    path = run(gpt2, tmp_path, *extra)
+def test_buckets_are_the_same_examples_at_every_stage_end(gpt2: Folders, probed: tuple[Path, str]) -> None:
+    path, _ = probed
     records = [r for r in read_jsonl(path / "metrics.jsonl") if "bucket1_rouge_l" in r]
     assert [record["stage"] for record in records] == [0, 1, 2, 3]
     losses, ranked = reference_losses(gpt2, gpt2.student), order(path)
@@ -465,18 +276,6 @@ def test_buckets_are_the_same_examples_at_every_stage_end(gpt2: Folders, tmp_pat
         wanted = np.mean([losses[quarter[place]] for place in (0, 6, 11)])  # 5.5 is rounded to even
         for record in records:  # the student never changes
             assert record[f"bucket{number + 1}_cross_entropy"] == pytest.approx(wanted, rel=1e-5)
-
-
-def test_a_ranker_asks_for_rankings_only_where_it_was_told_to() -> None:
-    stages = plan_stages(8, curriculum="baby-step", num_stages=2, epochs=2, temperature=[1.0], kd_ratio=[1.0])
-
-    def names(rerank: str) -> list[str | None]:
-        return [new_ranking(rerank, stage.index, epoch) for stage in stages for epoch in range(2)]
-
-    assert names("off") == [None, None, None, None]
-    assert names("stage") == [None, None, "difficulty-stage2", None]
-    wanted = [None, "difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage2-epoch2"]
-    assert names("epoch") == wanted
 
 
 def test_the_ledger_counts_what_the_teacher_read_to_rank(gpt2: Folders, tmp_path: Path) -> None:
