@@ -32,7 +32,7 @@ class _Answer:
         self.num_banned = len(self.tokens)
 
 
-class ChooseToken(LogitsProcessor):  # type: ignore[misc]  # vLLM is elsewhere, and with it its types
+class ChooseToken(LogitsProcessor):
     """Sets every logit except the chosen token's to minus infinity; vLLM then decodes greedily."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:

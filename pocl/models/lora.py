@@ -50,7 +50,7 @@ def add_adapters(
     targets = sorted({name for name, _ in layers})
     config = LoraConfig(
         r=lora_rank,
-        lora_alpha=2 * lora_rank if lora_alpha is None else lora_alpha,  # type: ignore[arg-type]  # no int is needed
+        lora_alpha=2 * lora_rank if lora_alpha is None else lora_alpha,
         lora_dropout=lora_dropout,
         target_modules=targets,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for _, layer in layers),

@@ -19,7 +19,7 @@ def place(model: PreTrainedModel, device: torch.device, *, layerwise: bool) -> N
     if layerwise:
         cpu_offload(model, execution_device=device)
     else:
-        model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the method's own self
+        model.to(device)
 
 
 def place_head(model: PreTrainedModel, device: torch.device) -> None:

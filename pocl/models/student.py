@@ -35,7 +35,7 @@ class Student:
         """
         tokenizer = load_tokenizer(path)
         model = load_model(path, dtype, attention)
-        model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the method's own self
+        model.to(device)
         check_head(model, path, torch.device(device))
         shared_vocabulary(len(tokenizer), student=model)
         return cls(model, tokenizer, path)
