@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+Sliced = TypeVar("Sliced", list[Any], "np.ndarray[Any, Any]")
 
 
 def rank() -> int:
@@ -77,7 +79,7 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
-def my_share(blocks: Sequence[T]) -> Sequence[T]:
+def my_share(blocks: Sliced) -> Sliced:
     """Every world_size-th block, starting at this rank: the blocks are the same whatever the world size."""
     return blocks[rank() :: world_size()]
 
