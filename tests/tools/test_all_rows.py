@@ -8,6 +8,7 @@ all seventeen by hand.
 import json
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pytest
 
 import evaluate
 import train
+from pocl.common.files import write_text
 from tests.runs import call
+from tests.scripts.test_scripts import planned
 from tests.tiny import ROOT
 from tests.tools.test_reproduce import PAPER
 from tools import generate_seqkd, make_tables
@@ -37,12 +40,13 @@ def tiny_flags() -> tuple[list[str], list[str]]:
     return words[1:second], words[second + 1 :]
 
 
-def tiny_table(base: Path, *arguments: str, **environment: str) -> str:
-    """What scripts/tiny_table.sh prints."""
-    command = ["bash", str(ROOT / "scripts" / "tiny_table.sh"), str(base), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | environment)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    return result.stdout
+def lay_sample(base: Path) -> None:
+    """Fewer and shorter records of the sample than tiny_table.sh would copy; the teacher answers all of them."""
+    lines = (ROOT / "data" / "sample" / "raw.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    folder = base / "data" / "sample"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "data" / "sample" / "valid.jsonl", folder)
+    write_text(folder / "raw.jsonl", "".join(sorted(lines, key=len)[:48]))
 
 
 def run_printed(step: Step) -> None:
@@ -62,7 +66,10 @@ def run_printed(step: Step) -> None:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where seven rows were made."""
     base = tmp_path_factory.mktemp("table")
-    tiny_table(base, "--rows", *LAUNCHED)
+    lay_sample(base)
+    command = ["bash", str(ROOT / "scripts" / "tiny_table.sh"), str(base), "--rows", *LAUNCHED]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     what = ReproduceOptions(
         family="gpt2", base_path=str(base), teacher=str(base / "none"), data="sample", seeds=[1, 2]
     )
@@ -98,7 +105,9 @@ def test_a_row_of_every_kind_of_script_runs_from_data_to_numbers(base: Path) -> 
 
 
 def test_the_plan_holds_the_commands_of_every_other_row(base: Path) -> None:
-    lines = tiny_table(base, DRY_RUN="1").splitlines()
+    result = planned("tiny_table.sh", base, cwd=base, DRY_RUN="1")
+    assert result.status == 0, result.output
+    lines = result.output.splitlines()
     to_do = [line for line in lines if not line.startswith("#")]
     assert len(lines) - len([line for line in lines if line.startswith("#   ")]) >= 1 + 2 * len(PAPER)
     train_flags, evaluate_flags = map(shlex.join, tiny_flags())
