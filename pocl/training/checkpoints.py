@@ -107,7 +107,6 @@ class Checkpoints:
         if last is None:
             if distributed.is_main():
                 self.run.metrics.unlink(missing_ok=True)
-                self.run.forget_rerankings()
             distributed.barrier()
             return Position(), None
         position, folder = _position(last["position"], self.run.checkpoints), self.run.checkpoints / last["tag"]

@@ -170,11 +170,6 @@ class RunFolder:
         later = self.path.glob("difficulty-*.jsonl")
         return min(later, key=lambda path: [int(number) for number in re.findall(r"\d+", path.stem)], default=None)
 
-    def forget_rerankings(self) -> None:
-        """Drop the rankings made during the training of an earlier start of this run."""
-        for path in self.path.glob("difficulty-*.jsonl"):
-            path.unlink()
-
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         with open(self.metrics, "a", encoding="utf-8") as file:
