@@ -20,6 +20,7 @@ import train
 from pocl.data.batch import Segments, collate
 from pocl.data.micro_batches import MicroBatchLimits, cut
 from pocl.losses.divergences import LOSSES
+from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective, Weights
 from pocl.models import attention
 from pocl.models.attention import attend_by_example, attention_by_example
@@ -27,7 +28,7 @@ from pocl.models.loading import load_model
 from pocl.models.packing import never_packed, why_not_packed
 from pocl.models.states import make_head, response_states
 from pocl.models.tuning import recompute_activations
-from pocl.training.module import StudentObjective
+from tests.parts import module_of
 from tests.runs import Folders, call, make_folders, read_jsonl, train_arguments
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 
@@ -81,7 +82,7 @@ def test_packed_states_objective_and_gradients_are_the_padded_ones(family: str, 
             recompute_activations(model)
         with torch.no_grad():
             states = response_states(teacher, batch)
-        parts = StudentObjective(model, chunk_tokens=10)(batch, term, states, make_head(teacher), weights)
+        parts = module_of(model, 10)(batch, term, HiddenStates(states, make_head(teacher)), weights)
         parts[0].backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         found.append([*parts, states, *gradients])
