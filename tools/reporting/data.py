@@ -160,22 +160,26 @@ class Entry:
         return read_json(self.evaluation / "summary.json") if self.evaluation else {}
 
     @cached_property
+    def data(self) -> Path | None:
+        """The folder of the processed data, where it is still there."""
+        given = self.option("data", "data_dir")
+        return next((folder for folder in (Path(given), ROOT / given) if folder.is_dir()), None) if given else None
+
+    @cached_property
     def texts(self) -> Texts:
-        """The training examples in words, where the processed data is still there."""
+        """The training examples in words."""
         given = self.option("data", "data_dir")
         if given is None:
             return Texts(problem=f"config.json, which names the data, is not there{WITHOUT_WORDS}")
-        for folder in (Path(given), ROOT / given):
-            if (folder / "train").is_dir():
-                return _read_texts(folder / "train")
-        return Texts(problem=f"The processed data ({given}) is not here{WITHOUT_WORDS}")
+        if self.data is None:
+            return Texts(problem=f"The processed data ({given}) is not here{WITHOUT_WORDS}")
+        return _read_texts(self.data / "train")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """manifest.json of the processed data, or nothing."""
-        given = self.option("data", "data_dir")
-        paths = [folder / "manifest.json" for folder in (Path(given), ROOT / given)] if given else []
-        return next((read_json(path) for path in paths if path.is_file()), {})
+        path = self.data / "manifest.json" if self.data else None
+        return read_json(path) if path and path.is_file() else {}
 
     def option(self, group: str, name: str) -> Any:
         """A resolved option of the run; None where it is not known."""

@@ -75,7 +75,7 @@ def figures(entry: Entry) -> list[tuple[str, str, str | None]]:
     memory = [record["peak_memory_gb"] for record in entry.steps if "peak_memory_gb" in record]
     if memory:
         speeds = [record["tokens_per_second"] for record in entry.steps if record.get("tokens_per_second")]
-        said = f"{numerize(statistics.median(speeds))} tokens a second, median" if speeds else None
+        said = f"{numerize(round(statistics.median(speeds)))} tokens a second, median" if speeds else None
         rows.append(("peak memory of a rank", f"{max(memory):.1f} GB", said))
     return rows
 
@@ -90,15 +90,15 @@ def progress(entry: Entry) -> str:
 
 def stage_grid(entry: Entry) -> Grid:
     """The plan of the curriculum, and how far each stage came."""
-    rows = []
+    ends, rows = {record["stage"]: record["step"] for record in entry.steps}, []
     for stage in entry.stages:
         dev = [record["dev_rouge_l"] for record in entry.dev if record["stage"] == stage.index]
         planned = count(stage.steps(entry.batch_size)) if entry.batch_size else "–"
         place = f"{count(stage.pool.start + 1)} to {count(stage.pool.stop)}"
-        trained = sum(record["stage"] == stage.index for record in entry.steps)
-        ends = [f"{dev[-1]:.2f}", f"{max(dev):.2f}"] if dev else ["–", "–"]
+        trained = ends[stage.index] - ends.get(stage.index - 1, 0) if stage.index in ends else 0
+        scores = [f"{dev[-1]:.2f}", f"{max(dev):.2f}"] if dev else ["–", "–"]
         ramps = [f"{stage.temperature:.2f}", f"{stage.kd_ratio:.2f}"]
-        rows.append([stage.index + 1, place, stage.epochs, *ramps, planned, count(trained), *ends])
+        rows.append([stage.index + 1, place, stage.epochs, *ramps, planned, count(trained), *scores])
     examples = "examples, easy to hard" if entry.rankings else "examples"
     head = ["stage", examples, "epochs", "T", "KD ratio", "steps planned", "steps trained"]
     return Grid("stages", [*head, "dev ROUGE-L at its end", "highest"], rows)

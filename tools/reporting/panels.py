@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -129,17 +129,16 @@ def _shade(axes: Axes, entry: Entry) -> None:
 def quarters(entry: Entry) -> list[Panel]:
     """How each quarter of the first ranking fared over the ends of stages, and what was forgotten."""
     found = buckets(entry.metrics)
-    return [
+    panels = [
         Panel("ROUGE-L by quarter", "at stage ends", partial(_by_quarter, entry, found, "rouge_l")),
         Panel("Cross-entropy by quarter", "nats a token", partial(_by_quarter, entry, found, "cross_entropy")),
         Panel("Forgotten", "ROUGE-L below its best stage end", partial(_forgotten, found)),
     ]
+    nothing = partial(say_nothing, reason="--bucket-examples was 0")
+    return panels if found else [replace(panel, draw=nothing) for panel in panels]
 
 
 def _by_quarter(entry: Entry, found: Sequence[Record], column: str, axes: Axes) -> None:
-    if not found:
-        say_nothing(axes, "--bucket-examples was 0")
-        return
     for bucket in found:
         points = np.column_stack([bucket["steps"], bucket[column]])
         quarter = bucket["bucket"]
@@ -149,9 +148,6 @@ def _by_quarter(entry: Entry, found: Sequence[Record], column: str, axes: Axes) 
 
 
 def _forgotten(found: Sequence[Record], axes: Axes) -> None:
-    if not found:
-        say_nothing(axes, "--bucket-examples was 0")
-        return
     bars = [(QUARTERS[b["bucket"]], b["rouge_l_forgotten"], f"q{b['bucket']}") for b in found]
     names, values, colors = zip(*bars, strict=True)
     axes.bar_label(axes.bar(names, values, width=0.6, color=[COLORS[color] for color in colors]), fmt="%.1f")
@@ -228,13 +224,13 @@ def _categories(named: Mapping[str, Mapping[str, Any]], axes: Axes) -> None:
     """The largest categories as bars, the easiest at the top."""
     largest = sorted(named.items(), key=lambda row: -row[1]["examples"])[:MOST_CATEGORIES]
     rows = sorted(largest, key=lambda row: -row[1]["mean_percentile"])
-    percents = [100 * row["mean_percentile"] for _, row in rows]
-    bars = axes.barh(range(len(rows)), percents, color=COLORS["s1"], alpha=0.3)
-    axes.bar_label(bars, fmt="%.0f", padding=3)
     left_out = f", the {len(rows)} largest of {len(named)}" if len(rows) < len(named) else ""
     look = {"va": "center", "fontsize": min(10.5, 110 / len(rows)), "color": COLORS["ink"]}
     for i, (name, row) in enumerate(rows):
+        percent = 100 * row["mean_percentile"]
+        axes.barh(i, percent, color=COLORS["s1"], alpha=0.3)
         axes.text(1, i, f"{name} ({row['examples']})", **look)
+        axes.text(100, i, f"{percent:.0f}", ha="right", **look)
     axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), yticks=[], xticks=[0, 25, 50, 75, 100])
     axes.grid(visible=False)
     axes.set_xlabel(f"0: the easiest example{left_out}", loc="right", style="italic")
@@ -278,7 +274,8 @@ def _intervals(rows: Sequence[tuple[str, Any]], axes: Axes) -> None:
             axes.plot([cell.published], [i], "o", color=COLORS["s2"], markerfacecolor="none", markeredgewidth=1.5)
     finish(axes, "", "")
     size = min(10.5, 120 / len(rows))
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=size)
+    names = [name if len(name) <= 26 else f"{name[:25]}…" for name, _ in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=size)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     left, bottom, width, height = axes.get_position().bounds
     axes.set_position((0.36, bottom, width + left - 0.36, height))

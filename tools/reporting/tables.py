@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from pocl.common.errors import UserError
-from pocl.common.files import read_json, read_jsonl
+from pocl.common.files import read_json
 from pocl.evaluation.metrics import METRICS
 from tools.reporting.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
+from tools.reporting.scores import comparable_scores
 
 AVERAGE = "average"
 POCL = " + POCL"  # a row of this ending is compared with the row of the same name without it, if nothing else is said
@@ -75,7 +76,7 @@ def make_tables(
     Raises UserError where a folder holds no evaluation, or rows answered other prompts of a set.
     """
     figures = published_figures(published) if published and "rouge_l" in metrics else {}
-    scores = _comparable_scores(rows, metrics)
+    scores = comparable_scores(rows, metrics)
     sets = list(dict.fromkeys(key for row in scores[0].values() for key in row))
     against = _compared(scores[0], _pocl_baselines(rows) if baselines is None else baselines)
     # All metrics together, so that what is drawn for one serves the others.
@@ -96,43 +97,6 @@ def make_tables(
         columns = [*sets, *([AVERAGE] if len(sets) > 1 else [])]
         tables.append(Table(metric, columns, made, _other_sizes(made, published)))
     return tables
-
-
-def _comparable_scores(rows: Mapping[str, Path], metrics: Sequence[str]) -> list[dict[str, dict[str, np.ndarray]]]:
-    """The scores as [metric][row][set].  Raises UserError where rows answered other prompts of a set."""
-    read = {name: read_scores(folder, metrics) for name, folder in rows.items()}
-    scores = [{name: row[metric] for name, row in read.items()} for metric in metrics]
-    _check_prompts(scores[0])
-    _check_sets(rows)
-    return scores
-
-
-def read_scores(folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Metric -> set -> scores [seeds, prompts] of an eval folder, or of a run folder's eval/.
-
-    Raises UserError where there is none, or a seed lacks prompts of another.
-    """
-    place = _evaluation(folder)
-    found: dict[str, dict[str, np.ndarray]] = {metric: {} for metric in metrics}
-    for name, summary in read_json(place / "summary.json").items():
-        paths = [place / name / f"{seed}.jsonl" for seed in summary["rouge_l"]["seeds"]]
-        paths = [path if path.is_file() else path.with_name("answers.jsonl") for path in paths]
-        seeds = [{record["id"]: record for record in read_jsonl(path)} for path in paths]
-        if any(set(seed) != set(seeds[0]) for seed in seeds):
-            raise UserError(f"{place / name} holds seeds of different prompts; evaluate again")
-        ids = sorted(seeds[0])
-        for metric in metrics:
-            if metric not in seeds[0][ids[0]]:
-                raise UserError(f"{place / name} was evaluated without {metric}; evaluate again")
-            found[metric][name] = np.array([[seed[i][metric] for i in ids] for seed in seeds], dtype=np.float64)
-    return found
-
-
-def _evaluation(folder: Path) -> Path:
-    for place in (folder, folder / "eval"):
-        if (place / "summary.json").is_file():
-            return place
-    raise UserError(f"{folder} holds no evaluation (summary.json); run evaluate.py first")
 
 
 @cache
@@ -170,23 +134,6 @@ def _other_sizes(rows: Sequence[TableRow], published: str | None) -> dict[str, t
     known = _published()[published] if published and here else {"sets": (), "prompts": ()}
     paper = dict(zip(known["sets"], known["prompts"], strict=True))
     return {key: (count, paper[key]) for key, count in here.items() if paper.get(key, count) != count}
-
-
-def _check_prompts(scores: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    for key in dict.fromkeys(key for row in scores.values() for key in row):
-        counts = {name: row[key].shape[1] for name, row in scores.items() if key in row}
-        if len(set(counts.values())) > 1:
-            said = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise UserError(f"the rows answered different numbers of prompts of {key} ({said}); evaluate them alike")
-
-
-def _check_sets(rows: Mapping[str, Path]) -> None:
-    """Raise UserError where two rows were asked other prompts under a set's name, by the fingerprints of the sets."""
-    first: dict[str, tuple[str, str]] = {}  # set -> fingerprint, row
-    for row, folder in rows.items():
-        for name, summary in read_json(_evaluation(folder) / "summary.json").items():
-            if "set" in summary and first.setdefault(name, (summary["set"], row))[0] != summary["set"]:
-                raise UserError(f"{first[name][1]} and {row} answered other prompts of {name}; evaluate them alike")
 
 
 def _samples(row: Mapping[str, np.ndarray], sets: Sequence[str]) -> dict[str, list[np.ndarray]]:

@@ -1,0 +1,63 @@
+"""The scores that evaluations left behind, row by row, where all rows answered the same prompts."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pocl.common.errors import UserError
+from pocl.common.files import read_json, read_jsonl
+
+
+def comparable_scores(rows: Mapping[str, Path], metrics: Sequence[str]) -> list[dict[str, dict[str, np.ndarray]]]:
+    """The scores as [metric][row][set].  Raises UserError where rows answered other prompts of a set."""
+    read = {name: read_scores(folder, metrics) for name, folder in rows.items()}
+    scores = [{name: row[metric] for name, row in read.items()} for metric in metrics]
+    _check_prompts(scores[0])
+    _check_sets(rows)
+    return scores
+
+
+def read_scores(folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Metric -> set -> scores [seeds, prompts] of an eval folder, or of a run folder's eval/.
+
+    Raises UserError where there is none, or a seed lacks prompts of another.
+    """
+    place = _evaluation(folder)
+    found: dict[str, dict[str, np.ndarray]] = {metric: {} for metric in metrics}
+    for name, summary in read_json(place / "summary.json").items():
+        paths = [place / name / f"{seed}.jsonl" for seed in summary["rouge_l"]["seeds"]]
+        paths = [path if path.is_file() else path.with_name("answers.jsonl") for path in paths]
+        seeds = [{record["id"]: record for record in read_jsonl(path)} for path in paths]
+        if any(set(seed) != set(seeds[0]) for seed in seeds):
+            raise UserError(f"{place / name} holds seeds of different prompts; evaluate again")
+        ids = sorted(seeds[0])
+        for metric in metrics:
+            if metric not in seeds[0][ids[0]]:
+                raise UserError(f"{place / name} was evaluated without {metric}; evaluate again")
+            found[metric][name] = np.array([[seed[i][metric] for i in ids] for seed in seeds], dtype=np.float64)
+    return found
+
+
+def _evaluation(folder: Path) -> Path:
+    for place in (folder, folder / "eval"):
+        if (place / "summary.json").is_file():
+            return place
+    raise UserError(f"{folder} holds no evaluation (summary.json); run evaluate.py first")
+
+
+def _check_prompts(scores: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    for key in dict.fromkeys(key for row in scores.values() for key in row):
+        counts = {name: row[key].shape[1] for name, row in scores.items() if key in row}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise UserError(f"the rows answered different numbers of prompts of {key} ({said}); evaluate them alike")
+
+
+def _check_sets(rows: Mapping[str, Path]) -> None:
+    """Raise UserError where two rows were asked other prompts under a set's name, by the fingerprints of the sets."""
+    first: dict[str, tuple[str, str]] = {}  # set -> fingerprint, row
+    for row, folder in rows.items():
+        for name, summary in read_json(_evaluation(folder) / "summary.json").items():
+            if "set" in summary and first.setdefault(name, (summary["set"], row))[0] != summary["set"]:
+                raise UserError(f"{first[name][1]} and {row} answered other prompts of {name}; evaluate them alike")
