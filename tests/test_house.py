@@ -51,6 +51,7 @@ def floors() -> dict[str, int]:
     return found
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Full names of the modules that a file imports, anywhere in it; ``from a import b`` counts as a and a.b."""
     names = set()
