@@ -106,7 +106,9 @@ def readings(axes: Axes) -> dict[str, Any]:
     """
     lines = []
     for drawn in axes.get_lines():
-        points = [[float(f"{v:.6g}") for v in point] for point in drawn.get_xydata() if np.isfinite(point).all()]
+        points = [
+            [float(f"{v:.6g}") for v in point] for point in np.asarray(drawn.get_xydata()) if np.isfinite(point).all()
+        ]
         name = str(drawn.get_label())
         if points and drawn.get_linestyle() != "None" and not name.startswith("_"):
             lines.append({"name": name, "steps": drawn.get_drawstyle() != "default", "points": points})
