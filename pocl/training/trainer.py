@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from pocl.common import distributed
@@ -102,7 +103,7 @@ class Trainer:
         """One pass over the stage's pool in global batches."""
         self.student.train()
         updates = list(self.schedule.epoch(stage, epoch, done=self.state.position.step_in_epoch))
-        for update, following in zip(updates, [*updates[1:], None], strict=True):
+        for update, following in zip_longest(updates, updates[1:]):
             if update.restarts and self.schedule.rate.restarts:
                 self.student.engine.fresh_optimizer()
             result = self.step(update, following)
@@ -127,6 +128,8 @@ class Trainer:
         position, settings = self.state.position, self.settings
         self.state.losses.share()
         due = is_due(stage, position.epoch, settings.eval_every)
+        if due and self.dev:
+            self.save()  # answering takes long and may fail: the epoch is not to be lost
         rouge_l = self.evaluate_dev(stage, position.epoch) if due else None
         last_stage = stage.index == len(self.schedule.stages) - 1
         end = after_epoch(position, stage, rouge_l, patience=settings.patience, last_stage=last_stage)

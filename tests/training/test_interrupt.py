@@ -280,3 +280,26 @@ def test_a_folder_that_is_trained_in_is_refused(folders: Folders, tmp_path: Path
     assert not (tmp_path / "tfkl").exists()  # nothing was written
     with RunFolder(path).locked():
         pass  # it was let go of
+
+
+def test_a_dev_evaluation_that_fails_loses_no_epoch(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a model trains and cannot answer, or where answers need more memory than there is."""
+
+    def fails(*arguments: object, **options: object) -> dict[str, float]:
+        raise MemoryError("no room for the answers")
+
+    extra = ["--difficulty", "length", "--num-stages", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr("pocl.training.trainer.evaluate_dev", fails)
+        with pytest.raises(MemoryError):
+            call(train, train_arguments(folders, tmp_path / "cut", *extra))
+    kept = json.loads((tmp_path / "cut" / "tfkl" / "seed10" / "checkpoints" / "last.json").read_text())
+    assert (kept["position"]["epoch"], kept["position"]["step_in_epoch"]) == (0, 3)
+    for name in ("cut", "whole"):
+        result = call(train, train_arguments(folders, tmp_path / name, *extra))
+        assert result.status == 0, result.output
+    cut, whole = (tmp_path / name / "tfkl" / "seed10" for name in ("cut", "whole"))
+    for name in ("best/model.safetensors", "ledger.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
