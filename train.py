@@ -61,8 +61,8 @@ def distil(config: TrainConfig, run: RunFolder, device: torch.device) -> None:
 
     student = build.load_student(config, device)
     teacher = build.load_teacher(config, run, student, train)
-    loss = build.make_loss(config)
-    settings = build.make_settings(config, student, teacher, loss)
+    loss = build.make_loss(config, student)
+    settings = build.make_settings(config, student, teacher)
     run.start(origin(config, student, teacher, train), schedule.stages)
 
     ranker = build.make_ranker(config, run, train, teacher)

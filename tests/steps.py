@@ -30,7 +30,7 @@ def curve(family: str, config_path: Path, device: torch.device) -> list[tuple[fl
     """(loss, gradient norm) of each step of one model."""
     size = {"vocab_size": 600, "end_id": 0}
     student, teacher = tiny_model(family, **size), tiny_model(family, num_layers=3, width=48, seed=1, **size).eval()
-    engine = engine_of(student, config_path, global_batch_size=GLOBAL_BATCH, weight_decay=0.01)
+    engine = engine_of(student, config_path, weight_decay=0.01)
     objective = StageObjective(LOSSES["tjsd"].bind(), 1.5, 2.25, 0.7)
     draw, found = random.Random(0), []
     for _ in range(STEPS):

@@ -1,6 +1,6 @@
 """From options to the parts of a run: data, student, teacher, ranker, settings. train.py puts them together."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -36,7 +36,6 @@ from pocl.models.student import Student
 from pocl.models.teacher import Teacher
 from pocl.models.tuning import recompute_activations, train_only_last_layers
 from pocl.training.engine import OptimiserSettings
-from pocl.training.module import Chunking
 from pocl.training.on_policy import OnPolicy
 from pocl.training.run_folder import RunFolder
 from pocl.training.settings import TrainSettings
@@ -160,17 +159,20 @@ def prepare_student(config: TrainConfig, student: PreTrainedModel) -> None:
         recompute_activations(student)
 
 
-def make_loss(config: TrainConfig) -> DistillationLoss:
-    """The objective that --type names."""
+def make_loss(config: TrainConfig, student: Student) -> DistillationLoss:
+    """The objective that --type names, by the GPU's kernel where that was tried and is right."""
     given = config.loss
-    return DistillationLoss(
-        given.type, scaling=given.loss_scaling, skew=given.skew, teacher_weight=given.teacher_weight
+    loss = DistillationLoss(
+        given.type,
+        scaling=given.loss_scaling,
+        skew=given.skew,
+        teacher_weight=given.teacher_weight,
+        chunk_tokens=config.sizes.chunk_tokens,
     )
+    return replace(loss, fused=use_fused_objective(config, student, loss))
 
 
-def make_settings(
-    config: TrainConfig, student: Student, teacher: Teacher | None, loss: DistillationLoss
-) -> TrainSettings:
+def make_settings(config: TrainConfig, student: Student, teacher: Teacher | None) -> TrainSettings:
     """How the steps are made, after a trial of what the models can read and the device can compute."""
     optimiser, on_policy = config.optimiser, config.on_policy
     policy = None
@@ -183,21 +185,13 @@ def make_settings(
             optimiser.seed,
         )
     return TrainSettings(
-        optimiser=OptimiserSettings(
-            lr=optimiser.lr,
-            weight_decay=optimiser.weight_decay,
-            clip_grad=optimiser.clip_grad,
-            dtype=config.models.dtype,
-            global_batch_size=optimiser.global_batch_size,
-            deepspeed_config=deepspeed_config_path(config),
-        ),
+        optimiser=OptimiserSettings(optimiser.weight_decay, optimiser.clip_grad, deepspeed_config_path(config)),
         limits=MicroBatchLimits(
             config.sizes.max_tokens,
             optimiser.batch_size,
             OVERHEAD_TOKENS[student.device.type],
             packed=use_packing(config, student, teacher),
         ),
-        chunking=Chunking(config.sizes.chunk_tokens, fused=use_fused_objective(config, student, loss)),
         max_new_tokens=answer_length(config),
         on_policy=policy,
         patience=config.curriculum.patience if config.curriculum.advance == "converged" else None,

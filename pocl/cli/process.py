@@ -10,7 +10,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from pocl.common.console import CONSOLE, LOG
@@ -26,9 +25,9 @@ def start() -> "torch.device":
     On a CPU, matmuls use the fastest library from then on (pocl/cli/cpu.py).
     """
     import torch
-    import torch.distributed as dist
 
     from pocl.cli import cpu
+    from pocl.common import distributed
 
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
@@ -39,15 +38,7 @@ def start() -> "torch.device":
         # On an H100 or H200 torch prefers cuDNN's attention, which builds a plan for every new shape: tens of
         # milliseconds for each generated token. Flash attention has no such plans.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    if not dist.is_initialized():
-        backend = "nccl" if use_cuda else "gloo"
-        if "MASTER_ADDR" in os.environ:
-            # Two hours: rank 0 may score or evaluate alone for a while, and the others wait.
-            dist.init_process_group(backend, timeout=timedelta(hours=2))
-        else:
-            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-            store = dist.HashStore()
-            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    distributed.join()
     if use_cuda:
         return torch.device("cuda", local_rank)
     cpu.use_fastest()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,19 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 Sliced = TypeVar("Sliced", list[Any], "np.ndarray[Any, Any]")
+
+
+def join() -> None:
+    """Join the process group that a launcher describes, or a group of one; nothing where that was done already."""
+    if dist.is_initialized():
+        return
+    backend = "nccl" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu" else "gloo"
+    if "MASTER_ADDR" in os.environ:
+        # Two hours: rank 0 may score or evaluate alone for a while, and the others wait.
+        dist.init_process_group(backend, timeout=timedelta(hours=2))
+    else:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 def rank() -> int:

@@ -88,6 +88,16 @@ class DistillationLoss:
             return StageObjective()
         return StageObjective(self.divergence, temperature, temperature**self.power, kd_ratio)
 
+    def chunk_size(self, num_logits: int, device: torch.device) -> int:
+        """``chunk_tokens``, or else the number of tokens whose logits fit the device."""
+        if self.chunk_tokens is not None:
+            return self.chunk_tokens
+        if device.type == "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+        else:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return automatic_chunk_tokens(num_logits, memory, device.type)
+
     def __call__(
         self,
         student: HiddenStates,
@@ -109,7 +119,7 @@ class DistillationLoss:
         objective = self.objective(temperature, kd_ratio)
         if self.needs_teacher and teacher is None:
             raise UserError(f"`teacher` is None, but {self.name} distils from one; give its HiddenStates, or use sft")
-        chunk_tokens = self.chunk_tokens or _fitting_chunk(student)
+        chunk_tokens = self.chunk_size(student.head.num_logits, student.states.device)
         return distillation_objective(
             student,
             teacher if self.needs_teacher else None,
@@ -119,13 +129,3 @@ class DistillationLoss:
             num_chunks=chunks_needed(len(labels), chunk_tokens),
             fused=self.fused,
         )
-
-
-def _fitting_chunk(student: HiddenStates) -> int:
-    """The number of tokens whose logits fit the device that the states are on."""
-    device = student.states.device
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return automatic_chunk_tokens(student.head.num_logits, memory, device.type)

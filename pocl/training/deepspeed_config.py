@@ -39,9 +39,12 @@ def zero_stage(config: dict[str, Any]) -> int:
     return config.get("zero_optimization", {}).get("stage", 0)
 
 
-def check_precision(path: Path, dtype: str, device: torch.device) -> dict[str, Any]:
-    """The DeepSpeed JSON at ``path``.  Raises UserError if it or the device cannot train in ``dtype``."""
-    config = read_deepspeed_config(path)
+def check_precision(path: Path | None, dtype: str, device: torch.device) -> dict[str, Any]:
+    """The DeepSpeed JSON at ``path``; without one ZeRO stage 0, and 1 below fp32.
+
+    Raises UserError if it or the device cannot train in ``dtype``.
+    """
+    config = read_deepspeed_config(path) if path else {"zero_optimization": {"stage": int(dtype != "fp32")}}
     if dtype == "fp16" and device.type != "cuda":
         raise UserError("`dtype` fp16 needs a GPU; on the CPU use fp32 (or bf16)")
     if dtype != "fp32" and zero_stage(config) == 0:

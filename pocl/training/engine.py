@@ -20,7 +20,7 @@ from pocl.data.batch import Batch
 from pocl.losses.chunked import LossValues
 from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective, Weights
-from pocl.models.loading import fuse_activations
+from pocl.models.loading import DTYPES, fuse_activations
 from pocl.models.lora import merged_weights
 from pocl.training.deepspeed_config import check_precision, zero_stage
 from pocl.training.module import StudentObjective
@@ -35,12 +35,9 @@ _NOT_KEPT = ("param_slice_mappings", "zero_stage", "universal_checkpoint_info")
 class OptimiserSettings:
     """AdamW, and how DeepSpeed runs it."""
 
-    lr: float  # the peak, with which it is made
-    weight_decay: float
-    clip_grad: float  # maximum global L2 norm
-    dtype: str  # fp32, bf16 or fp16; master weights stay fp32
-    global_batch_size: int
-    deepspeed_config: Path  # sets the ZeRO stage
+    weight_decay: float = 0.01
+    clip_grad: float = 1.0  # maximum global L2 norm
+    deepspeed_config: Path | None = None  # a JSON file that sets the ZeRO stage; None: 0, and 1 below fp32
 
 
 class Engine:
@@ -48,19 +45,21 @@ class Engine:
 
     def __init__(self, module: StudentObjective, settings: OptimiserSettings, device: torch.device) -> None:
         deepspeed = _import_deepspeed()
-        config = check_precision(settings.deepspeed_config, settings.dtype, device)
-        self.zero_stage, self.scales_loss = zero_stage(config), settings.dtype == "fp16"
+        distributed.join()
+        dtype = next(name for name, kind in DTYPES.items() if kind == module.student.dtype)
+        config = check_precision(settings.deepspeed_config, dtype, device)
+        self.zero_stage, self.scales_loss = zero_stage(config), dtype == "fp16"
         self.world_size = distributed.world_size()
         module.to(device)
         module.sharded = self.zero_stage == 3
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        groups = _groups(parameters, settings.weight_decay)
         self._module, self._norm = module, torch.zeros(())
-        self._adamw = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
-        guard = self._guard(parameters, settings)
+        self._adamw = torch.optim.AdamW(_groups(parameters, settings.weight_decay), fused=True)
+        guard = self._guard(parameters, settings.clip_grad, dtype)
         if guard is not None:
             self._adamw.register_step_pre_hook(lambda *_: self._leave_out_unless_finite(guard()))
-        config |= _deepspeed_settings(settings, self.world_size, clips=self.zero_stage > 0)
+        clip_grad = settings.clip_grad if self.zero_stage else 0.0  # without ZeRO the guard clips
+        config |= _deepspeed_settings(clip_grad, dtype, self.world_size)
         with contextlib.redirect_stdout(io.StringIO()):  # what it prints about its own build
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=module, optimizer=self._adamw, config=config, dist_init_required=False
@@ -71,14 +70,14 @@ class Engine:
             for parameter in module.head.trained_parameters():
                 deepspeed.zero.register_external_parameter(module, parameter)
 
-    def _guard(self, parameters: list[nn.Parameter], settings: OptimiserSettings) -> Callable[[], Tensor] | None:
+    def _guard(self, parameters: list[nn.Parameter], clip_grad: float, dtype: str) -> Callable[[], Tensor] | None:
         """What knows the norm of the whole gradient just before AdamW's step; None if DeepSpeed checks it by itself.
 
         Without ZeRO, DeepSpeed steps plain AdamW and would clip without telling the norm, so it is clipped here.
         """
         if self.zero_stage == 0:
-            return lambda: torch.nn.utils.clip_grad_norm_(parameters, settings.clip_grad)
-        if self.zero_stage < 3 and settings.dtype == "bf16":
+            return lambda: torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
+        if self.zero_stage < 3 and dtype == "bf16":
             return lambda: self._optimizer._global_grad_norm
         return None
 
@@ -222,18 +221,18 @@ class Engine:
         self._optimizer.checkpoint_event_epilogue()
 
 
-def _deepspeed_settings(settings: OptimiserSettings, world_size: int, *, clips: bool) -> dict[str, Any]:
+def _deepspeed_settings(clip_grad: float, dtype: str, world_size: int) -> dict[str, Any]:
     """What of DeepSpeed's configuration is not the user's."""
     return {
-        "train_batch_size": settings.global_batch_size,
-        "train_micro_batch_size_per_gpu": settings.global_batch_size // world_size,
+        # step() is the boundary: the number of micro-batches, and their sizes, may differ from one step to the next.
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # step() is the boundary: the number of micro-batches may differ from one step to the next.
         "managed_gradient_accumulation": False,
-        "gradient_clipping": settings.clip_grad if clips else 0.0,
-        "fp16": _FP16 if settings.dtype == "fp16" else {"enabled": False},
+        "gradient_clipping": clip_grad,
+        "fp16": _FP16 if dtype == "fp16" else {"enabled": False},
         # Its check looks at every gradient separately; the global norm tells the same.
-        "bf16": {"enabled": settings.dtype == "bf16", "check_grad_overflow": False},
+        "bf16": {"enabled": dtype == "bf16", "check_grad_overflow": False},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, even if its states are offloaded to the CPU
         "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU before every micro-batch

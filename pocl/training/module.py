@@ -1,7 +1,5 @@
 """Student and objective as one torch module: what the engine runs."""
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -13,14 +11,6 @@ from pocl.losses.token import StageObjective, Weights
 from pocl.models.states import response_states
 
 
-@dataclass(frozen=True)
-class Chunking:
-    """How the logits of a micro-batch are computed."""
-
-    tokens: int  # response tokens whose logits exist at a time
-    fused: bool = False  # cross-entropy, divergence and gradient in one kernel
-
-
 class StudentObjective(nn.Module):
     """Student and objective as one module, so that one forward call of the training engine does both.
 
@@ -30,9 +20,9 @@ class StudentObjective(nn.Module):
 
     sharded = False
 
-    def __init__(self, model: PreTrainedModel, head: Head, chunking: Chunking) -> None:
+    def __init__(self, model: PreTrainedModel, head: Head, *, chunk_tokens: int, fused: bool = False) -> None:
         super().__init__()
-        self.student, self.head, self.chunking = model, head, chunking
+        self.student, self.head, self.chunk_tokens, self.fused = model, head, chunk_tokens, fused
 
     def forward(
         self,
@@ -46,7 +36,7 @@ class StudentObjective(nn.Module):
         A tuple, whose tensors the engine finds.
         """
         labels = batch.response_labels()
-        num_chunks = chunks_needed(len(labels), self.chunking.tokens)
+        num_chunks = chunks_needed(len(labels), self.chunk_tokens)
         if self.sharded:
             num_chunks = distributed.max_over_ranks(num_chunks, labels.device)
         if weights is not None:
@@ -58,7 +48,7 @@ class StudentObjective(nn.Module):
             objective,
             weights=weights,
             num_chunks=num_chunks,
-            fused=self.chunking.fused,
+            fused=self.fused,
         )
         return values.loss, values.cross_entropy, values.divergence
 

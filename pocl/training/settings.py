@@ -1,10 +1,9 @@
 """How a run trains, as plain values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pocl.data.micro_batches import MicroBatchLimits
 from pocl.training.engine import OptimiserSettings
-from pocl.training.module import Chunking
 from pocl.training.on_policy import OnPolicy
 
 
@@ -12,10 +11,9 @@ from pocl.training.on_policy import OnPolicy
 class TrainSettings:
     """How the steps of a schedule are made, and what is measured and kept between them."""
 
-    optimiser: OptimiserSettings
-    limits: MicroBatchLimits
-    chunking: Chunking
-    max_new_tokens: int  # of a response that the student samples during training
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    limits: MicroBatchLimits = MicroBatchLimits(max_tokens=4096, batch_size=None, overhead=64)
+    max_new_tokens: int = 256  # of a response that the student samples during training
     on_policy: OnPolicy | None = None  # when the student's own text is trained on; None: never
     patience: int | None = None  # dev evaluations without a rise that end a stage early; None: nothing does
     eval_every: int = 1  # epochs

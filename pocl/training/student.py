@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl.data.batch import send
+from pocl.losses import DistillationLoss
 from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective, Weights
 from pocl.models.student import Student
@@ -19,11 +20,14 @@ from pocl.training.settings import TrainSettings
 class StudentInTraining:
     """A student under the engine, with the teacher that it follows (None: cross-entropy alone)."""
 
-    def __init__(self, student: Student, teacher: Teacher | None, settings: TrainSettings) -> None:
+    def __init__(
+        self, student: Student, teacher: Teacher | None, loss: DistillationLoss, settings: TrainSettings
+    ) -> None:
         self.student, self.teacher, self.device = student, teacher, student.device
         # Whether its own text has a cross-entropy term.
         self.student_cross_entropy = settings.on_policy is not None and settings.on_policy.cross_entropy
-        module = StudentObjective(student.model, student.head, settings.chunking)
+        self.chunk_tokens = loss.chunk_size(student.head.num_logits, student.device)
+        module = StudentObjective(student.model, student.head, chunk_tokens=self.chunk_tokens, fused=loss.fused)
         self.engine = Engine(module, settings.optimiser, student.device)
 
     @property

@@ -59,7 +59,7 @@ class Trainer:
     ) -> None:
         self.schedule, self.run, self.settings = schedule, run, settings
         self.train, self.dev, self.ranker = data.train, data.dev, data.ranker
-        self.student = StudentInTraining(student, teacher, settings)
+        self.student = StudentInTraining(student, teacher, loss, settings)
         self.state = RunState(len(data.train))
         self.student_texts = self._student_texts()
         batches = BatchCutter(data.train, teacher, settings.limits, student.device)
@@ -76,7 +76,7 @@ class Trainer:
         self.resume()
         position = self.state.position
         if position.step == 0 and self.dev and self.student_texts and self.student_texts.follows_dev_loss:
-            self.state.dev_loss_known(dev_loss(self.student.gathered(), self.dev, self.settings.chunking.tokens))
+            self.state.dev_loss_known(dev_loss(self.student.gathered(), self.dev, self.student.chunk_tokens))
         self.log.open(position.step)
         with (
             self.stepper.interrupt,
@@ -152,7 +152,7 @@ class Trainer:
         if self.dev is None:
             return None
         where, step = f"stage {stage.index + 1}, epoch {epoch + 1}", self.state.position.step
-        scores = evaluate_dev(self.student.gathered(), self.dev, self.settings.chunking.tokens, where=where)
+        scores = evaluate_dev(self.student.gathered(), self.dev, self.student.chunk_tokens, where=where)
         self.state.dev_loss_known(scores["dev_cross_entropy"])  # after all answers, which a signal may interrupt
         say(
             f"stage {stage.index + 1} epoch {epoch + 1}  step {step}  "
