@@ -133,20 +133,17 @@ launch() {
         [[ "${DRY_RUN:-0}" == 1 ]] || die "no $name in this environment; run: bash install.sh"
     }
     place_ranks
-    if [[ "$name" == torchrun ]]; then
-        # In this process's place, so that a signal to the script reaches the ranks.
-        [[ "${DRY_RUN:-0}" == 1 ]] || exec "${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" "$program" "$@"
-        run "${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" "$program" "$@"
-        return
-    fi
+    local command=("${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}")
     # --log_level: the launcher's own talk, not the program's. At "error" it would print the whole command behind the
     # one line with which a program ends; what it fails at itself is an exception, which is shown either way.
-    local command=("${LAUNCHER_ENV[@]}" "$launcher" "${LAUNCHER_FLAGS[@]}" --master_port "$MASTER_PORT")
-    command+=(--no_local_rank --log_level critical "$program" "$@")
+    [[ "$name" == torchrun ]] || command+=(--master_port "$MASTER_PORT" --no_local_rank --log_level critical)
+    command+=("$program" "$@")
     if [[ "${DRY_RUN:-0}" == 1 ]]; then
         run "${command[@]}"
         return
     fi
+    # In this process's place, so that a signal to the script reaches the ranks.
+    [[ "$name" == deepspeed ]] || exec "${command[@]}"
     # From a hostfile DeepSpeed passes signals on by itself; else it would die of one and leave its ranks training,
     # while the process that it has started tells the ranks: they finish their step and save.
     local whom=children status=0

@@ -59,8 +59,7 @@ kd_train() {
         --kd-ratio 1.0 --temperature 1.0 "${settings[@]}"
 }
 
-# Four stages from easy to hard, while temperature and KD ratio rise. Types: tfkl (the default) trkl tjsd ttvd tsfkl
-# tsrkl.
+# Four stages from easy to hard, as temperature and KD ratio rise: tfkl (the default) trkl tjsd ttvd tsfkl tsrkl.
 pocl_train() {
     train "${PAIR[@]}" --output-dir "$RESULTS/pocl" --temperature 1 1.33 1.67 2 --kd-ratio 0.7 0.8 0.9 1.0 \
         "${POCL[@]}"

@@ -83,9 +83,7 @@ source scripts/common.sh
 command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
 export HF_HUB_OFFLINE=1
 NUM_GPUS=$RANKS
-if ((FRESH)); then
-    no_dry_run rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
-fi
+((FRESH == 0)) || no_dry_run rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
 if [[ -f data/dolly/raw.jsonl ]]; then
     SET=dolly NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 NUM_TRAIN="${NUM_TRAIN:-300}"
 else
