@@ -79,7 +79,7 @@ class DataOptions:
     """Which data sets."""
 
     _argument_group_name: ClassVar[str] = "data"
-    sets: list[str] = flag(f"which of {', '.join(SETS)}", list(SETS))
+    sets: list[str] = flag(f"which of {', '.join(SETS)}", list(SETS), known=SETS)
     data_root: str = flag("folder to put them into", "data")
 
 
@@ -88,9 +88,14 @@ class ModelsOptions:
     """Which models."""
 
     _argument_group_name: ClassVar[str] = "models"
-    names: list[str] = flag(f"which of {', '.join(MODELS)}", ["gpt2", "teacher-gpt2-1.5B"])
+    names: list[str] = flag(f"which of {', '.join(MODELS)}", ["gpt2", "teacher-gpt2-1.5B"], known=MODELS)
     checkpoints_root: str = flag("folder to put them into", "checkpoints")
     revision: str | None = flag("branch, tag, commit or refs/pr/N of the repository; with one of --names", None)
+
+    def check(self) -> None:
+        """Raise UserError for a revision of several repositories."""
+        if self.revision and len(self.names) != 1:
+            raise UserError(f"--revision belongs to one repository, --names has {len(self.names)}")
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,6 @@ def main() -> None:
 
 def fetch_data(what: DataOptions) -> None:
     """Bring data sets into --data-root."""
-    check_names("--sets", what.sets, SETS)
     root = Path(what.data_root)
     failures: dict[Path, tuple[str, str]] = {}
     for file in (file for name in what.sets for file in SETS[name]):
@@ -144,9 +148,6 @@ def fetch_data(what: DataOptions) -> None:
 
 def fetch_models(what: ModelsOptions) -> None:
     """Bring models into --checkpoints-root."""
-    check_names("--names", what.names, MODELS)
-    if what.revision and len(what.names) != 1:
-        raise UserError(f"--revision belongs to one repository, --names has {len(what.names)}")
     root = Path(what.checkpoints_root)
     failures: dict[Path, tuple[str, str]] = {}
     for model in (MODELS[name] for name in what.names):
@@ -170,13 +171,6 @@ def list_all(what: ListOptions) -> None:
     for name, model in MODELS.items():
         place = Path(what.checkpoints_root) / model.path
         say(f"{'there  ' if is_model(place) else 'missing'}  models  {name:17}  {place}  <- {model.repo}")
-
-
-def check_names(flag_name: str, names: Collection[str], known: Mapping[str, Any]) -> None:
-    """Raise UserError for a name that nothing is known of."""
-    for name in names:
-        if name not in known:
-            raise UserError(f"unknown {flag_name} {name!r}{closest(name, known)} (known: {', '.join(known)})")
 
 
 def raise_failures(failures: Mapping[Path, tuple[str, str]], needed: str) -> None:

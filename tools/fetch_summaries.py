@@ -18,7 +18,7 @@ import datasets
 from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main
 from pocl.common.console import say
-from pocl.common.errors import UserError, closest, first_line
+from pocl.common.errors import UserError, first_line
 from pocl.common.files import write_jsonl, write_text
 
 
@@ -57,25 +57,21 @@ class SummaryOptions:
     """Which set, and how much of it."""
 
     _argument_group_name: ClassVar[str] = "summaries"
-    set: str = flag(f"which of {', '.join(SETS)}")
+    set: str = flag(f"which of {', '.join(SETS)}", known=SETS)
     source: str | None = flag("folder with the splits as JSONL, CSV or Parquet [default: the hub]", None)
     data_root: str = flag("folder to put it into", "data")
-    num_train: int | None = flag("first N training records [records; default: all]", None)
-    num_dev: int = flag("first N validation records, which become the dev split [records]", 500)
-    num_test: int | None = flag("first N test records [records; default: all]", None)
-    max_words: int = flag("longer texts are cut behind this many words: a news article's first ones say most", 160)
+    num_train: int | None = flag("first N training records [records; default: all]", None, above=0)
+    num_dev: int = flag("first N validation records, which become the dev split [records]", 500, above=0)
+    num_test: int | None = flag("first N test records [records; default: all]", None, above=0)
+    max_words: int = flag(
+        "longer texts are cut behind this many words: a news article's first ones say most", 160, above=0
+    )
 
 
 def main() -> None:
     """Load, convert, write."""
     quiet_libraries()
     (what,) = parse([SummaryOptions], "Bring a summarisation set into the project's JSONL.")
-    if what.set not in SETS:
-        raise UserError(f"unknown --set {what.set!r}{closest(what.set, SETS)} (known: {', '.join(SETS)})")
-    for name in ("num_train", "num_dev", "num_test", "max_words"):
-        value = getattr(what, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
     source, folder = SETS[what.set], Path(what.data_root) / what.set
     splits = load_splits(source, what.source)
     parts = {

@@ -23,7 +23,7 @@ from pocl.cli.resolve import prompts_together
 from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import UserError
-from pocl.common.files import replace_folder, value_sha256, write_json
+from pocl.common.files import value_sha256, write_json
 from pocl.common.resumable_pass import ResumablePass
 from pocl.data.dataset import Split, load_split, read_manifest
 from pocl.generation.decoding import Generator, decode
@@ -32,6 +32,7 @@ from pocl.generation.vllm_backend import Backend, BackendSettings, open_generato
 from pocl.models.identity import check_positions, check_tokenizer, weights_fingerprint
 from pocl.models.loading import load_model, load_tokenizer
 from pocl.models.student import Student
+from tools.folders import check_place, written_whole
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,16 @@ class SeqKDOptions:
     data_dir: str = flag("processed folder whose training prompts are answered")
     output_dir: str = flag("processed folder to write")
     max_length: int = flag("prompt limit and longest answer together [tokens]", 512)
-    num_train: int | None = flag("answer the first N prompts only [examples; default: all]", None)
-    sampling_temperature: float = flag("temperature of the answers; 0 is greedy", 1.0)
-    top_p: float = flag("nucleus of the answers; 1 keeps all", 1.0)
-    top_k: int = flag("most likely tokens kept; 0 keeps all [tokens]", 0)
-    no_repeat_ngram: int = flag("ban a repeated n-gram; 0 turns it off [tokens]", 0)
-    seed: int = flag("seed of the sampling", 10)
+    num_train: int | None = flag("answer the first N prompts only [examples; default: all]", None, above=0)
+    sampling_temperature: float = flag("temperature of the answers; 0 is greedy", 1.0, at_least=0)
+    top_p: float = flag("nucleus of the answers; 1 keeps all", 1.0, above=0, at_most=1)
+    top_k: int = flag("most likely tokens kept; 0 keeps all [tokens]", 0, at_least=0)
+    no_repeat_ngram: int = flag("ban a repeated n-gram; 0 turns it off [tokens]", 0, at_least=0)
+    seed: int = flag("seed of the sampling", 10, at_least=0)
     eval_batch_size: int | None = flag(
         "prompts that are answered together on one rank [examples; default: up to 64, on a GPU up to 1024, by memory]",
         None,
+        above=0,
     )
     generation_backend: Backend = flag(
         "what answers: builtin, vllm, or auto: vllm on a GPU where it is installed and loads the model, else builtin",
@@ -64,9 +66,8 @@ def main() -> None:
     """Answer, put the answers in the place of the responses, write."""
     quiet_libraries()
     (what,) = parse([SeqKDOptions], "Make the data of SeqKD: the teacher's answers as targets.")
-    check(what)
     data_dir, output_dir = Path(what.data_dir), Path(what.output_dir)
-    check_place(data_dir, output_dir)
+    check_places(data_dir, output_dir)
     manifest = read_manifest(data_dir)
     if manifest["max_prompt_length"] >= what.max_length:
         raise UserError(f"--max-length {what.max_length} leaves no room behind {manifest['max_prompt_length']} tokens")
@@ -111,7 +112,7 @@ def is_there(output_dir: Path, key: Mapping[str, Any], what: SeqKDOptions) -> bo
     manifest = distributed.broadcast(read_manifest(output_dir) if path.is_file() else None)
     if manifest is None:
         return False
-    made = manifest["responses_of"]  # check_place has seen that it is there
+    made = manifest["responses_of"]  # check_places has seen that it is there
     before = spelled(made, manifest["max_prompt_length"])
     now = spelled(key, what.max_length - key["sampling"]["max_new_tokens"])
     changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
@@ -139,32 +140,15 @@ def spelled(key: Mapping[str, Any], max_prompt_length: int) -> dict[str, Any]:
     return {f"--{name.replace('_', '-')}": value for name, value in options.items()}
 
 
-def check(what: SeqKDOptions) -> None:
-    """Raise UserError for values outside their range."""
-    for name, value, lowest in (
-        ("eval-batch-size", 1 if what.eval_batch_size is None else what.eval_batch_size, 1),
-        ("top-k", what.top_k, 0),
-        ("no-repeat-ngram", what.no_repeat_ngram, 0),
-        ("seed", what.seed, 0),
-        ("num-train", 1 if what.num_train is None else what.num_train, 1),
-    ):
-        if value < lowest:
-            raise UserError(f"--{name} is {value}; it must be {lowest} or above")
-    if not what.sampling_temperature >= 0 or not 0 < what.top_p <= 1:
-        raise UserError("--sampling-temperature must be 0 or above, --top-p above 0 and at most 1")
-
-
-def check_place(data_dir: Path, output_dir: Path) -> None:
+def check_places(data_dir: Path, output_dir: Path) -> None:
     """Raise UserError where --output-dir is the folder of the prompts, or holds something else than answers."""
     if output_dir.resolve() == data_dir.resolve():
         raise UserError(
             f"--output-dir is --data-dir ({data_dir}), whose references would be lost; give another folder"
         )
-    if (output_dir / "manifest.json").is_file():
-        if "responses_of" not in read_manifest(output_dir):
-            raise UserError(f"{output_dir} holds data that no teacher answered; give another --output-dir")
-    elif output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise UserError(f"{output_dir} holds something else than processed data; give another --output-dir")
+    check_place(output_dir, "processed data", "manifest.json")
+    if (output_dir / "manifest.json").is_file() and "responses_of" not in read_manifest(output_dir):
+        raise UserError(f"{output_dir} holds data that no teacher answered; give another --output-dir")
 
 
 def answer_all(
@@ -208,9 +192,7 @@ def write(
         ids = list(answer["ids"]) + ([eos_id] if len(answer["ids"]) < longest else [])
         return {"response": answer["text"], "response_ids": ids, "num_response_tokens": len(ids)}
 
-    temporary = output_dir.with_name(output_dir.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with written_whole(output_dir) as temporary:
         # In memory: else the tables of both steps stay behind as cache-*.arrow in --data-dir.
         answered = train.table.map(replace_response, keep_in_memory=True).flatten_indices(keep_in_memory=True)
         answered.save_to_disk(str(temporary / "train"))
@@ -219,10 +201,6 @@ def write(
         changed = dict(manifest) | {"responses_of": dict(key), "fingerprint": value_sha256([manifest, key])}
         changed["examples"] = dict(manifest["examples"]) | {"train": len(train)}
         write_json(temporary / "manifest.json", changed)
-        replace_folder(temporary, output_dir)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"cannot write {output_dir}: {error.strerror or error}") from error
     shutil.rmtree(output_dir.with_name(output_dir.name + ".parts"), ignore_errors=True)
     lengths = [len(answer["ids"]) for answer in answers.values()]
     say(

@@ -4,7 +4,6 @@
         --output-dir checkpoints/smollm2/student
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,10 +16,10 @@ from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main
 from pocl.common.console import say
 from pocl.common.errors import UserError
-from pocl.common.files import replace_folder
 from pocl.models.identity import count_parameters
 from pocl.models.loading import load_model, load_tokenizer
 from pocl.models.tuning import layer_stack
+from tools.folders import check_place, written_whole
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,20 @@ class StudentOptions:
     model: str = flag("the larger model: a folder or hub name")
     output_dir: str = flag("folder to write; replaced if it holds a model")
     layers: list[int] | None = flag("layers to keep, counted from 0, in order", None)
-    num_layers: int | None = flag("or: how many layers to keep, the first quarter of them from the start", None)
+    num_layers: int | None = flag(
+        "or: how many layers to keep, the first quarter of them from the start", None, above=0
+    )
+
+    def check(self) -> None:
+        """Raise UserError where neither or both of --layers and --num-layers are given."""
+        if (self.layers is None) == (self.num_layers is None):
+            raise UserError("give either --layers (which ones) or --num-layers (how many)")
 
 
 def main() -> None:
     """Load, cut, save."""
     quiet_libraries()
     (what,) = parse([StudentOptions], "Build a student from some layers of a larger model.")
-    if (what.layers is None) == (what.num_layers is None):
-        raise UserError("give either --layers (which ones) or --num-layers (how many)")
-    if what.num_layers is not None and what.num_layers <= 0:
-        raise UserError(f"--num-layers is {what.num_layers}; it must be above 0")
     output_dir = Path(what.output_dir)
     check_output(output_dir, what.model)
     model, tokenizer = load_model(what.model), load_tokenizer(what.model)
@@ -50,11 +52,9 @@ def main() -> None:
     check_layers(layers, len(stack))
     before = count_parameters(model)
     keep_layers(model, layers)
-    temporary = output_dir.with_name(output_dir.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    replace_folder(temporary, output_dir)
+    with written_whole(output_dir) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     say(
         f"{output_dir}: layers {' '.join(map(str, layers))} of {len(stack)}, "
         f"{numerize(count_parameters(model))} of {numerize(before)} parameters"
@@ -65,10 +65,7 @@ def check_output(output_dir: Path, model: str) -> None:
     """Raise UserError where the folder holds what must not be replaced: the larger model, a run, anything else."""
     if output_dir.resolve() == Path(model).resolve():
         raise UserError(f"--output-dir {output_dir} is the larger model itself; give another --output-dir")
-    # A run's folder has a config.json too.
-    is_model = (output_dir / "config.json").is_file() and any(output_dir.glob("*.safetensors"))
-    if output_dir.exists() and not is_model and any(output_dir.iterdir()):
-        raise UserError(f"{output_dir} holds something else than a model; give another --output-dir")
+    check_place(output_dir, "a model", "config.json", "*.safetensors")  # a run's folder has the first of them too
 
 
 def default_layers(total: int, num_layers: int) -> list[int]:

@@ -4,7 +4,7 @@ python tools/make_tables.py --results results/gpt2 --published gpt2 --output tab
 python tools/make_tables.py --rows "SFT=results/gpt2/sft/sft/seed10" "POCL=results/gpt2/pocl/tfkl/seed10"
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,13 +12,17 @@ from typing import ClassVar
 from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main
 from pocl.common.console import say, show_table
-from pocl.common.errors import UserError, closest
+from pocl.common.errors import UserError
 from pocl.common.files import write_text
 from pocl.evaluation.metrics import METRICS, SHOWN
-from tools.reporting.tables import comma_separated, latex, make_tables, markdown, notes, text_rows
+from tools.reporting.tables import Table, comma_separated, latex, make_tables, markdown, notes, text_rows
 from tools.rows import TABLES, TEACHER, table_baselines, table_rows
 
-WRITERS = (".md", ".csv", ".tex")
+WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
+    ".md": lambda tables: "\n".join(map(markdown, tables)),
+    ".csv": comma_separated,
+    ".tex": lambda tables: "\n".join(map(latex, tables)),
+}
 
 
 @dataclass(frozen=True)
@@ -28,39 +32,37 @@ class TableOptions:
     _argument_group_name: ClassVar[str] = "table"
     rows: list[str] | None = flag("NAME=FOLDER, one a row: a run folder, or a folder that evaluate.py wrote", None)
     results: str | None = flag("results folder of a family: the rows of --table that are evaluated there", None)
-    table: str = flag(f"which rows to look for in --results: {', '.join(TABLES)}", "main")
+    table: str = flag(f"which rows to look for in --results: {', '.join(TABLES)}", "main", known=TABLES)
     seed: int = flag("seed of the runs in --results", 10)
     matched: bool = flag("take the KD series that was trained with MATCHED=1", False)
     published: str | None = flag("put the paper's figures for this family beside the cells (gpt2)", None)
-    metrics: list[str] = flag(f"one table a metric, of {', '.join(METRICS)}", list(SHOWN))
+    metrics: list[str] = flag(f"one table a metric, of {', '.join(METRICS)}", list(SHOWN), known=METRICS)
     output: list[str] | None = flag("files to write: .md, .csv or .tex", None)
     title: str = flag("title of the table", "results")
+
+    def check(self) -> None:
+        """Raise UserError for --output of no known format, and for neither or both of --rows and --results."""
+        for name in self.output or ():
+            if Path(name).suffix not in WRITERS:
+                raise UserError(f"--output {name!r}: its ending says the format, one of {', '.join(WRITERS)}")
+        if (self.rows is None) == (self.results is None):
+            raise UserError("give either --rows NAME=FOLDER ... or --results FOLDER")
 
 
 def main() -> None:
     """Read, print, write."""
     quiet_libraries()
     (what,) = parse([TableOptions], "Print the results of several runs as one table.")
-    for name in what.output or ():
-        if Path(name).suffix not in WRITERS:
-            raise UserError(f"--output {name!r}: its ending says the format, one of {', '.join(WRITERS)}")
-    for name in what.metrics:
-        if name not in METRICS:
-            raise UserError(f"unknown --metrics {name!r}{closest(name, METRICS)} (known: {', '.join(METRICS)})")
-    files = [Path(name) for name in what.output or ()]
-    rows = chosen_rows(what)
-    # Names that were given have no table to say their baselines.
-    baselines = table_baselines(what.table) if what.results is not None else None
-    write_tables(rows, files, what.title, metrics=what.metrics, published=what.published, baselines=baselines)
-
-
-def chosen_rows(what: TableOptions) -> dict[str, Path]:
-    """Row -> folder.  Raises UserError where neither or both of --rows and --results are given."""
-    if (what.rows is None) == (what.results is None):
-        raise UserError("give either --rows NAME=FOLDER ... or --results FOLDER")
     if what.results is not None:
-        return evaluated_rows(Path(what.results), what.table, what.seed, matched=what.matched)
-    return dict(named_folders(what.rows or ()))
+        rows = evaluated_rows(Path(what.results), what.table, what.seed, matched=what.matched)
+        baselines = table_baselines(what.table)
+    else:
+        rows, baselines = dict(named_folders(what.rows or ())), None  # no table says the baselines of given names
+    tables = make_tables(rows, what.metrics, published=what.published, baselines=baselines)
+    show_tables(tables, what.title)
+    for name in what.output or ():
+        write_tables(tables, Path(name))
+        say(f"written to {name}")
 
 
 def named_folders(rows: Sequence[str]) -> list[tuple[str, Path]]:
@@ -76,8 +78,6 @@ def named_folders(rows: Sequence[str]) -> list[tuple[str, Path]]:
 
 def evaluated_rows(results: Path, table: str, seed: int, *, matched: bool) -> dict[str, Path]:
     """The rows of a table that have an evaluation in a family's results.  Raises UserError where there is none."""
-    if table not in TABLES:
-        raise UserError(f"unknown --table {table!r}{closest(table, TABLES)} (known: {', '.join(TABLES)})")
     rows = {row.name: results / row.run / f"seed{seed}" for row in table_rows(table, matched=matched)}
     if (results / "teacher-evaluation").is_dir():  # of a teacher that was not trained here
         rows = {name: results / "teacher-evaluation" if name == TEACHER.name else path for name, path in rows.items()}
@@ -91,33 +91,18 @@ def evaluated_rows(results: Path, table: str, seed: int, *, matched: bool) -> di
     return found
 
 
-def write_tables(
-    rows: Mapping[str, Path],
-    output: Sequence[Path],
-    title: str,
-    *,
-    metrics: Sequence[str] = SHOWN,
-    published: str | None = None,
-    baselines: Mapping[str, str] | None = None,
-) -> None:
-    """Print one table a metric, and write them to files by their endings.
-
-    ``published`` and ``baselines`` are those of ``tools.reporting.tables.make_tables``.
-    """
-    tables = make_tables(rows, metrics, published=published, baselines=baselines)
+def show_tables(tables: Sequence[Table], title: str) -> None:
+    """Print tables, one a metric, and below them what there is to note."""
     for table in tables:
         columns, body = text_rows(table)
         show_table(f"{METRICS[table.metric].name}: {title}", columns, body, in_blocks=True)
     for line in dict.fromkeys(note for table in tables for note in notes(table)):
         say(line)
-    texts = {
-        ".md": lambda: "\n".join(map(markdown, tables)),
-        ".csv": lambda: comma_separated(tables),
-        ".tex": lambda: "\n".join(map(latex, tables)),
-    }
-    for path in output:
-        write_text(path, texts[path.suffix]())
-        say(f"written to {path}")
+
+
+def write_tables(tables: Sequence[Table], path: Path) -> None:
+    """Write tables to a file, in the format that its ending says."""
+    write_text(path, WRITERS[path.suffix](tables))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The first --num-dev records are the dev split, the others the training split. Th
 """
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main
 from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
-from pocl.common.files import ROOT, file_sha256, replace_folder, value_sha256, write_json
+from pocl.common.files import ROOT, file_sha256, value_sha256, write_json
 from pocl.data.dataset import FORMAT_VERSION, read_manifest
 from pocl.data.prompts import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT, make_prompt, tokenise
 from pocl.data.sources import read_instructions
@@ -27,6 +26,7 @@ from pocl.evaluation.sets import SET_FOLDERS, load_set
 from pocl.models.identity import tokenizer_fingerprint
 from pocl.models.loading import load_tokenizer
 from tools import fetch, fetch_summaries
+from tools.folders import check_place, written_whole
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class ProcessOptions:
     raw: str = flag("JSONL with instruction, input and output")
     tokenizer: str = flag("tokenizer folder or hub name: the student's")
     output_dir: str = flag("processed folder to write")
-    num_dev: int = flag("first records of the file that become the dev split [records]", 1000)
-    max_prompt_length: int = flag("drop records with a longer prompt [tokens]", 256)
-    num_workers: int | None = flag("processes that tokenise [processes; default: one a core]", None)
+    num_dev: int = flag("first records of the file that become the dev split [records]", 1000, at_least=0)
+    max_prompt_length: int = flag("drop records with a longer prompt [tokens]", 256, above=0)
+    num_workers: int | None = flag("processes that tokenise [processes; default: one a core]", None, above=0)
     data_root: str = flag("folder of the evaluation sets that the contamination report compares with", "data")
 
 
@@ -48,7 +48,9 @@ def main() -> None:
     quiet_libraries()
     (what,) = parse([ProcessOptions], "Process an instruction set for training.")
     raw, output_dir = Path(what.raw), Path(what.output_dir)
-    check(what)
+    if not raw.exists():
+        raise UserError(f"{raw} does not exist; {how_to_bring(raw)}")
+    check_place(output_dir, "processed data", "manifest.json")
     records = read_instructions(raw)
     if len(records) <= what.num_dev:
         raise UserError(
@@ -72,15 +74,6 @@ def main() -> None:
     summarise(splits, manifest, contamination, output_dir)
 
 
-def check(what: ProcessOptions) -> None:
-    """Raise UserError for values outside their range, for a missing raw file and for a folder of something else."""
-    if what.num_dev < 0 or what.max_prompt_length <= 0 or (what.num_workers is not None and what.num_workers <= 0):
-        raise UserError("--num-dev must be 0 or above, --max-prompt-length and --num-workers above 0")
-    if not Path(what.raw).exists():
-        raise UserError(f"{what.raw} does not exist; {how_to_bring(Path(what.raw))}")
-    check_place(Path(what.output_dir))
-
-
 def how_to_bring(raw: Path) -> str:
     """What brings a raw.jsonl that is not there."""
     name, root = raw.parent.name, raw.parent.parent
@@ -92,14 +85,6 @@ def how_to_bring(raw: Path) -> str:
         return "data/README.md says what a line of it holds"
     where = "" if root.resolve() == ROOT / "data" else f" --data-root {root}"
     return f"bring it: python tools/{commands[name]}{where}"
-
-
-def check_place(output_dir: Path) -> None:
-    """Raise UserError where something else than processed data lies at --output-dir."""
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output-dir {output_dir} is a file; give a folder")
-    if output_dir.is_dir() and not (output_dir / "manifest.json").is_file() and any(output_dir.iterdir()):
-        raise UserError(f"{output_dir} holds something else than processed data; give another --output-dir")
 
 
 def tokenised(records: Sequence[Mapping[str, Any]], tokenizer: Any, num_workers: int) -> datasets.Dataset:
@@ -185,10 +170,8 @@ def write_folder(
     output_dir: Path, splits: Mapping[str, datasets.Dataset], manifest: Mapping[str, Any], contamination: Any
 ) -> None:
     """Write the processed folder whole or not at all; teachers' caches of the same texts stay in it."""
-    check_place(output_dir)
-    temporary = output_dir.with_name(output_dir.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    check_place(output_dir, "processed data", "manifest.json")
+    with written_whole(output_dir) as temporary:
         for name, split in splits.items():
             # An empty split is written without a file unless one is asked for, and cannot be read then.
             split.flatten_indices().save_to_disk(str(temporary / name), num_shards=None if len(split) else 1)
@@ -197,10 +180,6 @@ def write_folder(
         caches = output_dir / "teacher-cache"
         if caches.is_dir() and read_manifest(output_dir)["fingerprint"] == manifest["fingerprint"]:
             caches.rename(temporary / caches.name)  # they are of the same texts, and may be in use
-        replace_folder(temporary, output_dir)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"cannot write {output_dir}: {error.strerror or error}") from error
 
 
 def summarise(

@@ -34,7 +34,7 @@ class ReportOptions:
     run: str | None = flag("run folder: a report of this run", None)
     results: str | None = flag("results folder of a family: a report of the rows of --table evaluated there", None)
     rows: list[str] | None = flag("NAME=FOLDER, one a row: a run folder, or a folder that evaluate.py wrote", None)
-    table: str = flag(f"which rows to look for in --results: {', '.join(TABLES)}", "main")
+    table: str = flag(f"which rows to look for in --results: {', '.join(TABLES)}", "main", known=TABLES)
     seed: int = flag("seed of the runs in --results", 10)
     matched: bool = flag("take the KD series that was trained with MATCHED=1", False)
     published: str | None = flag("put the paper's figures for this family beside the cells (gpt2)", None)

@@ -25,7 +25,7 @@ from pocl.common.files import read_json, write_json
 from tools.reproducing.needs import what_is_missing
 from tools.reproducing.results import write_table
 from tools.reproducing.steps import ReproduceOptions, Reproduction, Step
-from tools.rows import SCALES, TABLES, Row, table_rows
+from tools.rows import SCALES, Row, table_rows
 
 OF_ROWS = ("MATCHED", "ROW")  # variables that a row sets where it wants them
 
@@ -177,12 +177,6 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str
 
 def choose_rows(what: ReproduceOptions) -> list[Row]:
     """The rows that were asked for, in the table's order.  Raises UserError for names that are none."""
-    if what.table not in TABLES:
-        raise UserError(f"unknown --table {what.table!r}{closest(what.table, TABLES)} (known: {', '.join(TABLES)})")
-    if what.scale not in SCALES:
-        raise UserError(f"unknown --scale {what.scale!r}{closest(what.scale, SCALES)} (known: {', '.join(SCALES)})")
-    if what.jobs < 1:
-        raise UserError(f"--jobs is {what.jobs}; it must be above 0")
     rows = table_rows(what.table, matched=what.matched)
     names = [row.name for row in rows]
     for name in what.rows or ():

@@ -7,7 +7,6 @@ The package (Apache-2.0) holds the model as 4-bit GGUF; the saved weights are th
 """
 
 import importlib.util
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,8 +19,8 @@ from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main
 from pocl.common.console import say
 from pocl.common.errors import UserError
-from pocl.common.files import replace_folder
 from pocl.models.identity import count_parameters
+from tools.folders import written_whole
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,9 @@ def main() -> None:
     shape = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     model = LlamaForCausalLM(LlamaConfig(**shape))
     model.load_state_dict(loaded.state_dict())
-    temporary = output_dir.with_name(output_dir.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    replace_folder(temporary, output_dir)
+    with written_whole(output_dir) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     say(f"{output_dir}: SmolLM2-135M-Instruct, {numerize(count_parameters(model))} parameters")
 
 

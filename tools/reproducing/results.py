@@ -7,20 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pocl.common.console import say, show_table
+from pocl.common.console import say
 from pocl.common.errors import UserError
-from pocl.common.files import ROOT, write_text
-from pocl.evaluation.metrics import METRICS, SHOWN
-from tools.reporting.tables import (
-    Table,
-    comma_separated,
-    latex,
-    make_tables,
-    markdown,
-    notes,
-    published_families,
-    text_rows,
-)
+from pocl.common.files import ROOT
+from pocl.evaluation.metrics import SHOWN
+from tools.make_tables import WRITERS, show_tables, write_tables
+from tools.reporting.tables import Table, make_tables, published_families
 from tools.reproducing.steps import ReproduceOptions, Reproduction
 from tools.rows import SCALES, Row, table_baselines, table_rows
 
@@ -30,16 +22,11 @@ def write_table(work: Reproduction, made: Sequence[Row]) -> None:
     rows, tables = whole_table(work, made)
     names = {row.name for row in made}
     shown = [replace(table, rows=[row for row in table.rows if row.name in names]) for table in tables]
-    for table in shown:
-        columns, body = text_rows(table)
-        show_table(f"{METRICS[table.metric].name}: {work.what.table} table", columns, body, in_blocks=True)
-    for line in dict.fromkeys(note for table in shown for note in notes(table)):
-        say(line)
+    show_tables(shown, f"{work.what.table} table")
     earlier = f", with {len(rows) - len(names)} earlier row(s)" if len(rows) > len(names) else ""
-    texts = {".md": "\n".join(map(markdown, tables)), ".csv": comma_separated(tables)}
-    for ending, text in (texts | {".tex": "\n".join(map(latex, tables))}).items():
+    for ending in WRITERS:
         path = work.results / f"table-{work.what.table}{ending}"
-        write_text(path, text)
+        write_tables(tables, path)
         say(f"written to {path}{earlier}")
 
 

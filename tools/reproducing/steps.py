@@ -27,9 +27,11 @@ class ReproduceOptions:
     student: str | None = flag("the student that the scripts take, to see whether it is there", None)
     teacher_base: str | None = flag("what the scripts fine-tune into the teacher, likewise", None)
     data: str = flag("name of the data: a folder of BASE_PATH/data with a raw.jsonl", "dolly")
-    table: str = flag(f"which table: {', '.join(TABLES)}", "main")
+    table: str = flag(f"which table: {', '.join(TABLES)}", "main", known=TABLES)
     scale: str = flag(
-        "full; hour: all rows on less data, for one GPU; tiny: a few rows on the quickstart's pair, for a CPU", "full"
+        "full; hour: all rows on less data, for one GPU; tiny: a few rows on the quickstart's pair, for a CPU",
+        "full",
+        known=SCALES,
     )
     rows: list[str] | None = flag("these rows only [default: all of the table, or of the scale]", None)
     sets: list[str] | None = flag(
@@ -39,7 +41,7 @@ class ReproduceOptions:
     train_seed: int = flag("seed of every training run", 10)
     matched: bool = flag("the KD series with POCL's batch, learning rate and number of updates", False)
     plan: bool = flag("print every command with the time that it is likely to take, and run none", False)
-    jobs: int = flag("rows at a time, each on a GPU of its own; 1: one after the other on all GPUs [rows]", 1)
+    jobs: int = flag("rows at a time, each on a GPU of its own; 1: one after the other on all GPUs [rows]", 1, above=0)
 
 
 @dataclass(frozen=True)
