@@ -17,7 +17,9 @@ from pocl.data.dataset import Split, load_split, read_manifest
 from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits
 from pocl.difficulty.measuring import ScoringSettings
 from pocl.difficulty.ranker import Ranker
+from pocl.difficulty.ranking import columns_of
 from pocl.evaluation.sets import DevSet, Example
+from pocl.evaluation.words import check_readable
 from pocl.generation.sampling import Sampling
 from pocl.losses import DistillationLoss
 from pocl.losses.fused import why_not_fused
@@ -55,6 +57,9 @@ def load_data(config: TrainConfig) -> tuple[Split, Split]:
         raise UserError(
             f"{data_dir} holds no dev examples, but --advance converged and --on-policy adaptive need them"
         )
+    ranks_by_rouge = needs_ranking(config) and "rouge_l" in columns_of(config.curriculum.difficulty)
+    for split, name in ((dev, "dev"), *(((train, "train"),) if ranks_by_rouge else ())):
+        check_readable(split.column("response"), config.generation.rouge_tokenizer, str(data_dir / name))
     return train, dev
 
 
@@ -73,7 +78,8 @@ def make_dev_set(config: TrainConfig, dev: Split) -> DevSet | None:
     )
     rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
     examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
-    return DevSet(examples, dev.column("prompt_ids"), sampling, config.sizes.eval_batch_size, dev)
+    words, batch_size = generation.rouge_tokenizer, config.sizes.eval_batch_size
+    return DevSet(examples, dev.column("prompt_ids"), sampling, batch_size, dev, words)
 
 
 def answer_length(config: TrainConfig) -> int:
@@ -138,6 +144,7 @@ def make_ranker(config: TrainConfig, run: RunFolder, train: Split, teacher: Teac
         batch_size=config.sizes.eval_batch_size,
         chunk_tokens=config.sizes.chunk_tokens,
         backend=config.generation.generation_backend,
+        rouge_tokenizer=config.generation.rouge_tokenizer,
     )
     return Ranker(
         run.path,

@@ -11,6 +11,7 @@ from pocl.common.console import say
 from pocl.common.files import value_sha256
 from pocl.evaluation.answers import Record, evaluate
 from pocl.evaluation.sets import Example, TestSet, tokenise_prompts
+from pocl.evaluation.words import RougeTokenizer
 from pocl.generation.decoding import Generator
 from pocl.generation.sampling import Sampling
 
@@ -23,6 +24,7 @@ class EvalProtocol:
     sampling: Sampling
     seeds: tuple[int, ...]
     title: str = ""  # behind the set and the seed, where progress is shown
+    rouge_tokenizer: RougeTokenizer = "rouge"
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class Answerer:
             test_set.prompts,
             sampling=replace(protocol.sampling, seed=seed),
             title=f"{test_set.name}, seed {seed}{protocol.title}",
+            rouge_tokenizer=protocol.rouge_tokenizer,
         )
 
     def origin(self, test_set: TestSet, protocol: EvalProtocol) -> dict[str, Any]:
         """What answers come from, beside the seed: where two are equal but for what was asked, so are the answers."""
         sampling = {key: value for key, value in asdict(protocol.sampling).items() if key != "seed"}
         limits = {"generator": self.generator.name, "max_prompt_length": self.asked["max_prompt_length"]}
+        limits["rouge_tokenizer"] = protocol.rouge_tokenizer
         return {
             "examples": len(test_set.examples),
             "cut_prompts": test_set.num_cut,
