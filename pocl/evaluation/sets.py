@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from pocl.common.errors import UserError, closest
 from pocl.common.files import read_jsonl
 from pocl.data.dataset import Split
-from pocl.data.prompts import make_prompt
+from pocl.data.prompts import encode_text, make_prompt
 from pocl.evaluation.words import RougeTokenizer, check_readable
 from pocl.generation.sampling import Sampling
 
@@ -102,5 +102,5 @@ def tokenise_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_prompt_length: int
 ) -> tuple[list[list[int]], int]:
     """(token ids of each prompt, how many were left-truncated to the limit); the end holds the answer's mark."""
-    prompts = [tokenizer.encode(example.prompt, add_special_tokens=False) for example in examples]
+    prompts = [encode_text(tokenizer, example.prompt) for example in examples]
     return [prompt[-max_prompt_length:] for prompt in prompts], sum(len(p) > max_prompt_length for p in prompts)
