@@ -14,6 +14,7 @@ from pocl.evaluation.sets import Example, TestSet, tokenise_prompts
 from pocl.evaluation.words import RougeTokenizer
 from pocl.generation.decoding import Generator
 from pocl.generation.sampling import Sampling
+from pocl.models.identity import check_ids
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Answerer:
     def read(self, name: str, examples: Sequence[Example]) -> TestSet:
         """A set with its prompts as tokens; says how many are cut."""
         prompts, num_cut = tokenise_prompts(self.tokenizer, examples, self.asked["max_prompt_length"])
+        check_ids(max(map(max, prompts), default=0), f"a prompt of {name}", self.asked["model"])
         if num_cut:
             say(f"{name}: {num_cut} of {len(prompts)} prompts lost their beginning to `max_prompt_length`")
         return TestSet(name, examples, prompts, num_cut)
