@@ -41,23 +41,24 @@ def main() -> None:
     process.quiet_libraries()
     options, generation = parse([EvaluateOptions, GenerationOptions], "Evaluate a checkpoint on instruction sets.")
     if options.answers:
-        summary = score_file(Path(options.answers), options)
+        summary = score_file(Path(options.answers), options, generation)
     else:
         summary = score_checkpoint(options.model, options, generation)
     show_evaluation(summary, options.answers or options.model)
 
 
-def score_file(path: Path, options: EvaluateOptions) -> dict[str, Any]:
+def score_file(path: Path, options: EvaluateOptions, generation: GenerationOptions) -> dict[str, Any]:
     """Score a file of answers, one record with a ``text`` a prompt, in the order of the set."""
-    (name,) = options.sets
-    examples, records = load_set(Path(options.data_root), name, options.num_examples), read_jsonl(path)
+    (name,), words = options.sets, generation.rouge_tokenizer
+    examples = load_set(Path(options.data_root), name, options.num_examples, rouge_tokenizer=words)
+    records = read_jsonl(path)
     for number, record in enumerate(records, start=1):
         if not isinstance(record.get("text"), str):
             raise UserError(f"{path}:{number}: no string under 'text'; each line wants one answer")
     place = Path(options.output_dir) / name if options.output_dir else None
     if place and (seed_files(place) or (place / ORIGIN).is_file()):
         raise UserError(f"{place} holds the answers of a model; give another --output-dir, or delete {place}")
-    scored = score_answers(examples, [record["text"] for record in records])
+    scored = score_answers(examples, [record["text"] for record in records], words)
     scores = summarise({0: mean_scores(scored)})
     if place:
         write_jsonl(place / GIVEN, scored)
@@ -67,7 +68,8 @@ def score_file(path: Path, options: EvaluateOptions) -> dict[str, Any]:
 
 def score_checkpoint(path: str, options: EvaluateOptions, generation: GenerationOptions) -> dict[str, Any]:
     """Answer and score every set under every protocol and seed -> the scores by set."""
-    sets = {name: load_set(Path(options.data_root), name, options.num_examples) for name in options.sets}
+    root, words = Path(options.data_root), generation.rouge_tokenizer
+    sets = {name: load_set(root, name, options.num_examples, rouge_tokenizer=words) for name in options.sets}
     protocols = protocols_of(options, generation)
     known = trained_prompts(Path(options.train_data)) if options.train_data else None
     with open_answerer(path, options, generation) as answerer:
@@ -119,7 +121,9 @@ def protocols_of(options: EvaluateOptions, generation: GenerationOptions) -> lis
     folder, seeds = options.results_folder(), tuple(dict.fromkeys(options.seeds))
     sampling = generation.sampling(options.max_length - options.max_prompt_length)
     clean = Sampling(sampling.max_new_tokens, temperature=0.0, no_repeat_ngram=0)
-    both = [EvalProtocol(folder, sampling, seeds), EvalProtocol(folder / "clean", clean, seeds[:1], ", clean")]
+    words = generation.rouge_tokenizer
+    both = [EvalProtocol(folder, sampling, seeds, "", words)]
+    both.append(EvalProtocol(folder / "clean", clean, seeds[:1], ", clean", words))
     return both if options.clean else both[:1]
 
 

@@ -24,7 +24,7 @@ from pocl.data.dataset import Split
 from pocl.data.micro_batches import check_shares
 from pocl.difficulty.diagnostics import write_diagnostics
 from pocl.difficulty.ranker import FIRST
-from pocl.models.identity import check_tokenizer
+from pocl.models.identity import check_tokenizer, vocabulary_size
 from pocl.models.loading import load_tokenizer
 from pocl.models.student import Student
 from pocl.models.teacher import Teacher
@@ -42,7 +42,7 @@ def main() -> None:
     process.seed_everything(config.optimiser.seed)
     tokenizer = load_tokenizer(config.models.model)
     run = run_folder(config, device)
-    config = with_sizes(config, len(tokenizer), device, begun=run.begun_with())
+    config = with_sizes(config, vocabulary_size(tokenizer), device, begun=run.begun_with())
     # Before anything is loaded.
     run.check_options(run_options(config), distributed.world_size(), weights_only=config.run.resume_weights)
     check_tokenizer(Path(config.data.data_dir), tokenizer, config.models.model)

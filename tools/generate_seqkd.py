@@ -29,7 +29,7 @@ from pocl.data.dataset import Split, load_split, read_manifest
 from pocl.generation.decoding import Generator, decode
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import Backend, BackendSettings, open_generator
-from pocl.models.identity import check_positions, check_tokenizer, weights_fingerprint
+from pocl.models.identity import check_ids, check_positions, data_tokenizer, weights_fingerprint
 from pocl.models.loading import load_model, load_tokenizer
 from pocl.models.student import Student
 from tools.folders import check_place, written_whole
@@ -72,10 +72,10 @@ def main() -> None:
     if manifest["max_prompt_length"] >= what.max_length:
         raise UserError(f"--max-length {what.max_length} leaves no room behind {manifest['max_prompt_length']} tokens")
     device = process.start()
-    tokenizer = load_tokenizer(what.model)
-    check_tokenizer(data_dir, tokenizer, what.model)
+    tokenizer, end_id = load_tokenizer(what.model), data_tokenizer(data_dir, what.model).eos_token_id
     train = load_split(data_dir, "train", max_length=what.max_length, num_examples=what.num_train)
     check_positions(what.model, what.max_length)
+    check_ids(train.highest_id, str(data_dir), what.model)
     model = load_model(what.model, what.dtype)
     sampling = sampling_of(what, manifest["max_prompt_length"])
     key = {"teacher": weights_fingerprint(model), "data": manifest["fingerprint"], "dtype": what.dtype}
@@ -90,7 +90,7 @@ def main() -> None:
         parts_dir = output_dir.with_name(output_dir.name + ".parts")
         answers = answer_all(generator, tokenizer, train, sampling, parts_dir, key)
     if distributed.is_main():
-        write(output_dir, data_dir, manifest, train, answers, key, tokenizer.eos_token_id)
+        write(output_dir, data_dir, manifest, train, answers, key, end_id)
     distributed.barrier()
 
 

@@ -20,7 +20,14 @@ from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
 from pocl.common.files import ROOT, file_sha256, value_sha256, write_json
 from pocl.data.dataset import FORMAT_VERSION, read_manifest
-from pocl.data.prompts import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT, make_prompt, tokenise
+from pocl.data.prompts import (
+    PROMPT_WITH_INPUT,
+    PROMPT_WITHOUT_INPUT,
+    encode_text,
+    make_prompt,
+    special_names,
+    tokenise_exactly,
+)
 from pocl.data.sources import read_instructions
 from pocl.evaluation.sets import SET_FOLDERS, load_set
 from pocl.models.identity import tokenizer_fingerprint
@@ -43,6 +50,15 @@ class ProcessOptions:
     data_root: str = flag("folder of the evaluation sets that the contamination report compares with", "data")
 
 
+# What may be done to the texts of a record, as manifest.json counts it and as it is said.
+CHANGES = {
+    "special_names": "hold the name of a special token, which stays text",
+    "encoded_apart": "have a response whose first letters would have been one token with the end of the prompt: it is "
+    "encoded apart, behind the prompt's own tokens",
+    "not_reproduced": "have texts that their tokens do not say in full: the tokenizer leaves out or replaces letters",
+}
+
+
 def main() -> None:
     """Read, tokenise, split, write, report."""
     quiet_libraries()
@@ -60,7 +76,11 @@ def main() -> None:
     tokenizer = load_tokenizer(what.tokenizer)
     if getattr(tokenizer, "chat_template", None):
         say(f"{what.tokenizer} has a chat template, which is not used: prompts are in the paper's form, Alpaca's")
-    table = tokenised(records, tokenizer, what.num_workers or os.cpu_count() or 1)
+    plain = encode_text(tokenizer, "a")
+    around = tokenizer.convert_ids_to_tokens([token for token in tokenizer.encode("a") if token not in plain])
+    if around:
+        say(f"{what.tokenizer} puts {' and '.join(around)} around a text, which is left out: prompts have none")
+    table, changed = tokenised(records, tokenizer, what.num_workers or os.cpu_count() or 1)
     fits = [i for i, length in enumerate(table["num_prompt_tokens"]) if length <= what.max_prompt_length]
     splits = {
         "dev": table.select([i for i in fits if i < what.num_dev]),
@@ -69,7 +89,7 @@ def main() -> None:
     if not len(splits["train"]):
         raise UserError(f"no record of {raw} has a prompt of at most {what.max_prompt_length} tokens")
     contamination = contamination_report(splits, Path(what.data_root))
-    manifest = make_manifest(what, tokenizer, splits, num_dropped=len(table) - len(fits))
+    manifest = make_manifest(what, tokenizer, splits, num_dropped=len(table) - len(fits), changed=changed)
     write_folder(output_dir, splits, manifest, contamination)
     summarise(splits, manifest, contamination, output_dir)
 
@@ -87,16 +107,28 @@ def how_to_bring(raw: Path) -> str:
     return f"bring it: python tools/{commands[name]}{where}"
 
 
-def tokenised(records: Sequence[Mapping[str, Any]], tokenizer: Any, num_workers: int) -> datasets.Dataset:
-    """All records in order: id, prompt and response as text and as tokens, and their lengths."""
+def tokenised(
+    records: Sequence[Mapping[str, Any]], tokenizer: Any, num_workers: int
+) -> tuple[datasets.Dataset, dict[str, int]]:
+    """All records in order: id, prompt and response as text and as tokens, and their lengths.
 
-    def tokenise_row(row: Mapping[str, str]) -> dict[str, Any]:
-        prompt_ids, response_ids = tokenise(tokenizer, row["prompt"], row["response"])
+    With it, in how many of them something was done to a text (``CHANGES``).
+    """
+    names = special_names(tokenizer)
+
+    def tokenise_row(row: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            tokens = tokenise_exactly(tokenizer, row["prompt"], row["response"])
+        except UserError as error:
+            raise UserError(f"record {row['id'] + 1}: {error}") from error
         return {
-            "prompt_ids": prompt_ids,
-            "response_ids": response_ids,
-            "num_prompt_tokens": len(prompt_ids),
-            "num_response_tokens": len(response_ids),
+            "prompt_ids": tokens.prompt,
+            "response_ids": tokens.response,
+            "num_prompt_tokens": len(tokens.prompt),
+            "num_response_tokens": len(tokens.response),
+            "special_names": any(name in row["prompt"] or name in row["response"] for name in names),
+            "encoded_apart": tokens.apart,
+            "not_reproduced": not tokens.exact,
         }
 
     table = datasets.Dataset.from_dict(
@@ -113,11 +145,16 @@ def tokenised(records: Sequence[Mapping[str, Any]], tokenizer: Any, num_workers:
     datasets.enable_progress_bars()  # the one of them that takes a while
     table = table.map(tokenise_row, num_proc=workers if workers > 1 else None, desc="tokenising")
     datasets.disable_progress_bars()
-    return table
+    return table.remove_columns(list(CHANGES)), {name: sum(table[name]) for name in CHANGES}
 
 
 def make_manifest(
-    what: ProcessOptions, tokenizer: Any, splits: Mapping[str, datasets.Dataset], *, num_dropped: int
+    what: ProcessOptions,
+    tokenizer: Any,
+    splits: Mapping[str, datasets.Dataset],
+    *,
+    num_dropped: int,
+    changed: Mapping[str, int],
 ) -> dict[str, Any]:
     """What manifest.json says: how the folder was made, what it holds, and its fingerprint."""
     manifest = {
@@ -132,9 +169,12 @@ def make_manifest(
         "examples": {name: len(split) for name, split in splits.items()},
         "dropped_long_prompts": num_dropped,
     }
-    # The same texts and tokens, wherever they came from, are the same data.
+    # The same texts and tokens, wherever they came from, are the same data; those that an earlier version of this
+    # tool made of the same texts are, where no text needed anything.
     named = ("raw", "tokenizer")
-    return manifest | {"fingerprint": value_sha256({k: v for k, v in manifest.items() if k not in named})}
+    done = {name: count for name, count in changed.items() if count and name != "not_reproduced"}
+    made_of = {k: v for k, v in manifest.items() if k not in named} | done
+    return manifest | {"texts": dict(changed), "fingerprint": value_sha256(made_of)}
 
 
 def contamination_report(splits: Mapping[str, datasets.Dataset], data_root: Path) -> dict[str, Any]:
@@ -201,6 +241,9 @@ def summarise(
     show_table(str(output_dir), ["split", "examples", "mean", "longest"], rows)
     limit = manifest["max_prompt_length"]
     say(f"dropped {manifest['dropped_long_prompts']} record(s) with a prompt of more than {limit} tokens")
+    for name, done in CHANGES.items():
+        if manifest["texts"][name]:
+            say(f"{manifest['texts'][name]} record(s) {done}")
     for pair, found in contamination.items():
         say(f"contamination: {len(found)} distinct prompt(s) of {pair}")
     say(f"(nothing was dropped for it; {output_dir / 'contamination.json'} names them)")

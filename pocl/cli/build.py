@@ -17,18 +17,22 @@ from pocl.data.dataset import Split, load_split, read_manifest
 from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits
 from pocl.difficulty.measuring import ScoringSettings
 from pocl.difficulty.ranker import Ranker
+from pocl.difficulty.ranking import columns_of
 from pocl.evaluation.sets import DevSet, Example
+from pocl.evaluation.words import check_readable
 from pocl.generation.sampling import Sampling
 from pocl.losses import DistillationLoss
 from pocl.losses.fused import why_not_fused
 from pocl.models.identity import (
+    check_ids,
     check_positions,
     check_same_tokenizer,
     count_parameters,
+    vocab_rows,
     weights_bytes,
     weights_fingerprint,
 )
-from pocl.models.loading import DTYPES, load_model
+from pocl.models.loading import DTYPES, load_model, load_tokenizer
 from pocl.models.lora import add_adapters
 from pocl.models.packing import why_not_packed
 from pocl.models.states import check_head
@@ -44,8 +48,11 @@ from pocl.training.settings import TrainSettings
 def load_data(config: TrainConfig) -> tuple[Split, Split]:
     """The training and the dev split, checked against the models that are to read them."""
     data_dir, limit = Path(config.data.data_dir), config.data.max_length
-    for model in filter(None, (config.models.model, config.models.teacher)):
+    models = [path for path in (config.models.model, config.models.teacher) if path]
+    for model in models:
         check_positions(model, limit)
+    if config.models.teacher:
+        check_same_tokenizer(config.models.model, config.models.teacher, load_tokenizer(config.models.model))
     train = load_split(data_dir, "train", max_length=limit, num_examples=config.data.num_train)
     if len(train) == 0:
         raise UserError(f"{data_dir} holds no training examples; run tools/process_data.py with a smaller --num-dev")
@@ -54,6 +61,10 @@ def load_data(config: TrainConfig) -> tuple[Split, Split]:
         raise UserError(
             f"{data_dir} holds no dev examples, but --advance converged and --on-policy adaptive need them"
         )
+    check_ids(max(train.highest_id, dev.highest_id), str(data_dir), *models)
+    ranks_by_rouge = needs_ranking(config) and "rouge_l" in columns_of(config.curriculum.difficulty)
+    for split, name in ((dev, "dev"), *(((train, "train"),) if ranks_by_rouge else ())):
+        check_readable(split.column("response"), config.generation.rouge_tokenizer, str(data_dir / name))
     return train, dev
 
 
@@ -72,7 +83,8 @@ def make_dev_set(config: TrainConfig, dev: Split) -> DevSet | None:
     )
     rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
     examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
-    return DevSet(examples, dev.column("prompt_ids"), sampling, config.sizes.eval_batch_size, dev)
+    words, batch_size = generation.rouge_tokenizer, config.sizes.eval_batch_size
+    return DevSet(examples, dev.column("prompt_ids"), sampling, batch_size, dev, words)
 
 
 def answer_length(config: TrainConfig) -> int:
@@ -89,7 +101,10 @@ def answer_length(config: TrainConfig) -> int:
 def load_student(config: TrainConfig, device: torch.device) -> Student:
     """The student, as it was saved: what is trained of it is decided by ``prepare_student``."""
     models = config.models
-    student = Student.load(models.model, dtype=models.dtype, attention=models.attention, device=device)
+    most = vocab_rows(models.teacher) if models.teacher else None
+    student = Student.load(
+        models.model, dtype=models.dtype, attention=models.attention, device=device, most_tokens=most
+    )
     say(f"student {models.model}: {numerize(count_parameters(student.model))} parameters")
     return student
 
@@ -99,14 +114,13 @@ def load_teacher(config: TrainConfig, run: RunFolder, student: Student, train: S
     path, device = config.models.teacher, student.device
     if path is None:
         return None
-    check_same_tokenizer(config.models.model, path, student.tokenizer)
     model = load_model(path, config.models.dtype, config.models.attention)
     say(f"teacher {path}: {numerize(count_parameters(model))} parameters")
     folder = teacher_cache(config, model, train, begun=run.begun_with_cache())
     layerwise = offloads_teacher(config, weights_bytes(student.model), weights_bytes(model), device)
     if layerwise:
         say("the teacher stays in CPU memory; its layers go to the device one by one")
-    teacher = Teacher.of(model, device, num_tokens=len(student.tokenizer), layerwise=layerwise)
+    teacher = Teacher.of(model, device, num_tokens=student.head.num_logits, layerwise=layerwise)
     check_head(model, path, device)
     return teacher if folder is None else teacher.cached(train, folder)
 
@@ -137,6 +151,7 @@ def make_ranker(config: TrainConfig, run: RunFolder, train: Split, teacher: Teac
         batch_size=config.sizes.eval_batch_size,
         chunk_tokens=config.sizes.chunk_tokens,
         backend=config.generation.generation_backend,
+        rouge_tokenizer=config.generation.rouge_tokenizer,
     )
     return Ranker(
         run.path,
@@ -231,7 +246,7 @@ def use_fused_objective(config: TrainConfig, student: Student, loss: Distillatio
     wanted, device = config.loss.fused_objective, student.device
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return False
-    why = why_not_fused(loss.divergence, device, DTYPES[config.models.dtype], vocab_size=len(student.tokenizer))
+    why = why_not_fused(loss.divergence, device, DTYPES[config.models.dtype], vocab_size=student.head.num_logits)
     if why is None:
         say("cross-entropy, divergence and gradient are computed in one kernel")
         return True

@@ -6,13 +6,14 @@ from typing import ClassVar, Literal
 
 from pocl.cli.flags import flag
 from pocl.common.errors import UserError
+from pocl.evaluation.words import RougeTokenizer
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import Backend
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How answers are sampled; ranking and --sampling-temperature 0 are greedy."""
+    """How answers are sampled and scored; ranking and --sampling-temperature 0 are greedy."""
 
     _argument_group_name: ClassVar[str] = "generation"
     eval_batch_size: int | None = flag(
@@ -25,6 +26,11 @@ class GenerationOptions:
     top_k: int = flag("top-k sampling: most likely tokens kept; 0 keeps all [tokens]", 0, at_least=0)
     no_repeat_ngram: int = flag(
         "ban repeated n-grams over prompt and answer (paper: 6); 0 disables it [tokens]", 6, at_least=0
+    )
+    rouge_tokenizer: RougeTokenizer = flag(
+        "what ROUGE takes for words. rouge: rouge-score's, of a to z and 0 to 9; unicode: of any script, by Unicode's "
+        "rules, each character of Chinese, Japanese, Thai, Lao, Khmer and Myanmar one",
+        "rouge",
     )
     generation_backend: Backend = flag(
         "what generates in the first ranking and in evaluate.py: builtin, vllm, or auto: vllm on a GPU if it is "

@@ -8,12 +8,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute
 
 from pocl.common.errors import UserError
 from pocl.common.files import check_object, read_json
 from pocl.data.batch import Batch, collate
 
 FORMAT_VERSION = 1  # of the processed folder
+_TOKENS = ("prompt_ids", "response_ids")  # the columns of token ids
 
 
 class Split:
@@ -43,10 +45,17 @@ class Split:
             return self.known_as
         digest = hashlib.sha256(self.ids.tobytes())
         for start in range(0, len(self), 4096):
-            for rows in self._rows(range(start, min(start + 4096, len(self))), "prompt_ids", "response_ids"):
+            for rows in self._rows(range(start, min(start + 4096, len(self))), *_TOKENS):
                 for tokens in rows:
                     digest.update(f"{len(tokens)}:".encode() + np.asarray(tokens, dtype=np.int64).tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def highest_id(self) -> int:
+        """The highest token id of prompts and responses; 0 if there is none."""
+        rows = self._arrow[:]
+        highest = [pyarrow.compute.max(pyarrow.compute.list_flatten(rows[name])) for name in _TOKENS]
+        return max((found.as_py() or 0 for found in highest), default=0)
 
     @property
     def key(self) -> dict[str, Any]:

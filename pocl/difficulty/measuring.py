@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from pocl.common.resumable_pass import ResumablePass
     from pocl.data.dataset import Split
+    from pocl.evaluation.words import RougeTokenizer
     from pocl.generation.vllm_backend import Backend
     from pocl.models.student import Student
     from pocl.models.teacher import Teacher
@@ -42,10 +43,12 @@ class ScoringSettings:
     batch_size: int = 32  # prompts that are answered together
     chunk_tokens: int = 1024  # response tokens whose logits are in memory together
     backend: Backend = "builtin"  # what generates
+    rouge_tokenizer: RougeTokenizer = "rouge"  # what ROUGE takes for words
 
-    def key(self) -> dict[str, int]:
+    def key(self) -> dict[str, Any]:
         """What the result depends on."""
-        return {"max_new_tokens": self.max_new_tokens, "no_repeat_ngram": self.no_repeat_ngram}
+        names = ("max_new_tokens", "no_repeat_ngram", "rouge_tokenizer")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def measure(request: Request, columns: Sequence[str]) -> Values:
 
     Collective: the ranks share the work, and each gets all of it.
     """
+    from pocl.evaluation.words import check_readable
     from pocl.generation.vllm_backend import BackendSettings, open_generator
 
     student, train, settings = request.student, request.train, request.settings
@@ -45,6 +46,8 @@ def measure(request: Request, columns: Sequence[str]) -> Values:
     was_training = student.model.training
     student.model.train(False)
     answers = "rouge_l" in columns
+    if answers:
+        check_readable(train.column("response"), settings.rouge_tokenizer, "the training examples")
     # Another backend reads the weights from their folder, which must hold those in memory.
     backend = settings.backend if answers and student.path else "builtin"
     how = BackendSettings(backend, train.max_length, settings.batch_size, student.device)
@@ -84,5 +87,5 @@ def score_block(
         sampling = Sampling(settings.max_new_tokens, temperature=0.0, no_repeat_ngram=settings.no_repeat_ngram)
         tokens = generator(rows["prompt_ids"], rows["id"], sampling)
         for record, text, reference in zip(records, decode(student.tokenizer, tokens), rows["response"], strict=True):
-            record |= {"rouge_l": rouge_l(text, [reference]), "answer": text}
+            record |= {"rouge_l": rouge_l(text, [reference], settings.rouge_tokenizer), "answer": text}
     return records

@@ -11,8 +11,10 @@ from pocl.common.console import say
 from pocl.common.files import value_sha256
 from pocl.evaluation.answers import Record, evaluate
 from pocl.evaluation.sets import Example, TestSet, tokenise_prompts
+from pocl.evaluation.words import RougeTokenizer
 from pocl.generation.decoding import Generator
 from pocl.generation.sampling import Sampling
+from pocl.models.identity import check_ids
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class EvalProtocol:
     sampling: Sampling
     seeds: tuple[int, ...]
     title: str = ""  # behind the set and the seed, where progress is shown
+    rouge_tokenizer: RougeTokenizer = "rouge"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Answerer:
     def read(self, name: str, examples: Sequence[Example]) -> TestSet:
         """A set with its prompts as tokens; says how many are cut."""
         prompts, num_cut = tokenise_prompts(self.tokenizer, examples, self.asked["max_prompt_length"])
+        check_ids(max(map(max, prompts), default=0), f"a prompt of {name}", self.asked["model"])
         if num_cut:
             say(f"{name}: {num_cut} of {len(prompts)} prompts lost their beginning to `max_prompt_length`")
         return TestSet(name, examples, prompts, num_cut)
@@ -53,12 +57,14 @@ class Answerer:
             test_set.prompts,
             sampling=replace(protocol.sampling, seed=seed),
             title=f"{test_set.name}, seed {seed}{protocol.title}",
+            rouge_tokenizer=protocol.rouge_tokenizer,
         )
 
     def origin(self, test_set: TestSet, protocol: EvalProtocol) -> dict[str, Any]:
         """What answers come from, beside the seed: where two are equal but for what was asked, so are the answers."""
         sampling = {key: value for key, value in asdict(protocol.sampling).items() if key != "seed"}
         limits = {"generator": self.generator.name, "max_prompt_length": self.asked["max_prompt_length"]}
+        limits["rouge_tokenizer"] = protocol.rouge_tokenizer
         return {
             "examples": len(test_set.examples),
             "cut_prompts": test_set.num_cut,

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from pocl.common.errors import UserError
 from pocl.evaluation.metrics import METRICS
 from pocl.evaluation.sets import Example
+from pocl.evaluation.words import RougeTokenizer
 from pocl.generation.decoding import Generator, answer_prompts
 from pocl.generation.sampling import Sampling
 
@@ -23,20 +24,26 @@ def evaluate(
     *,
     sampling: Sampling,
     title: str,
+    rouge_tokenizer: RougeTokenizer = "rouge",
 ) -> list[Record]:
     """Answer and score every example -> per-example records, on every rank."""
     ids = [example.id for example in examples]
     answers = answer_prompts(generator, tokenizer, prompts, ids, sampling=sampling, title=title)
-    return score_answers(examples, [answers[i] for i in ids])
+    return score_answers(examples, [answers[i] for i in ids], rouge_tokenizer)
 
 
-def score_answers(examples: Sequence[Example], answers: Sequence[str]) -> list[Record]:
+def score_answers(
+    examples: Sequence[Example], answers: Sequence[str], rouge_tokenizer: RougeTokenizer = "rouge"
+) -> list[Record]:
     """Every metric of each answer, 0 to 100.  Raises UserError if there are not as many answers as examples."""
     if len(examples) != len(answers):
         raise UserError(f"{len(answers)} answers for {len(examples)} prompts; give one answer per prompt, in order")
     return [
         {"id": example.id, "answer": answer}
-        | {name: 100.0 * metric.score(answer, example.references) for name, metric in METRICS.items()}
+        | {
+            name: 100.0 * metric.score(answer, example.references, rouge_tokenizer=rouge_tokenizer)
+            for name, metric in METRICS.items()
+        }
         for example, answer in zip(examples, answers, strict=True)
     ]
 

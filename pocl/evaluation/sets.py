@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from pocl.common.errors import UserError, closest
 from pocl.common.files import read_jsonl
 from pocl.data.dataset import Split
-from pocl.data.prompts import make_prompt
+from pocl.data.prompts import encode_text, make_prompt
+from pocl.evaluation.words import RougeTokenizer, check_readable
 from pocl.generation.sampling import Sampling
 
 # The paper names its sets by folder; S-NI and UnNI keep the references of 11 tokens and more.
@@ -45,6 +46,7 @@ class DevSet:
     sampling: Sampling
     batch_size: int  # prompts that are answered together
     split: Split
+    rouge_tokenizer: RougeTokenizer = "rouge"
 
 
 def set_path(data_root: Path, name: str) -> Path:
@@ -60,14 +62,19 @@ def set_path(data_root: Path, name: str) -> Path:
     return path
 
 
-def load_set(data_root: Path, name: str, num_examples: int | None = None) -> list[Example]:
+def load_set(
+    data_root: Path, name: str, num_examples: int | None = None, *, rouge_tokenizer: RougeTokenizer | None = None
+) -> list[Example]:
     """The examples of data_root/name/valid.jsonl, in the order of the file.
 
     A record holds ``prompt`` or ``instruction`` and ``input``; ``output`` is one reference or a list of them.
+    ``rouge_tokenizer`` is what is to score answers to them: UserError where it cannot read the references.
     """
     path = set_path(data_root, name)
-    examples = [_example(record, i, f"{path}:{i + 1}") for i, record in enumerate(read_jsonl(path))]
-    return examples[:num_examples]
+    examples = [_example(record, i, f"{path}:{i + 1}") for i, record in enumerate(read_jsonl(path))][:num_examples]
+    if rouge_tokenizer:
+        check_readable([text for example in examples for text in example.references], rouge_tokenizer, str(path))
+    return examples
 
 
 def _example(record: Mapping[str, Any], number: int, place: str) -> Example:
@@ -95,5 +102,5 @@ def tokenise_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_prompt_length: int
 ) -> tuple[list[list[int]], int]:
     """(token ids of each prompt, how many were left-truncated to the limit); the end holds the answer's mark."""
-    prompts = [tokenizer.encode(example.prompt, add_special_tokens=False) for example in examples]
+    prompts = [encode_text(tokenizer, example.prompt) for example in examples]
     return [prompt[-max_prompt_length:] for prompt in prompts], sum(len(p) > max_prompt_length for p in prompts)

@@ -18,11 +18,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.common import distributed
 from pocl.common.console import Progressing
+from pocl.common.errors import RankStopped
 from pocl.common.interrupt import requested, stop_if_requested
 from pocl.data.batch import send
 from pocl.data.blocks import blocks_by_length
 from pocl.generation.kv_cache import roomy_cache
-from pocl.generation.sampling import Sampling, ban_repeated, choose_tokens, example_uniforms
+from pocl.generation.sampling import (
+    Sampling,
+    ban_repeated,
+    can_choose,
+    choose_tokens,
+    example_uniforms,
+    not_finite,
+)
 from pocl.losses.head import aligned
 from pocl.models.attention import whole_mask
 from pocl.models.packing import takes_whole_masks
@@ -150,6 +158,7 @@ class Decoder:
         self.tokens, self.seen = send(tokens, device), send(seen, device)
         self.uniforms = send(torch.from_numpy(uniforms), device)  # [B, max_new_tokens]
         self.done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        self.broken = torch.zeros((), dtype=torch.bool, device=device)  # whether a row had no token to choose
         self.rows = send(torch.arange(len(prompts)), device)  # which prompts these are
         self.positions = self.seen[:, : self.length].cumsum(-1).sub_(1).clamp_(min=0)
         self.ends = send(torch.tensor(self.eos_ids, dtype=torch.long), device)
@@ -158,7 +167,10 @@ class Decoder:
         self.whole_masks = takes_whole_masks(model)
 
     def run(self, head: Callable[[Tensor], Tensor]) -> list[list[int]]:
-        """Decode until every row is done -> answers in the order of the prompts."""
+        """Decode until every row is done -> answers in the order of the prompts.
+
+        Raises RankStopped for logits that are not finite.
+        """
         for step in range(self.sampling.max_new_tokens):
             self.add_column(head, step)
             done = self.watch.look(self.done)
@@ -166,12 +178,16 @@ class Decoder:
                 break
             if sum(done) >= _COMPACT_AT * len(done):
                 self._keep([i for i, is_done in enumerate(done) if not is_done])
+        if self.broken:  # looked at once, behind all rounds, which do not wait for the device
+            raise RankStopped(not_finite(self.model.dtype))
         ends = {-1, *self.eos_ids}
         return [list(takewhile(lambda token: token not in ends, answer)) for answer in self.answers.tolist()]
 
     def add_column(self, head: Callable[[Tensor], Tensor], step: int) -> None:
         """One more token for every row, including the done ones."""
         logits = self._forward(head)
+        stuck = ~can_choose(logits)
+        self.broken |= (stuck & ~self.done).any()
         if self.sampling.no_repeat_ngram:
             ban_repeated(logits, self.tokens[:, : self.length], self.sampling.no_repeat_ngram)
         chosen = choose_tokens(logits, self.uniforms[:, step], self.sampling)
@@ -179,7 +195,7 @@ class Decoder:
         self.tokens[:, self.length] = chosen
         self.length += 1
         self.positions = self.positions[:, -1:] + 1
-        self.done |= (chosen[:, None] == self.ends).any(-1)
+        self.done |= (chosen[:, None] == self.ends).any(-1) | stuck
 
     def _forward(self, head: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits of the next token.  -> [B, V], float32."""

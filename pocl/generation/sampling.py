@@ -81,6 +81,20 @@ def example_uniforms(example_id: int, sampling: Sampling) -> np.ndarray:
     return np.random.default_rng([sampling.seed, example_id]).random(sampling.max_new_tokens)
 
 
+def can_choose(logits: Tensor) -> Tensor:
+    """Which rows a token can be chosen from: none of their logits is NaN, the largest is finite.  [B, V] -> [B]."""
+    return logits.amax(-1).isfinite()  # amax hands a NaN on
+
+
+def not_finite(dtype: object) -> str:
+    """What is said where a model that computes in this dtype gave logits that no token can be chosen from."""
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"the model's logits are not finite (NaN or infinite) in {name}: its weights are damaged, or {name} is too "
+        f"narrow for it; check the weights, or give another `dtype`"
+    )
+
+
 def next_tokens(logits: Tensor, bans: Sequence[NgramBan], uniforms: Tensor, sampling: Sampling) -> Tensor:
     """The next token of each row under its own ban, which modifies ``logits``.  [B, V], [B] -> [B].
 

@@ -110,7 +110,7 @@ def _loaded_worker(student: Student, settings: BackendSettings) -> Iterator["Vll
         "model": student.path,
         "dtype": str(student.model.dtype).removeprefix("torch."),
         "max_length": settings.max_length,
-        "vocab_size": len(student.tokenizer),
+        "vocab_size": student.head.num_logits,
         "eos_ids": student.end_ids,
     }
     with closing(VllmWorker(vllm_python(), message, worker_environment(os.environ, settings.device))) as worker:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
-from pocl.generation.sampling import NgramBan, Sampling, example_uniforms, next_tokens
+from pocl.generation.sampling import NgramBan, Sampling, can_choose, example_uniforms, next_tokens, not_finite
 
 
 class _Answer:
@@ -37,6 +37,7 @@ class ChooseToken(LogitsProcessor):
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.answers: dict[int, _Answer] = {}  # by row of the logits
+        self.dtype = vllm_config.model_config.dtype
 
     def is_argmax_invariant(self) -> bool:
         """No: it decides which token is the most likely."""
@@ -58,6 +59,8 @@ class ChooseToken(LogitsProcessor):
         index = torch.tensor(rows, device=logits.device)
         # The requests of one call differ only in their example.
         candidates = logits[index, : answers[0].vocab_size]
+        if not can_choose(candidates).all():  # a wait, as the tokens themselves are: vLLM takes them at once
+            raise ValueError(not_finite(self.dtype))
         bans = [answer.ban for answer in answers]
         chosen = next_tokens(candidates, bans, draws.to(logits.device), answers[0].sampling)
         logits[index] = -torch.inf

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.data.batch import Batch
 from pocl.losses.head import Head
-from pocl.models.identity import end_ids, shared_vocabulary, weights_fingerprint
+from pocl.models.identity import end_ids, shared_vocabulary, used_vocabulary, weights_fingerprint
 from pocl.models.loading import load_model, load_tokenizer
 from pocl.models.states import check_head, make_head, response_states
 
@@ -17,33 +17,40 @@ from pocl.models.states import check_head, make_head, response_states
 @dataclass(frozen=True)
 class Student:
     """A model in memory. ``path`` is the folder or hub name that its weights came from, empty if they are no longer
-    those."""
+    those; ``most_tokens`` is how many vocabulary entries may be used, such as those that its teacher has."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     path: str = ""
+    most_tokens: int | None = None
 
     @classmethod
     def load(
-        cls, path: str, *, dtype: str = "fp32", attention: str = "auto", device: str | torch.device = "cpu"
+        cls,
+        path: str,
+        *,
+        dtype: str = "fp32",
+        attention: str = "auto",
+        device: str | torch.device = "cpu",
+        most_tokens: int | None = None,
     ) -> "Student":
         """The student of a model folder, an adapter folder (merged into its base) or a hub name, in evaluation mode.
 
         ``dtype`` is fp32, bf16 or fp16; ``attention`` transformers' name of an implementation, or auto.  Raises
-        UserError if the folder holds no model, no safetensors or no tokenizer, if the model has fewer vocabulary
-        entries than the tokenizer, or if its head is none that ``Head`` describes.
+        UserError if the folder holds no model, no safetensors or no tokenizer, or if its head is none that ``Head``
+        describes.
         """
         tokenizer = load_tokenizer(path)
         model = load_model(path, dtype, attention)
         model.to(device)
         check_head(model, path, torch.device(device))
-        shared_vocabulary(len(tokenizer), student=model)
-        return cls(model, tokenizer, path)
+        return cls(model, tokenizer, path, most_tokens)
 
     @cached_property
     def head(self) -> Head:
         """The head, cut to the tokenizer's size where the model pads its vocabulary."""
-        return make_head(self.model, shared_vocabulary(len(self.tokenizer), student=self.model))
+        used = used_vocabulary(self.tokenizer, self.model, self.most_tokens)
+        return make_head(self.model, shared_vocabulary(used, student=self.model))
 
     @property
     def device(self) -> torch.device:

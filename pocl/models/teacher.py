@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pocl.data.batch import Batch
 from pocl.data.dataset import Split
 from pocl.losses.head import Head, aligned
-from pocl.models.identity import shared_vocabulary, weights_fingerprint
+from pocl.models.identity import shared_vocabulary, used_vocabulary, weights_fingerprint
 from pocl.models.loading import load_model, load_tokenizer
 from pocl.models.offload import place, place_head
 from pocl.models.states import check_head, make_head, response_states
@@ -50,7 +50,7 @@ class Teacher:
         something else or the disk has no room.
         """
         model = load_model(path, dtype, attention)
-        teacher = cls.of(model, torch.device(device), num_tokens=len(load_tokenizer(path)))
+        teacher = cls.of(model, torch.device(device), num_tokens=used_vocabulary(load_tokenizer(path), model))
         check_head(model, path, torch.device(device))
         return teacher if cache is None or train is None else teacher.cached(train, Path(cache))
 

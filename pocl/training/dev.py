@@ -25,6 +25,7 @@ def evaluate_dev(student: Student, dev: DevSet, chunk_tokens: int, *, where: str
         dev.prompts,
         sampling=dev.sampling,
         title=f"dev after {where}",
+        rouge_tokenizer=dev.rouge_tokenizer,
     )
     scores = mean_scores(records)
     return {

@@ -1,6 +1,7 @@
 """How far a run has got, and what it has seen: the whole resume state except tensors (pure)."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pocl.curriculum.stages import Stage
 from pocl.training.batches import GlobalBatch
@@ -15,6 +16,7 @@ class Position:
     step_in_epoch: int = 0  # optimiser steps of that epoch already done
     step: int = 0  # of the whole run
     best_rouge_l: float | None = None  # on dev, of the whole run
+    best_cross_entropy: float | None = None  # on dev, of the same student [nats per token]
     stage_best_rouge_l: float | None = None  # of the current stage
     evaluations_without_rise: int = 0  # dev evaluations since then
     samples: int = 0
@@ -42,9 +44,19 @@ class Position:
         """The position after a step that was left out."""
         return replace(self, skipped_steps=self.skipped_steps + 1)
 
-    def with_best(self, rouge_l: float | None) -> "Position":
-        """The position with the dev ROUGE-L of the student in best/; None where there is no dev set."""
-        return replace(self, best_rouge_l=rouge_l)
+    def with_best(self, dev: "DevScores | None") -> "Position":
+        """The position with the dev scores of the student in best/; None where there is no dev set."""
+        if dev is None:
+            return replace(self, best_rouge_l=None, best_cross_entropy=None)
+        return replace(self, best_rouge_l=dev.rouge_l, best_cross_entropy=dev.cross_entropy)
+
+    def is_beaten_by(self, dev: "DevScores") -> bool:
+        """Whether these dev scores are better than the best so far: the lower cross-entropy where ROUGE-L is equal."""
+        if self.best_rouge_l is None or self.best_cross_entropy is None:
+            return True
+        if dev.rouge_l == self.best_rouge_l:
+            return dev.cross_entropy < self.best_cross_entropy
+        return dev.rouge_l > self.best_rouge_l
 
     def _after_dev(self, rouge_l: float) -> "Position":
         if self.stage_best_rouge_l is None or rouge_l > self.stage_best_rouge_l:
@@ -66,6 +78,13 @@ class Position:
         )
 
 
+class DevScores(NamedTuple):
+    """What a dev evaluation found."""
+
+    rouge_l: float  # 0 to 100
+    cross_entropy: float  # of the references [nats per token]
+
+
 @dataclass(frozen=True)
 class EpochEnd:
     """What the end of an epoch leads to."""
@@ -82,18 +101,18 @@ def is_due(stage: Stage, epoch: int, every: int) -> bool:
 
 
 def after_epoch(
-    position: Position, stage: Stage, rouge_l: float | None, *, patience: int | None, last_stage: bool
+    position: Position, stage: Stage, dev: DevScores | None, *, patience: int | None, last_stage: bool
 ) -> EpochEnd:
     """What follows an epoch of ``stage`` that the position stands in.
 
-    ``rouge_l`` is that of a dev evaluation, None without one; ``patience`` the evaluations without a rise that end a
-    stage, None: nothing does.
+    ``dev`` is what a dev evaluation found, None without one; ``patience`` the evaluations without a rise of ROUGE-L
+    that end a stage, None: nothing does.
     """
     last = position.epoch == stage.epochs - 1
-    if rouge_l is not None:
-        position = position._after_dev(rouge_l)
+    is_best = dev is None or position.is_beaten_by(dev)
+    if dev is not None:
+        position = position._after_dev(dev.rouge_l)
     without_rise = patience is not None and position.evaluations_without_rise >= patience
-    over, before = last or without_rise, position.best_rouge_l
-    is_best = rouge_l is None or before is None or rouge_l > before
+    over = last or without_rise
     position = position._next_stage(done=last_stage) if over else position._next_epoch()
     return EpochEnd(position, over, without_rise and not last, is_best)

@@ -26,7 +26,7 @@ from pocl.training.checkpoints import Checkpoints
 from pocl.training.dev import dev_loss, evaluate_dev
 from pocl.training.log import MetricsLog
 from pocl.training.on_policy import StudentTexts
-from pocl.training.position import Position, after_epoch, is_due
+from pocl.training.position import DevScores, Position, after_epoch, is_due
 from pocl.training.run_folder import RunFolder
 from pocl.training.settings import TrainSettings
 from pocl.training.state import RunState
@@ -130,9 +130,9 @@ class Trainer:
         due = is_due(stage, position.epoch, settings.eval_every)
         if due and self.dev:
             self.save()  # answering takes long and may fail: the epoch is not to be lost
-        rouge_l = self.evaluate_dev(stage, position.epoch) if due else None
+        dev = self.evaluate_dev(stage, position.epoch) if due else None
         last_stage = stage.index == len(self.schedule.stages) - 1
-        end = after_epoch(position, stage, rouge_l, patience=settings.patience, last_stage=last_stage)
+        end = after_epoch(position, stage, dev, patience=settings.patience, last_stage=last_stage)
         if end.converged:
             say(f"stage {stage.index + 1} ends: dev ROUGE-L has not risen for {settings.patience} evaluations")
         self.state.move_to(end.position)
@@ -143,12 +143,12 @@ class Trainer:
         if not due:
             return
         if end.is_best:
-            self.state.move_to(end.position.with_best(rouge_l))
+            self.state.move_to(end.position.with_best(dev))
             self.checkpoints.save_best(self.student.model)
         self.save()
 
-    def evaluate_dev(self, stage: Stage, epoch: int) -> float | None:
-        """Mean ROUGE-L (0 to 100) of the student's answers to the dev prompts; None without a dev set."""
+    def evaluate_dev(self, stage: Stage, epoch: int) -> DevScores | None:
+        """How the student does on the dev prompts; None without a dev set."""
         if self.dev is None:
             return None
         where, step = f"stage {stage.index + 1}, epoch {epoch + 1}", self.state.position.step
@@ -159,7 +159,7 @@ class Trainer:
             f"dev ROUGE-L {scores['dev_rouge_l']:.2f}  exact match {scores['dev_exact_match']:.1f}"
         )
         self.log.record_dev(stage, epoch, step, scores)
-        return scores["dev_rouge_l"]
+        return DevScores(scores["dev_rouge_l"], scores["dev_cross_entropy"])
 
     def rank(self, stage: Stage, epoch: int) -> None:
         """Apply a new ranking of the examples if this epoch begins with one."""

@@ -392,3 +392,16 @@ def test_vllm_itself_refuses_a_model_before_it_is_asked(
     odd = make_model(tmp_path, tokenizer, "gpt2", width)
     with pytest.raises(UserError, match=words), opened(odd, tokenizer, max_length=max_length):
         pass
+
+
+@pytest.mark.usefixtures("faked")
+def test_no_token_is_chosen_from_logits_that_are_not_finite(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    folder = make_model(tmp_path, tokenizer, "gpt2", 32)
+    model = load_model(str(folder))
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = torch.nan
+    model.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"not finite \(NaN or infinite\) in float32"), opened(folder, tokenizer):
+        pass

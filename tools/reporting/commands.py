@@ -20,6 +20,7 @@ PROTOCOL = {
     "top_p": "top_p",
     "top_k": "top_k",
     "no_repeat_ngram": "no_repeat_ngram",
+    "rouge_tokenizer": "rouge_tokenizer",
 }
 
 

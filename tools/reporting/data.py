@@ -117,8 +117,8 @@ class Entry:
 
     @cached_property
     def best(self) -> dict[str, Any] | None:
-        """The dev evaluation that chose best/: the first of the highest."""
-        return max(self.dev, key=lambda record: record["dev_rouge_l"], default=None)
+        """The dev evaluation that chose best/: the highest ROUGE-L, where equal the lowest cross-entropy."""
+        return max(self.dev, key=lambda record: (record["dev_rouge_l"], -record["dev_cross_entropy"]), default=None)
 
     @cached_property
     def bands(self) -> list[tuple[int, float, float]]:

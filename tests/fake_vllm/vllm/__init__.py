@@ -45,7 +45,8 @@ class LLM:
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
         self.max_model_len = max_model_len
         module, _, name = logits_processors[0].partition(":")
-        self.processor = getattr(importlib.import_module(module), name)(None, torch.device("cpu"), False)
+        config = SimpleNamespace(model_config=SimpleNamespace(dtype=getattr(torch, dtype)))
+        self.processor = getattr(importlib.import_module(module), name)(config, torch.device("cpu"), False)
 
     @torch.no_grad()
     def generate(self, prompts: list[dict[str, list[int]]], params: list[SamplingParams], *, use_tqdm: bool) -> list:
