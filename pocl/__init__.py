@@ -30,90 +30,58 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pocl.common.errors import RunStopped, UserError
-    from pocl.curriculum.schedule import CosineRate, Reliance, Schedule, Update
-    from pocl.curriculum.stages import CURRICULA, Stage, baby_step, plan_stages
-    from pocl.data.batch import Batch, collate
-    from pocl.data.dataset import Split, load_split
-    from pocl.difficulty.measuring import ScoringSettings
-    from pocl.difficulty.ranker import rank
-    from pocl.difficulty.ranking import Ranking, rank_examples, reciprocal_rank_fusion
-    from pocl.losses import LOSSES, DistillationLoss, Head, HiddenStates, LossValues, StageObjective
-    from pocl.models.student import Student
-    from pocl.models.teacher import Teacher
-    from pocl.training.run_folder import RunFolder
-    from pocl.training.settings import TrainSettings
-    from pocl.training.trainer import Trainer, TrainingData
+    from pocl.common.errors import RunStopped as RunStopped
+    from pocl.common.errors import UserError as UserError
+    from pocl.curriculum.schedule import CosineRate as CosineRate
+    from pocl.curriculum.schedule import Reliance as Reliance
+    from pocl.curriculum.schedule import Schedule as Schedule
+    from pocl.curriculum.schedule import Update as Update
+    from pocl.curriculum.stages import CURRICULA as CURRICULA
+    from pocl.curriculum.stages import Stage as Stage
+    from pocl.curriculum.stages import baby_step as baby_step
+    from pocl.curriculum.stages import plan_stages as plan_stages
+    from pocl.data.batch import Batch as Batch
+    from pocl.data.batch import collate as collate
+    from pocl.data.dataset import Split as Split
+    from pocl.data.dataset import load_split as load_split
+    from pocl.difficulty.measuring import ScoringSettings as ScoringSettings
+    from pocl.difficulty.ranker import rank as rank
+    from pocl.difficulty.ranking import Ranking as Ranking
+    from pocl.difficulty.ranking import rank_examples as rank_examples
+    from pocl.difficulty.ranking import reciprocal_rank_fusion as reciprocal_rank_fusion
+    from pocl.losses import LOSSES as LOSSES
+    from pocl.losses import DistillationLoss as DistillationLoss
+    from pocl.losses import Head as Head
+    from pocl.losses import HiddenStates as HiddenStates
+    from pocl.losses import LossValues as LossValues
+    from pocl.losses import StageObjective as StageObjective
+    from pocl.models.student import Student as Student
+    from pocl.models.teacher import Teacher as Teacher
+    from pocl.training.run_folder import RunFolder as RunFolder
+    from pocl.training.settings import TrainSettings as TrainSettings
+    from pocl.training.trainer import Trainer as Trainer
+    from pocl.training.trainer import TrainingData as TrainingData
 
 __version__ = "0.1.0"
 
-_ROOM_OF = {
-    "RunStopped": "common.errors",
-    "UserError": "common.errors",
-    "CosineRate": "curriculum.schedule",
-    "Reliance": "curriculum.schedule",
-    "Schedule": "curriculum.schedule",
-    "Update": "curriculum.schedule",
-    "CURRICULA": "curriculum.stages",
-    "Stage": "curriculum.stages",
-    "baby_step": "curriculum.stages",
-    "plan_stages": "curriculum.stages",
-    "Batch": "data.batch",
-    "collate": "data.batch",
-    "Split": "data.dataset",
-    "load_split": "data.dataset",
-    "rank": "difficulty.ranker",
-    "Ranking": "difficulty.ranking",
-    "rank_examples": "difficulty.ranking",
-    "reciprocal_rank_fusion": "difficulty.ranking",
-    "ScoringSettings": "difficulty.measuring",
-    "DistillationLoss": "losses",
-    "Head": "losses",
-    "HiddenStates": "losses",
-    "LOSSES": "losses",
-    "LossValues": "losses",
-    "StageObjective": "losses",
-    "Student": "models.student",
-    "Teacher": "models.teacher",
-    "RunFolder": "training.run_folder",
-    "TrainSettings": "training.settings",
-    "Trainer": "training.trainer",
-    "TrainingData": "training.trainer",
+_NAMES_OF = {
+    "common.errors": ("RunStopped", "UserError"),
+    "curriculum.schedule": ("CosineRate", "Reliance", "Schedule", "Update"),
+    "curriculum.stages": ("CURRICULA", "Stage", "baby_step", "plan_stages"),
+    "data.batch": ("Batch", "collate"),
+    "data.dataset": ("Split", "load_split"),
+    "difficulty.measuring": ("ScoringSettings",),
+    "difficulty.ranker": ("rank",),
+    "difficulty.ranking": ("Ranking", "rank_examples", "reciprocal_rank_fusion"),
+    "losses": ("LOSSES", "DistillationLoss", "Head", "HiddenStates", "LossValues", "StageObjective"),
+    "models.student": ("Student",),
+    "models.teacher": ("Teacher",),
+    "training.run_folder": ("RunFolder",),
+    "training.settings": ("TrainSettings",),
+    "training.trainer": ("Trainer", "TrainingData"),
 }
-
-__all__ = [
-    "CURRICULA",
-    "LOSSES",
-    "Batch",
-    "CosineRate",
-    "DistillationLoss",
-    "Head",
-    "HiddenStates",
-    "LossValues",
-    "Ranking",
-    "Reliance",
-    "RunFolder",
-    "RunStopped",
-    "Schedule",
-    "ScoringSettings",
-    "Split",
-    "Stage",
-    "StageObjective",
-    "Student",
-    "Teacher",
-    "TrainSettings",
-    "Trainer",
-    "TrainingData",
-    "Update",
-    "UserError",
-    "baby_step",
-    "collate",
-    "load_split",
-    "plan_stages",
-    "rank",
-    "rank_examples",
-    "reciprocal_rank_fusion",
-]
+_ROOM_OF = {name: room for room, names in _NAMES_OF.items() for name in names}
+__all__ = sorted(_ROOM_OF)
 
 
 def __getattr__(name: str) -> Any:
