@@ -54,7 +54,8 @@ def test_the_picture_is_a_png_of_every_panel(tmp_path: Path) -> None:
             | {"kd_ratio": 0.7 + stage / 10, "loss": 2 / step, "cross_entropy": 3 / step, "divergence": 1 / step}
         )
         if step % 3 == 0:
-            records.append({"step": step, "stage": stage, "epoch": 0, "dev_rouge_l": 10.0 * stage})
+            scores = {"dev_rouge_l": 10.0 * stage, "dev_cross_entropy": 2.0}
+            records.append({"step": step, "stage": stage, "epoch": 0} | scores)
     write_jsonl(tmp_path / "metrics.jsonl", records)
     result = call(plot_run, ["--run", tmp_path])
     assert result.status == 0, result.output
