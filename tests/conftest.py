@@ -20,6 +20,7 @@ if not torch.cuda.is_available():  # Triton reads it when it is imported, which 
 
 from transformers import GPT2TokenizerFast, PreTrainedModel, PreTrainedTokenizerBase
 
+from tests.runs import Folders, make_folders
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -93,3 +94,9 @@ def gpt2_dir(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPa
     """A tiny gpt2 as a model folder. Read only."""
     model = tiny_model("gpt2", vocab_size=len(tokenizer), end_id=tokenizer.eos_token_id)
     return save_model(model, tokenizer, tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A tiny gpt2 pair with its data, of this module's own."""
+    return make_folders(tmp_path_factory.mktemp("folders"), "gpt2")

@@ -1,12 +1,15 @@
 """What the run-level tests share: a processed set, model pairs, commands in this process and under the launcher."""
 
 import contextlib
+import functools
 import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +33,21 @@ class Folders:
 
 
 def make_folders(root: Path, family: str) -> Folders:
-    """Build all of them under ``root``."""
+    """All of them under ``root``: copies of what this process has built once."""
+    shutil.copytree(_built(family).name, root, dirs_exist_ok=True)
+    return _laid_out(root)
+
+
+def _laid_out(root: Path) -> Folders:
+    return Folders(root / "student", root / "teacher", root / "processed", root / "data")
+
+
+@functools.cache
+def _built(family: str) -> tempfile.TemporaryDirectory[str]:
     from tools import process_data
 
-    folders = Folders(root / "student", root / "teacher", root / "processed", root / "data")
+    root = tempfile.TemporaryDirectory(prefix=f"pocl-{family}-")
+    folders = _laid_out(Path(root.name))
     save_pair(family, folders.student, folders.teacher, tiny_tokenizer())
     short = folders.data_root / "short"
     short.mkdir(parents=True)
@@ -48,7 +62,7 @@ def make_folders(root: Path, family: str) -> Folders:
         + ["--num-dev", 8, "--max-prompt-length", MAX_PROMPT, "--num-workers", 1, "--data-root", folders.data_root],
     )
     assert result.status == 0, result.output
-    return folders
+    return root
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pocl.training.deepspeed_config import check_precision, zero_stage
 from pocl.training.position import Position
 from pocl.training.run_folder import Origin, RunFolder
 from pocl.training.statefile import load_state, save_state
-from tests.runs import Folders, call, make_folders, train_arguments
+from tests.runs import Folders, call, train_arguments
 from tests.tiny import ROOT, tiny_tokenizer
 from tools import process_data
 from tools.reporting.data import Entry
@@ -152,11 +152,6 @@ def try_all(path: Path, tries: Iterator[bytes], read: Callable[[], object], *nam
     lines = [f"{kind}: {str(error)[:300]!r}\n    {data[:300]!r}" for kind, (data, error) in sorted(found.items())]
     assert not lines, f"{len(found)} kind(s):\n" + "\n".join(lines)
     return num_read, num_refused
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("fuzz"), "gpt2")
 
 
 def sample(num_lines: int) -> bytes:

@@ -9,13 +9,8 @@ from safetensors.torch import load_file
 import pocl
 import train
 from pocl.data.micro_batches import MicroBatchLimits
-from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
+from tests.runs import MAX_LENGTH, Folders, call, read_jsonl, train_arguments
 from tests.tiny import ROOT
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("library"), "gpt2")
 
 
 def test_every_public_name_is_there_and_listed() -> None:

@@ -28,7 +28,7 @@ def note(event, values):
         written.update(map(os.fsdecode, values[:2]))
 sys.addaudithook(note)
 import train
-from pocl.common.errors import run_main
+from pocl.cli.process import run_main
 report = sys.argv.pop(1)
 try:
     run_main(train.main)

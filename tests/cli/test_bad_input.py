@@ -13,14 +13,9 @@ import train
 from pocl.common import distributed
 from pocl.common.errors import UserError
 from tests.ranks import on_ranks
-from tests.runs import Folders, Result, call, make_folders, train_arguments
+from tests.runs import Folders, Result, call, train_arguments
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 from tools import make_student, make_tables, plot_run, process_data, unpack_smollm2
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("bad"), "gpt2")
 
 
 def refused(result: Result, *words: str) -> None:

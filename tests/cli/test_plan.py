@@ -249,11 +249,6 @@ def test_attention_dropout_halves_no_micro_batch_of_a_gpu(tmp_path: Path) -> Non
         assert micro_batch_tokens(dropping, 2 * (states + room)) == 4096
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("gpt2"), "gpt2")
-
-
 def planned(result: Result, row: str) -> str:
     """A value of the plan's tables."""
     assert result.status == 0, result.output

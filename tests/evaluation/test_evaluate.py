@@ -13,12 +13,7 @@ from pocl.common.files import write_jsonl
 from pocl.evaluation.kept_answers import ORIGIN
 from pocl.evaluation.sets import load_set
 from pocl.generation.decoding import BuiltIn
-from tests.runs import Folders, Result, call, make_folders, read_jsonl
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("evaluate"), "gpt2")
+from tests.runs import Folders, Result, call, read_jsonl
 
 
 def command(folders: Folders, output_dir: Path, *extra: object) -> list[object]:

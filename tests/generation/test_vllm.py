@@ -43,7 +43,7 @@ from pocl.generation.vllm_backend import (
 from pocl.models.loading import load_model
 from pocl.models.student import Student
 from tests.ranks import on_ranks
-from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
+from tests.runs import MAX_LENGTH, Folders, call, read_jsonl, train_arguments
 from tests.tiny import ROOT, save_model, tiny_model
 from tools import generate_seqkd
 
@@ -296,11 +296,6 @@ def test_a_busy_worker_ends_when_nobody_asks_any_more_and_not_by_ctrl_c(fake_pyt
     process.stdin.close()
     assert process.wait(timeout=10) == 0
     process.stderr.close()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("vllm"), "gpt2")
 
 
 def test_evaluate_gives_the_same_scores_on_two_ranks(folders: Folders, tmp_path: Path, faked: None) -> None:

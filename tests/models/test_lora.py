@@ -24,7 +24,7 @@ from pocl.models.states import check_head, make_head, response_states, trunk
 from pocl.models.student import Student
 from pocl.models.tuning import layer_stack, recompute_activations
 from tests.ranks import on_ranks
-from tests.runs import Folders, Result, call, make_folders, read_jsonl, train_arguments, train_until_stage
+from tests.runs import Folders, Result, call, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 from tools import generate_seqkd
 
@@ -63,15 +63,10 @@ def plain(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("gpt2"), "gpt2")
-
-
-@pytest.fixture(scope="module")
-def trained(gpt2: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished POCL run with adapters."""
     output_dir = tmp_path_factory.mktemp("lora")
-    result = call(train, train_arguments(gpt2, output_dir, *LORA))
+    result = call(train, train_arguments(folders, output_dir, *LORA))
     assert result.status == 0, result.output
     assert "LoRA of rank 4 on c_attn, c_fc, c_proj: 4.1K trainable parameters" in result.output
     return output_dir / "tfkl" / "seed10"
@@ -237,8 +232,8 @@ def test_an_adapter_that_others_trained_is_merged(kind: str, gpt2_dir: Path, tmp
     assert torch.equal(logits(load_model(str(tmp_path / "whole"))), logits(loaded))
 
 
-def test_a_run_trains_adapters_and_leaves_best_merged_beside_them(trained: Path, gpt2: Folders) -> None:
-    base = AutoModelForCausalLM.from_pretrained(gpt2.student)
+def test_a_run_trains_adapters_and_leaves_best_merged_beside_them(trained: Path, folders: Folders) -> None:
+    base = AutoModelForCausalLM.from_pretrained(folders.student)
     best = AutoModelForCausalLM.from_pretrained(trained / "best")
     before, after = base.state_dict(), best.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -248,14 +243,14 @@ def test_a_run_trains_adapters_and_leaves_best_merged_beside_them(trained: Path,
     torch.testing.assert_close(logits(by_peft), logits(best), atol=1e-5, rtol=1e-5)
     settings = json.loads((trained / "adapter" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["peft_type"]) == (4, 8, "LORA")
-    assert settings["base_model_name_or_path"] == str(gpt2.student)
+    assert settings["base_model_name_or_path"] == str(folders.student)
     assert weights_fingerprint(load_model(str(trained / "adapter"))) == weights_fingerprint(best)
     assert curve(trained)[-1] < curve(trained)[0]
 
 
-def test_best_and_adapter_evaluate_alike(trained: Path, gpt2: Folders, tmp_path: Path) -> None:
+def test_best_and_adapter_evaluate_alike(trained: Path, folders: Folders, tmp_path: Path) -> None:
     for name in ("best", "adapter"):
-        arguments = ["--model", trained / name, "--sets", "short", "--data-root", gpt2.data_root, "--seeds", 1]
+        arguments = ["--model", trained / name, "--sets", "short", "--data-root", folders.data_root, "--seeds", 1]
         arguments += ["--max-length", 192, "--max-prompt-length", 160, "--output-dir", tmp_path / name]
         result = call(evaluate, arguments)
         assert result.status == 0, result.output
@@ -263,12 +258,12 @@ def test_best_and_adapter_evaluate_alike(trained: Path, gpt2: Folders, tmp_path:
     assert len(records[0]) == 5 and records[0] == records[1]
 
 
-def test_an_adapter_teaches_as_the_merged_model_does(trained: Path, gpt2: Folders, tmp_path: Path) -> None:
-    curves, caches = {}, gpt2.data / "teacher-cache"
+def test_an_adapter_teaches_as_the_merged_model_does(trained: Path, folders: Folders, tmp_path: Path) -> None:
+    curves, caches = {}, folders.data / "teacher-cache"
     before = len(list(caches.glob("*/manifest.json")))
-    for name, teacher in {"base": gpt2.student, "adapter": trained / "adapter", "best": trained / "best"}.items():
-        extra = ["--teacher", teacher, "--model", gpt2.teacher, "--num-dev", 0, "--curriculum", "whole-pool"]
-        result = call(train, train_arguments(gpt2, tmp_path / name, *extra, "--num-train", 16))
+    for name, teacher in {"base": folders.student, "adapter": trained / "adapter", "best": trained / "best"}.items():
+        extra = ["--teacher", teacher, "--model", folders.teacher, "--num-dev", 0, "--curriculum", "whole-pool"]
+        result = call(train, train_arguments(folders, tmp_path / name, *extra, "--num-train", 16))
         assert result.status == 0, result.output
         curves[name] = curve(tmp_path / name / "tfkl" / "seed10")
     assert curves["adapter"] == curves["best"] != curves["base"]
@@ -277,16 +272,16 @@ def test_an_adapter_teaches_as_the_merged_model_does(trained: Path, gpt2: Folder
     )  # base and adapter have a cache each, best has the adapter's
 
 
-def test_an_adapter_answers_for_seqkd(trained: Path, gpt2: Folders, tmp_path: Path) -> None:
-    arguments = ["--model", trained / "adapter", "--data-dir", gpt2.data, "--output-dir", tmp_path / "seqkd"]
+def test_an_adapter_answers_for_seqkd(trained: Path, folders: Folders, tmp_path: Path) -> None:
+    arguments = ["--model", trained / "adapter", "--data-dir", folders.data, "--output-dir", tmp_path / "seqkd"]
     result = call(generate_seqkd, [*arguments, "--num-train", 3, "--max-length", 170])
     assert result.status == 0, result.output
     assert (tmp_path / "seqkd" / "manifest.json").is_file()
 
 
-def test_adapters_train_on_what_they_themselves_make_the_student_write(gpt2: Folders, tmp_path: Path) -> None:
+def test_adapters_train_on_what_they_themselves_make_the_student_write(folders: Folders, tmp_path: Path) -> None:
     extra = [*SHORT, "--type", "tjsd", "--num-dev", 0, "--on-policy", "mixed", "--mixed-alpha", 1.0]
-    result = call(train, train_arguments(gpt2, tmp_path, *extra))
+    result = call(train, train_arguments(folders, tmp_path, *extra))
     assert result.status == 0, result.output
     records = read_jsonl(tmp_path / "tjsd" / "seed10" / "metrics.jsonl")
     assert all(record["student_text"] == 1.0 for record in records)
@@ -294,14 +289,14 @@ def test_adapters_train_on_what_they_themselves_make_the_student_write(gpt2: Fol
     assert all(weight.abs().max() > 0 for weight in weights.values())
 
 
-def test_a_new_adapter_stands_on_a_merged_one(trained: Path, gpt2: Folders, tmp_path: Path) -> None:
+def test_a_new_adapter_stands_on_a_merged_one(trained: Path, folders: Folders, tmp_path: Path) -> None:
     extra = ["--model", trained / "adapter", "--lora-rank", 2, "--lora-targets", "c_fc", "--lora-dropout", 0.1]
     extra += ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool", "--num-dev", 0]
-    result = call(train, train_arguments(gpt2, tmp_path, *extra, teacher=False))
+    result = call(train, train_arguments(folders, tmp_path, *extra, teacher=False))
     assert result.status == 0, result.output
     run = tmp_path / "sft" / "seed10"
     base, adapters = adapter_chain(str(run / "adapter"))
-    assert (base, adapters) == (str(gpt2.student), [trained / "adapter", run / "adapter"])
+    assert (base, adapters) == (str(folders.student), [trained / "adapter", run / "adapter"])
     loaded, best = load_model(str(run / "adapter")), load_model(str(run / "best"))
     assert weights_fingerprint(loaded) == weights_fingerprint(best)
     before = load_model(str(trained / "best")).state_dict()
@@ -320,10 +315,10 @@ def test_a_new_adapter_stands_on_a_merged_one(trained: Path, gpt2: Folders, tmp_
     ids=["zero0", "zero2", "checkpointing", "bf16"],
 )
 def test_other_ways_to_train_adapters_follow_the_same_curve(
-    trained: Path, gpt2: Folders, tmp_path: Path, extra: list[object], tolerance: float
+    trained: Path, folders: Folders, tmp_path: Path, extra: list[object], tolerance: float
 ) -> None:
     extra = [*LORA, "--difficulty-file", trained / "difficulty.jsonl", "--num-dev", 0, *extra]
-    result = call(train, train_arguments(gpt2, tmp_path, *extra))
+    result = call(train, train_arguments(folders, tmp_path, *extra))
     assert result.status == 0, result.output
     run = tmp_path / "tfkl" / "seed10"
     assert curve(run) == pytest.approx(curve(trained), rel=tolerance)
@@ -331,11 +326,11 @@ def test_other_ways_to_train_adapters_follow_the_same_curve(
     torch.testing.assert_close(logits(best), logits(adapter), atol=10 * tolerance, rtol=tolerance)
 
 
-def test_two_ranks_that_share_the_weights_train_the_same_adapters_as_one(gpt2: Folders, tmp_path: Path) -> None:
+def test_two_ranks_that_share_the_weights_train_the_same_adapters_as_one(folders: Folders, tmp_path: Path) -> None:
     extra = [*SHORT, "--num-dev", 2, "--eval-every", 2]
-    assert call(train, train_arguments(gpt2, tmp_path / "one", *extra)).status == 0
+    assert call(train, train_arguments(folders, tmp_path / "one", *extra)).status == 0
     extra += ["--deepspeed-config", "scripts/deepspeed/zero3.json"]
-    result = on_ranks("train.py", train_arguments(gpt2, tmp_path / "two", *extra), num_ranks=2)
+    result = on_ranks("train.py", train_arguments(folders, tmp_path / "two", *extra), num_ranks=2)
     assert result.status == 0, result.output
     one, two = (tmp_path / name / "tfkl" / "seed10" for name in ("one", "two"))
     assert curve(two) == pytest.approx(curve(one), rel=1e-4)
@@ -348,20 +343,20 @@ def test_two_ranks_that_share_the_weights_train_the_same_adapters_as_one(gpt2: F
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_lora_run_that_is_cut_off_ends_with_the_same_weights(gpt2: Folders, tmp_path: Path, stage: int) -> None:
+def test_a_lora_run_that_is_cut_off_ends_with_the_same_weights(folders: Folders, tmp_path: Path, stage: int) -> None:
     extra = [*SHORT, "--lora-dropout", 0.1, "--num-dev", 0]
     extra += ["--deepspeed-config", f"scripts/deepspeed/zero{stage}.json"]
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    train_until_stage(train_arguments(gpt2, cut, *extra), 1)
+    train_until_stage(train_arguments(folders, cut, *extra), 1)
     (weights,) = (cut / "tfkl" / "seed10" / "checkpoints").glob("step-*/weights.safetensors")
     assert weights.stat().st_size < 600 * 32 * 4  # less than the frozen embedding alone
-    assert call(train, train_arguments(gpt2, cut, *extra)).status == 0
-    assert call(train, train_arguments(gpt2, whole, *extra)).status == 0
+    assert call(train, train_arguments(folders, cut, *extra)).status == 0
+    assert call(train, train_arguments(folders, whole, *extra)).status == 0
     cut, whole = cut / "tfkl" / "seed10", whole / "tfkl" / "seed10"
     assert curve(cut) == curve(whole)
     for name in ("best/model.safetensors", "adapter/adapter_model.safetensors", "ledger.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
-    base = AutoModelForCausalLM.from_pretrained(gpt2.student).state_dict()
+    base = AutoModelForCausalLM.from_pretrained(folders.student).state_dict()
     best = AutoModelForCausalLM.from_pretrained(cut / "best").state_dict()
     assert all(torch.equal(best[name], base[name]) for name in base if "attn.c_" not in name and "mlp.c_" not in name)
     on_base = load_model(str(cut / "adapter")).state_dict()  # the adapted layers' own weights are the base's, too
@@ -384,9 +379,9 @@ FLAG_MISTAKES: list[tuple[list[object], list[str]]] = [
 
 
 @pytest.mark.parametrize(("extra", "words"), FLAG_MISTAKES, ids=lambda value: " ".join(map(str, value))[:40])
-def test_train_refuses_lora_flags(gpt2: Folders, tmp_path: Path, extra: list[object], words: list[str]) -> None:
+def test_train_refuses_lora_flags(folders: Folders, tmp_path: Path, extra: list[object], words: list[str]) -> None:
     extra = ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool", *extra]
-    refused(call(train, train_arguments(gpt2, tmp_path, *extra, teacher=False)), *words)
+    refused(call(train, train_arguments(folders, tmp_path, *extra, teacher=False)), *words)
     assert not list(tmp_path.rglob("best"))
 
 
@@ -467,12 +462,12 @@ ADAPTER_MISTAKES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("mistake", sorted(ADAPTER_MISTAKES))
-def test_a_damaged_or_unsafe_adapter_is_refused(trained: Path, gpt2: Folders, tmp_path: Path, mistake: str) -> None:
+def test_a_damaged_or_unsafe_adapter_is_refused(trained: Path, folders: Folders, tmp_path: Path, mistake: str) -> None:
     change, words = ADAPTER_MISTAKES[mistake]
     folder = shutil.copytree(trained / "adapter", tmp_path / "adapter")
     change(folder)
-    extra = ["--teacher", folder, "--model", gpt2.student, "--num-dev", 0]
-    refused(call(train, train_arguments(gpt2, tmp_path / "results", *extra)), *words)
+    extra = ["--teacher", folder, "--model", folders.student, "--num-dev", 0]
+    refused(call(train, train_arguments(folders, tmp_path / "results", *extra)), *words)
     assert not (tmp_path / "results").exists()
 
 

@@ -37,11 +37,6 @@ PROMPTS = [[5, 9, 200, 31], [77, 12], [300, 4, 4, 8, 16, 15, 23, 42], [598]]
 RESPONSES = [[10, 11, 12, 0], [13, 0], [599, 51, 52, *range(100, 115), 0], [14, 0, 15, 16, 17, 0]]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("packing"), "gpt2")
-
-
 def test_a_packed_batch_holds_every_example_once_and_nothing_else() -> None:
     batch = collate([3, 1, 4, 5], PROMPTS, RESPONSES, max_length=24)
     packed = batch.packed()

@@ -25,7 +25,7 @@ from pocl.cli.evaluate_options import EvaluateOptions, GenerationOptions
 from pocl.cli.flags import parse
 from pocl.common.files import read_json, read_jsonl, write_json, write_jsonl
 from pocl.training.run_folder import RunFolder
-from tests.runs import Folders, Result, call, make_folders, train_arguments
+from tests.runs import Folders, Result, call, train_arguments
 from tools import report
 from tools.reporting import page as pages
 from tools.reporting import panels
@@ -84,11 +84,6 @@ class Tree(HTMLParser):
             elif path[-1] in ("th", "td"):
                 rows[-1].append("".join(words))
         return rows
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("report"), "gpt2")
 
 
 @pytest.fixture(scope="module")

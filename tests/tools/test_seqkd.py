@@ -14,15 +14,10 @@ import train
 from pocl.data.dataset import load_split
 from pocl.generation import decoding as generation
 from tests.ranks import on_ranks
-from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, train_arguments
+from tests.runs import MAX_LENGTH, Folders, call, read_jsonl, train_arguments
 from tools import generate_seqkd, process_data
 
 LONGEST = MAX_LENGTH - 160  # what the prompts leave
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("seqkd"), "gpt2")
 
 
 def arguments(folders: Folders, output_dir: Path, *extra: object) -> list[object]:

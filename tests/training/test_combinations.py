@@ -16,7 +16,7 @@ from pocl.data.batch import IGNORE
 from pocl.difficulty.ranking import SIGNALS
 from pocl.losses.divergences import LOSSES
 from pocl.training.batches import BatchCutter, GlobalBatch, MicroBatch, Texts
-from tests.runs import Folders, call, examples_of, make_folders, read_jsonl, train_arguments
+from tests.runs import Folders, call, examples_of, read_jsonl, train_arguments
 
 FACTORS: dict[str, list[Any]] = {
     "type": ["sft", "fkl", *(f"t{name}" for name in ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl"))],
@@ -76,11 +76,6 @@ CHOICES = pairwise()
 
 def named(choice: Choice) -> str:
     return "-".join(map(str, choice.values()))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("combinations"), "gpt2")
 
 
 def test_the_choices_hold_every_value_and_every_divergence() -> None:

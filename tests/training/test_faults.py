@@ -17,15 +17,10 @@ from pocl.common.errors import UserError
 from pocl.training.run_folder import RunFolder
 from pocl.training.statefile import load_state, save_state
 from tests.ranks import on_ranks
-from tests.runs import Folders, Result, call, make_folders, read_jsonl, train_arguments, train_until_stage
+from tests.runs import Folders, Result, call, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import ROOT
 
 SHORT = ("--difficulty", "length", "--num-dev", 0, "--eval-every", 1)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("faults"), "gpt2")
 
 
 @pytest.mark.parametrize("cases", [["pocl", "gkd-2"], ["lora", "evaluate"]], ids="-".join)

@@ -23,13 +23,8 @@ from pocl.generation.decoding import BuiltIn
 from pocl.training import checkpoints
 from pocl.training.batches import BatchCutter, Texts
 from pocl.training.run_folder import RunFolder
-from tests.runs import Folders, call, launch, make_folders, read_jsonl, train_arguments
+from tests.runs import Folders, call, launch, read_jsonl, train_arguments
 from tests.tiny import ROOT
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("interrupt"), "gpt2")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -26,11 +26,6 @@ from tests.tiny import save_model, tiny_model, tiny_tokenizer
 from tools import generate_seqkd, make_student, process_data, report
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("second"), "gpt2")
-
-
 def seqkd_arguments(folders: Folders, data: Path, output_dir: Path) -> list[object]:
     return ["--model", folders.teacher, "--data-dir", data, "--output-dir", output_dir, "--max-length", MAX_LENGTH]
 

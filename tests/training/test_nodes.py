@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Folders, make_folders, read_jsonl, train_arguments
+from tests.runs import Folders, read_jsonl, train_arguments
 from tests.scripts import test_scripts
 from tests.scripts.test_scripts import PLACES, fake, printed, run
 from tests.tiny import ROOT
@@ -223,11 +223,6 @@ def test_the_slurm_scripts_are_strict_and_parse(path: Path) -> None:
 
 
 # Two nodes on this machine.
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("nodes"), "gpt2")
 
 
 def wait_for(seen: Callable[[], bool], process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:

@@ -33,11 +33,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("gpt2"), "gpt2")
-
-
-@pytest.fixture(scope="module")
 def poisoned(llama: Folders, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folders, int]:
     """A student whose embedding of one token is NaN, and the id of the only example that holds that token."""
     split = load_split(llama.data, "train", max_length=MAX_LENGTH)
@@ -93,7 +88,7 @@ def test_one_more_than_the_bound_stops_the_run(poisoned: tuple[Folders, int], tm
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_gradient_that_is_not_finite_stops_with_step_stage_and_examples(
-    gpt2: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
     backward, step, steps = Engine.backward, Engine.step, 0
 
@@ -108,7 +103,7 @@ def test_a_gradient_that_is_not_finite_stops_with_step_stage_and_examples(
     monkeypatch.setattr(Engine, "backward", overflow_in_the_third)
     monkeypatch.setattr(Engine, "step", count)
     extra = [*TWO_EPOCHS, "--deepspeed-config", f"scripts/deepspeed/zero{stage}.json"]
-    result = call(train, train_arguments(gpt2, tmp_path, *extra))
+    result = call(train, train_arguments(folders, tmp_path, *extra))
     assert result.status == 1
     assert "the gradient is not finite at step 3, stage 1, in the batch of examples [" in result.last_line
     assert result.last_line.count(",") >= 7  # the eight of the batch
@@ -172,13 +167,13 @@ def test_weights_of_norms_and_biases_do_not_decay(groups: int) -> None:
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_an_offloaded_optimiser_trains_the_same_curve(gpt2: Folders, tmp_path: Path, stage: int) -> None:
+def test_an_offloaded_optimiser_trains_the_same_curve(folders: Folders, tmp_path: Path, stage: int) -> None:
     config = {"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}}
     (tmp_path / "zero.json").write_text(json.dumps(config))
     curves = []
     for name in (f"scripts/deepspeed/zero{stage}.json", tmp_path / "zero.json"):
         output_dir = tmp_path / Path(name).stem
-        arguments = train_arguments(gpt2, output_dir, *TWO_EPOCHS, "--deepspeed-config", name)
+        arguments = train_arguments(folders, output_dir, *TWO_EPOCHS, "--deepspeed-config", name)
         result = call(train, arguments)
         assert result.status == 0, result.output
         (path,) = output_dir.glob("*/seed10/metrics.jsonl")
@@ -202,10 +197,10 @@ def test_fp16_at_its_smallest_scale_is_told_from_overflow() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_follows_its_golden_curve(gpt2: Folders, tmp_path: Path, name: str) -> None:
+def test_a_run_follows_its_golden_curve(folders: Folders, tmp_path: Path, name: str) -> None:
     """The tolerance is for other processors; a change of a formula or of an order of examples is far larger."""
     kept = json.loads(KEPT.read_text(encoding="utf-8"))[name]
-    found = curve(gpt2, tmp_path, name)
+    found = curve(folders, tmp_path, name)
     assert len(found) == len(kept)
     for (loss, norm), (kept_loss, kept_norm) in zip(found, kept, strict=True):
         assert loss == pytest.approx(kept_loss, rel=1e-3)

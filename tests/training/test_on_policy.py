@@ -23,7 +23,6 @@ from tests.runs import (
     Folders,
     call,
     examples_of,
-    make_folders,
     read_jsonl,
     train_arguments,
     train_until_stage,
@@ -97,11 +96,6 @@ def test_the_buffer_keeps_the_newest_and_survives_json() -> None:
     assert sorted(position for position, _ in drawn) == [2, 3, 4]
     assert drawn == state.draw(3, [1, 2])
     assert len(state.draw(7, [1])) == 7
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("on-policy"), "gpt2")
 
 
 def arguments(folders: Folders, output_dir: Path, *extra: object) -> list[str]:

@@ -24,15 +24,10 @@ from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, 
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return make_folders(tmp_path_factory.mktemp("gpt2"), "gpt2")
-
-
-@pytest.fixture(scope="module")
-def ranked(gpt2: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ranked(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished POCL run on one rank."""
     output_dir = tmp_path_factory.mktemp("pocl")
-    result = call(train, train_arguments(gpt2, output_dir))
+    result = call(train, train_arguments(folders, output_dir))
     assert result.status == 0, result.output
     return output_dir / "tfkl" / "seed10"
 
@@ -73,7 +68,7 @@ def test_the_objective_is_the_weighted_sum_that_the_paper_states(ranked: Path) -
             assert record["loss"] == pytest.approx(wanted, rel=1e-6)
 
 
-def test_the_ranking_fuses_the_two_ranks_of_every_training_example(ranked: Path, gpt2: Folders) -> None:
+def test_the_ranking_fuses_the_two_ranks_of_every_training_example(ranked: Path, folders: Folders) -> None:
     records = read_jsonl(ranked / "difficulty.jsonl")
     assert sorted(record["id"] for record in records) == list(range(8, 56))
     for record in records:
@@ -86,9 +81,9 @@ def test_the_ranking_fuses_the_two_ranks_of_every_training_example(ranked: Path,
     assert [record["cross_entropy_rank"] for record in by_loss] == list(range(1, 49))
 
 
-def test_the_cross_entropy_of_the_ranking_is_the_models_own_loss(ranked: Path, gpt2: Folders) -> None:
-    model = AutoModelForCausalLM.from_pretrained(gpt2.student)
-    rows = {row["id"]: row for row in datasets.load_from_disk(str(gpt2.data / "train"))}
+def test_the_cross_entropy_of_the_ranking_is_the_models_own_loss(ranked: Path, folders: Folders) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folders.student)
+    rows = {row["id"]: row for row in datasets.load_from_disk(str(folders.data / "train"))}
     for record in read_jsonl(ranked / "difficulty.jsonl")[::7]:
         row = rows[record["id"]]
         ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
@@ -97,12 +92,12 @@ def test_the_cross_entropy_of_the_ranking_is_the_models_own_loss(ranked: Path, g
         assert record["cross_entropy"] == pytest.approx(model(input_ids=ids, labels=labels).loss.item(), rel=1e-4)
 
 
-def test_best_is_a_model_folder_with_its_tokenizer_that_evaluate_reads(ranked: Path, gpt2: Folders) -> None:
+def test_best_is_a_model_folder_with_its_tokenizer_that_evaluate_reads(ranked: Path, folders: Folders) -> None:
     dev = [record for record in read_jsonl(ranked / "metrics.jsonl") if "dev_rouge_l" in record]
     assert len(dev) == 4
     assert (ranked / "best" / "model.safetensors").is_file()
     AutoTokenizer.from_pretrained(ranked / "best")
-    arguments = ["--model", ranked / "best", "--sets", "short", "--data-root", gpt2.data_root, "--seeds", 1, 2]
+    arguments = ["--model", ranked / "best", "--sets", "short", "--data-root", folders.data_root, "--seeds", 1, 2]
     arguments += ["--max-length", 192, "--max-prompt-length", 160]
     result = call(evaluate, arguments)
     assert result.status == 0, result.output
@@ -117,9 +112,9 @@ def test_best_is_a_model_folder_with_its_tokenizer_that_evaluate_reads(ranked: P
 
 
 def test_two_ranks_train_the_same_curve_on_the_same_ranking_as_one(
-    ranked: Path, gpt2: Folders, tmp_path: Path
+    ranked: Path, folders: Folders, tmp_path: Path
 ) -> None:
-    result = launch("train.py", train_arguments(gpt2, tmp_path), num_ranks=2)
+    result = launch("train.py", train_arguments(folders, tmp_path), num_ranks=2)
     assert result.status == 0, result.output
     run = tmp_path / "tfkl" / "seed10"
     alone, together = read_jsonl(ranked / "difficulty.jsonl"), read_jsonl(run / "difficulty.jsonl")
@@ -143,24 +138,24 @@ def test_two_ranks_train_the_same_curve_on_the_same_ranking_as_one(
     ids=lambda extra: "=".join(map(str, extra)).strip("-"),
 )
 def test_how_a_batch_is_cut_does_not_change_the_curve(
-    ranked: Path, gpt2: Folders, tmp_path: Path, extra: list[object]
+    ranked: Path, folders: Folders, tmp_path: Path, extra: list[object]
 ) -> None:
     arguments = train_arguments(
-        gpt2, tmp_path, "--difficulty-file", ranked / "difficulty.jsonl", "--num-dev", 0, *extra
+        folders, tmp_path, "--difficulty-file", ranked / "difficulty.jsonl", "--num-dev", 0, *extra
     )
     assert call(train, arguments).status == 0
     assert losses(tmp_path / "tfkl" / "seed10") == pytest.approx(losses(ranked), rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_every_zero_stage_trains_the_same_curve(ranked: Path, gpt2: Folders, tmp_path: Path, stage: int) -> None:
+def test_every_zero_stage_trains_the_same_curve(ranked: Path, folders: Folders, tmp_path: Path, stage: int) -> None:
     extra = [
         "--difficulty-file",
         ranked / "difficulty.jsonl",
         "--deepspeed-config",
         f"scripts/deepspeed/zero{stage}.json",
     ]
-    arguments = train_arguments(gpt2, tmp_path, *extra)
+    arguments = train_arguments(folders, tmp_path, *extra)
     # Stage 3 shares the weights out, so it is only itself on two ranks. It gathers them in every forward and backward
     # pass: ranks with other numbers of micro-batches (here 2 to 4) would wait for each other forever.
     cut = ["--max-tokens", "250"]
@@ -171,19 +166,19 @@ def test_every_zero_stage_trains_the_same_curve(ranked: Path, gpt2: Folders, tmp
     assert AutoModelForCausalLM.from_pretrained(run / "best").num_parameters() > 0
 
 
-def test_bf16_follows_the_fp32_curve(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
+def test_bf16_follows_the_fp32_curve(ranked: Path, folders: Folders, tmp_path: Path) -> None:
     extra = ["--difficulty-file", ranked / "difficulty.jsonl", "--dtype", "bf16", "--num-dev", 0]
-    assert call(train, train_arguments(gpt2, tmp_path, *extra)).status == 0
+    assert call(train, train_arguments(folders, tmp_path, *extra)).status == 0
     assert losses(tmp_path / "tfkl" / "seed10") == pytest.approx(losses(ranked), rel=2e-2)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_every_divergence_trains(gpt2: Folders, tmp_path: Path, name: str) -> None:
+def test_every_divergence_trains(folders: Folders, tmp_path: Path, name: str) -> None:
     extra = ["--type", name, "--num-stages", 1, "--curriculum", "whole-pool", "--temperature", 2.0]
     extra += ["--kd-ratio", 1.0, "--num-dev", 0, "--num-train", 16, "--epochs", 6]
     if not LOSSES[name].tempered:
         extra[extra.index("--temperature") + 1] = 1.0
-    assert call(train, train_arguments(gpt2, tmp_path, *extra)).status == 0
+    assert call(train, train_arguments(folders, tmp_path, *extra)).status == 0
     curve = [record["divergence"] for record in read_jsonl(tmp_path / name / "seed10" / "metrics.jsonl")]
     assert curve[-1] < curve[0]
     assert min(curve) > 0
@@ -191,7 +186,7 @@ def test_every_divergence_trains(gpt2: Folders, tmp_path: Path, name: str) -> No
 
 @pytest.mark.parametrize("curriculum", ["one-pass", "hard-to-easy", "random"])
 def test_every_other_curriculum_trains_on_its_own_examples(
-    ranked: Path, gpt2: Folders, tmp_path: Path, curriculum: str, monkeypatch: pytest.MonkeyPatch
+    ranked: Path, folders: Folders, tmp_path: Path, curriculum: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[set[int]] = [set(), set(), set(), set()]
     step = train.Trainer.step
@@ -202,7 +197,7 @@ def test_every_other_curriculum_trains_on_its_own_examples(
 
     monkeypatch.setattr(train.Trainer, "step", watched)
     extra = ["--curriculum", curriculum, "--difficulty-file", ranked / "difficulty.jsonl", "--num-dev", 0]
-    assert call(train, train_arguments(gpt2, tmp_path, *extra, "--global-batch-size", 4)).status == 0
+    assert call(train, train_arguments(folders, tmp_path, *extra, "--global-batch-size", 4)).status == 0
     easy_to_hard = [record["id"] for record in read_jsonl(ranked / "difficulty.jsonl")]
     quarters = [set(easy_to_hard[start : start + 12]) for start in range(0, 48, 12)]
     if curriculum == "one-pass":
@@ -216,17 +211,19 @@ def test_every_other_curriculum_trains_on_its_own_examples(
 
 @pytest.mark.parametrize("mode", ["hard", "linear"])
 def test_selective_reliance_weighs_each_example_by_its_difficulty(
-    ranked: Path, gpt2: Folders, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+    ranked: Path, folders: Folders, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first recorded objective equals one computed example by example with transformers' own losses."""
     extra = ["--type", "fkl", "--num-stages", 1, "--curriculum", "whole-pool", "--kd-ratio", 0.8, "--num-dev", 0]
     extra += ["--selective-reliance", mode, "--difficulty-file", ranked / "difficulty.jsonl"]
     extra += ["--global-batch-size", 48, "--batch-size", 5]
-    assert call(train, train_arguments(gpt2, tmp_path, *extra)).status == 0
+    assert call(train, train_arguments(folders, tmp_path, *extra)).status == 0
     order = [record["id"] for record in read_jsonl(ranked / "difficulty.jsonl")]
-    student, teacher = (AutoModelForCausalLM.from_pretrained(path).double() for path in (gpt2.student, gpt2.teacher))
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(path).double() for path in (folders.student, folders.teacher)
+    )
     total, count = 0.0, 0
-    for row in datasets.load_from_disk(str(gpt2.data / "train")):
+    for row in datasets.load_from_disk(str(folders.data / "train")):
         ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
         first = len(row["prompt_ids"]) - 1
         with torch.no_grad():
@@ -239,9 +236,9 @@ def test_selective_reliance_weighs_each_example_by_its_difficulty(
     assert losses(tmp_path / "fkl" / "seed10")[0] == pytest.approx(total / count, rel=1e-5)
 
 
-def test_sft_trains_without_a_teacher_and_lowers_cross_entropy(gpt2: Folders, tmp_path: Path) -> None:
+def test_sft_trains_without_a_teacher_and_lowers_cross_entropy(folders: Folders, tmp_path: Path) -> None:
     extra = ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool", "--epochs", 4]
-    assert call(train, train_arguments(gpt2, tmp_path, *extra, teacher=False)).status == 0
+    assert call(train, train_arguments(folders, tmp_path, *extra, teacher=False)).status == 0
     curve = losses(tmp_path / "sft" / "seed10")
     assert curve[-1] < curve[0] - 0.1
     ledger = json.loads((tmp_path / "sft" / "seed10" / "ledger.json").read_text())
@@ -250,10 +247,10 @@ def test_sft_trains_without_a_teacher_and_lowers_cross_entropy(gpt2: Folders, tm
     assert ledger["finished"]
 
 
-def test_frozen_layers_stay_as_they_were(gpt2: Folders, tmp_path: Path) -> None:
+def test_frozen_layers_stay_as_they_were(folders: Folders, tmp_path: Path) -> None:
     extra = ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool", "--train-last-layers", 1]
-    assert call(train, train_arguments(gpt2, tmp_path, *extra, teacher=False)).status == 0
-    before = AutoModelForCausalLM.from_pretrained(gpt2.student).state_dict()
+    assert call(train, train_arguments(folders, tmp_path, *extra, teacher=False)).status == 0
+    before = AutoModelForCausalLM.from_pretrained(folders.student).state_dict()
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "sft" / "seed10" / "best").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
@@ -288,30 +285,30 @@ def test_every_family_runs_from_ranking_to_scores(family: str, num_ranks: int | 
     assert launched == alone
 
 
-def test_a_run_that_is_cut_off_ends_with_the_same_weights(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
+def test_a_run_that_is_cut_off_ends_with_the_same_weights(ranked: Path, folders: Folders, tmp_path: Path) -> None:
     """The folder as it was after stage 2 (epoch checkpoints), gone on with, equals the run in one go, bit for bit."""
-    arguments = train_arguments(gpt2, tmp_path, "--difficulty-file", ranked / "difficulty.jsonl")
+    arguments = train_arguments(folders, tmp_path, "--difficulty-file", ranked / "difficulty.jsonl")
     train_until_stage(arguments, 2)
     cut = tmp_path / "tfkl" / "seed10"
     assert not (cut / "checkpoints" / "last.json").read_text().count('"done": true')
     assert call(train, arguments).status == 0
     whole = tmp_path / "whole"
-    assert call(train, train_arguments(gpt2, whole, "--difficulty-file", ranked / "difficulty.jsonl")).status == 0
+    assert call(train, train_arguments(folders, whole, "--difficulty-file", ranked / "difficulty.jsonl")).status == 0
     assert losses(cut) == losses(whole / "tfkl" / "seed10")
     for name in ("best/model.safetensors", "ledger.json"):
         assert (cut / name).read_bytes() == (whole / "tfkl" / "seed10" / name).read_bytes()
 
 
-def test_a_finished_run_started_again_changes_nothing(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
+def test_a_finished_run_started_again_changes_nothing(ranked: Path, folders: Folders, tmp_path: Path) -> None:
     copy = tmp_path / "tfkl" / "seed10"
     shutil.copytree(ranked, copy)
     before = (copy / "best" / "model.safetensors").read_bytes(), (copy / "metrics.jsonl").read_bytes()
-    result = call(train, train_arguments(gpt2, tmp_path))
+    result = call(train, train_arguments(folders, tmp_path))
     assert result.status == 0, result.output
     assert ((copy / "best" / "model.safetensors").read_bytes(), (copy / "metrics.jsonl").read_bytes()) == before
 
 
-def test_scoring_that_was_cut_off_goes_on_with_the_same_result(ranked: Path, gpt2: Folders, tmp_path: Path) -> None:
+def test_scoring_that_was_cut_off_goes_on_with_the_same_result(ranked: Path, folders: Folders, tmp_path: Path) -> None:
     copy, appended = tmp_path / "tfkl" / "seed10", 0
     append = ResumablePass.append
 
@@ -324,25 +321,25 @@ def test_scoring_that_was_cut_off_goes_on_with_the_same_result(ranked: Path, gpt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResumablePass, "append", append_and_stop)
-        result = call(train, train_arguments(gpt2, tmp_path, "--teacher-cache", "off", "--eval-batch-size", 8))
+        result = call(train, train_arguments(folders, tmp_path, "--teacher-cache", "off", "--eval-batch-size", 8))
         assert result.status == 130, result.output
     part = copy / "scoring" / "difficulty" / "student" / "0.jsonl"
     part.write_text(part.read_text()[:-30])  # cut in the middle of a line, as a crash would
-    result = call(train, train_arguments(gpt2, tmp_path, "--teacher-cache", "off", "--eval-batch-size", 8))
+    result = call(train, train_arguments(folders, tmp_path, "--teacher-cache", "off", "--eval-batch-size", 8))
     assert result.status == 0, result.output
     again, whole = (read_jsonl(run / "difficulty.jsonl") for run in (copy, ranked))
     assert [(r["id"], r["answer"]) for r in again] == [(r["id"], r["answer"]) for r in whole]
     assert not (copy / "scoring").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_examples(gpt2: Folders, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_with_step_and_examples(folders: Folders, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(gpt2.student, broken)
+    shutil.copytree(folders.student, broken)
     model = AutoModelForCausalLM.from_pretrained(broken)
     with torch.no_grad():
         model.transformer.ln_f.weight[0] = math.nan
     model.save_pretrained(broken)
-    folders = Folders(broken, gpt2.teacher, gpt2.data, gpt2.data_root)
+    folders = Folders(broken, folders.teacher, folders.data, folders.data_root)
     extra = ["--type", "sft", "--num-stages", 1, "--curriculum", "whole-pool"]
     result = call(train, train_arguments(folders, tmp_path, *extra, teacher=False))
     assert result.status == 1
