@@ -146,8 +146,17 @@ def value_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def open_weights(*paths: Path) -> None:
+    """Give files of weights the permissions that every new file has: safetensors lets their owner alone read them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in paths:
+        path.chmod(0o666 & ~mask)
+
+
 def replace_folder(new: Path, old: Path) -> None:
     """Put the finished folder ``new`` in the place of ``old``; a crash leaves one of them whole."""
+    open_weights(*new.rglob("*.safetensors"))
     aside = _aside(old)
     shutil.rmtree(aside, ignore_errors=True)
     if old.exists():
