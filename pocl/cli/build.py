@@ -19,7 +19,7 @@ from pocl.difficulty.measuring import ScoringSettings
 from pocl.difficulty.ranker import Ranker
 from pocl.difficulty.ranking import columns_of
 from pocl.difficulty.ranking_file import read_ranking
-from pocl.evaluation.sets import DevSet, Example
+from pocl.evaluation.sets import DevSet, Example, say_what_is_banned
 from pocl.evaluation.words import check_readable
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import choose_backend
@@ -83,6 +83,7 @@ def make_dev_set(config: TrainConfig, dev: Split) -> DevSet | None:
         no_repeat_ngram=generation.no_repeat_ngram,
         seed=config.optimiser.seed,
     )
+    say_what_is_banned("dev", dev.column("prompt_ids"), dev.column("response_ids"), generation.no_repeat_ngram)
     rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
     examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
     words, batch_size = generation.rouge_tokenizer, config.sizes.eval_batch_size
