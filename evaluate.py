@@ -96,6 +96,7 @@ def score_set(
     Each result is written as soon as it is there; summary.json has the scores of all seeds of this protocol.
     """
     place, origin = protocol.folder / test.name, answerer.origin(test, protocol)
+    answerer.say_what_is_banned(test, protocol)
 
     def scores_of(seeds: list[int]) -> dict[str, Any]:
         scores = summarise({seed: mean_scores(answered[seed]) for seed in seeds}) | origin

@@ -63,6 +63,7 @@ def distil(config: TrainConfig, run: RunFolder, device: torch.device) -> None:
     teacher = build.load_teacher(config, run, student, train)
     loss = build.make_loss(config, student)
     settings = build.make_settings(config, student, teacher)
+    build.check_before_start(config, student, train)
     run.start(origin(config, student, teacher, train), schedule.stages)
 
     ranker = build.make_ranker(config, run, train, teacher)

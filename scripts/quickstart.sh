@@ -64,13 +64,13 @@ train() {
     local output_dir=$1
     shift
     launch train.py --data-dir "$DATA_DIR" --output-dir "$output_dir" --max-length "$MAX_LENGTH" \
-        --sampling-temperature 0 --deepspeed-config scripts/deepspeed/zero0.json --seed 10 "$@"
+        --sampling-temperature 0 --no-repeat-ngram "$BAN" --deepspeed-config scripts/deepspeed/zero0.json --seed 10 "$@"
 }
 
 # evaluate MODEL OUTPUT_DIR: greedy answers to the held-out prompts.
 evaluate() {
     launch evaluate.py --model "$1" --output-dir "$2" --sets "$SET" --num-examples "$NUM_EVAL" --seeds 10 \
-        --sampling-temperature 0 --max-length "$MAX_LENGTH" --max-prompt-length "$MAX_PROMPT"
+        --sampling-temperature 0 --no-repeat-ngram "$BAN" --max-length "$MAX_LENGTH" --max-prompt-length "$MAX_PROMPT"
 }
 
 # no_dry_run COMMAND...: what DRY_RUN=1 leaves out.
@@ -85,9 +85,9 @@ export HF_HUB_OFFLINE=1
 NUM_GPUS=$RANKS
 ((FRESH == 0)) || no_dry_run rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
 if [[ -f data/dolly/raw.jsonl ]]; then
-    SET=dolly NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 NUM_TRAIN="${NUM_TRAIN:-300}"
+    SET=dolly BAN=6 NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 NUM_TRAIN="${NUM_TRAIN:-300}"
 else
-    SET=sample NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144 NUM_TRAIN="${NUM_TRAIN:-600}"
+    SET=sample BAN=0 NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144 NUM_TRAIN="${NUM_TRAIN:-600}"
 fi
 [[ -f data/$SET/valid.jsonl ]] || die "data/$SET holds raw.jsonl and no valid.jsonl to evaluate on"
 DATA_DIR=processed_data/quickstart/$SET

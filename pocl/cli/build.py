@@ -18,9 +18,11 @@ from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits
 from pocl.difficulty.measuring import ScoringSettings
 from pocl.difficulty.ranker import Ranker
 from pocl.difficulty.ranking import columns_of
-from pocl.evaluation.sets import DevSet, Example
+from pocl.difficulty.ranking_file import read_ranking
+from pocl.evaluation.sets import DevSet, Example, say_what_is_banned
 from pocl.evaluation.words import check_readable
 from pocl.generation.sampling import Sampling
+from pocl.generation.vllm_backend import choose_backend
 from pocl.losses import DistillationLoss
 from pocl.losses.fused import why_not_fused
 from pocl.models.identity import (
@@ -33,12 +35,12 @@ from pocl.models.identity import (
     weights_fingerprint,
 )
 from pocl.models.loading import DTYPES, load_model, load_tokenizer
-from pocl.models.lora import add_adapters
+from pocl.models.lora import add_adapters, target_layers
 from pocl.models.packing import why_not_packed
 from pocl.models.states import check_head
 from pocl.models.student import Student
 from pocl.models.teacher import Teacher
-from pocl.models.tuning import recompute_activations, train_only_last_layers
+from pocl.models.tuning import check_last_layers, recompute_activations, train_only_last_layers
 from pocl.training.engine import OptimiserSettings
 from pocl.training.on_policy import OnPolicy
 from pocl.training.run_folder import RunFolder
@@ -81,6 +83,7 @@ def make_dev_set(config: TrainConfig, dev: Split) -> DevSet | None:
         no_repeat_ngram=generation.no_repeat_ngram,
         seed=config.optimiser.seed,
     )
+    say_what_is_banned("dev", dev.column("prompt_ids"), dev.column("response_ids"), generation.no_repeat_ngram)
     rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
     examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
     words, batch_size = generation.rouge_tokenizer, config.sizes.eval_batch_size
@@ -162,6 +165,19 @@ def make_ranker(config: TrainConfig, run: RunFolder, train: Split, teacher: Teac
         settings=settings,
         given=Path(given.difficulty_file) if given.difficulty_file else None,
     )
+
+
+def check_before_start(config: TrainConfig, student: Student, train: Split) -> None:
+    """Raise UserError for what would otherwise be refused behind the ranking, when the run's folder is written."""
+    given = config.curriculum
+    if config.models.train_last_layers:
+        check_last_layers(student.model, config.models.train_last_layers)
+    if config.lora.lora_rank:
+        target_layers(student.model, config.lora.lora_targets)
+    if given.difficulty_file:
+        read_ranking(Path(given.difficulty_file), train)
+    elif needs_ranking(config) and "rouge_l" in columns_of(given.difficulty):
+        choose_backend(config.generation.generation_backend, config.models.model, student.device)
 
 
 def prepare_student(config: TrainConfig, student: PreTrainedModel) -> None:

@@ -82,10 +82,11 @@ def json_kind(value: Any) -> str:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line; line i of the file is record i.  A byte order mark at its start is passed over.
+    """Read one JSON object a line; line i of the file is record i.
 
-    Raises UserError with file and line number for a missing file, bytes that are no UTF-8, a blank or malformed line,
-    or a line that holds no object.
+    A byte order mark at its start and blank lines at its end are passed over.  Raises UserError with file and line
+    number for a missing file, bytes that are no UTF-8, another blank line, a malformed one, or one that holds no
+    object.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
@@ -93,9 +94,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         content = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # some editors of Windows write it
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    lines = content.splitlines()  # bytes: only \n, \r and \r\n end a line, not U+2028
+    lines = content.rstrip().splitlines()  # bytes: only \n, \r and \r\n end a line, not U+2028
     if not lines:
         raise UserError(f"{path} is empty; it wants one JSON object a line")
+    if lines[0].lstrip().startswith(b"["):
+        raise UserError(
+            f"{path}:1: a list; each line wants one JSON object: jq -c '.[]' ARRAY.json > LINES.jsonl makes them"
+        )
     return [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
@@ -146,8 +151,17 @@ def value_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def open_weights(*paths: Path) -> None:
+    """Give files of weights the permissions that every new file has: safetensors lets their owner alone read them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in paths:
+        path.chmod(0o666 & ~mask)
+
+
 def replace_folder(new: Path, old: Path) -> None:
     """Put the finished folder ``new`` in the place of ``old``; a crash leaves one of them whole."""
+    open_weights(*new.rglob("*.safetensors"))
     aside = _aside(old)
     shutil.rmtree(aside, ignore_errors=True)
     if old.exists():

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from pocl.common.console import say
 from pocl.common.files import value_sha256
+from pocl.data.prompts import encode_text
 from pocl.evaluation.answers import Record, evaluate
-from pocl.evaluation.sets import Example, TestSet, tokenise_prompts
+from pocl.evaluation.sets import Example, TestSet, say_what_is_banned, tokenise_prompts
 from pocl.evaluation.words import RougeTokenizer
 from pocl.generation.decoding import Generator
 from pocl.generation.sampling import Sampling
@@ -47,6 +48,13 @@ class Answerer:
         if num_cut:
             say(f"{name}: {num_cut} of {len(prompts)} prompts lost their beginning to `max_prompt_length`")
         return TestSet(name, examples, prompts, num_cut)
+
+    def say_what_is_banned(self, test_set: TestSet, protocol: EvalProtocol) -> None:
+        """Say how many references the protocol's ban of repeated n-grams makes impossible."""
+        pairs = list(zip(test_set.examples, test_set.prompts, strict=True))
+        prompts = [prompt for example, prompt in pairs for _ in example.references]
+        references = [encode_text(self.tokenizer, text) for example, _ in pairs for text in example.references]
+        say_what_is_banned(test_set.name + protocol.title, prompts, references, protocol.sampling.no_repeat_ngram)
 
     def answer(self, test_set: TestSet, protocol: EvalProtocol, seed: int) -> list[Record]:
         """A scored record of each example, on every rank."""

@@ -1,18 +1,19 @@
 """Evaluation sets, answers over seeds, per-example scores and their summary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from pocl.common.console import say
 from pocl.common.errors import UserError, closest
-from pocl.common.files import read_jsonl
+from pocl.common.files import json_kind, read_jsonl
 from pocl.data.dataset import Split
 from pocl.data.prompts import encode_text, make_prompt
 from pocl.evaluation.words import RougeTokenizer, check_readable
-from pocl.generation.sampling import Sampling
+from pocl.generation.sampling import Sampling, is_banned
 
 # The paper names its sets by folder; S-NI and UnNI keep the references of 11 tokens and more.
 SET_FOLDERS = {"sinst": "sinst/11_", "uinst": "uinst/11_"}
@@ -86,8 +87,10 @@ def _example(record: Mapping[str, Any], number: int, place: str) -> Example:
     prompt = record.get("prompt")
     if prompt is None:
         instruction, input_text = record.get("instruction"), record.get("input", "")
-        if not isinstance(instruction, str) or not isinstance(input_text, str) or not instruction.strip():
+        if not isinstance(instruction, str) or not instruction.strip():
             raise UserError(f"{place}: neither 'prompt' nor 'instruction' is a non-empty string")
+        if not isinstance(input_text, str):
+            raise UserError(f"{place}: 'input' is {json_kind(input_text)}; it must be a string")
         prompt = make_prompt(instruction, input_text)
     if not isinstance(prompt, str) or not prompt:
         raise UserError(f"{place}: 'prompt' must be a non-empty string")
@@ -96,6 +99,18 @@ def _example(record: Mapping[str, Any], number: int, place: str) -> Example:
     except UnicodeEncodeError as error:
         raise UserError(f"{place}: a lone surrogate, which is not valid text") from error
     return Example(number, prompt, tuple(references))
+
+
+def say_what_is_banned(
+    name: str, prompts: Iterable[list[int]], references: Iterable[Sequence[int]], size: int
+) -> None:
+    """Say how many references the ban of repeated n-grams of this size makes impossible: scores have that ceiling."""
+    banned = [is_banned(prompt, response, size) for prompt, response in zip(prompts, references, strict=True)]
+    if any(banned):
+        say(
+            f"{name}: {sum(banned)} of {len(banned)} references cannot be written under `no_repeat_ngram` {size}; "
+            f"`no_repeat_ngram` 0 bans nothing"
+        )
 
 
 def tokenise_prompts(

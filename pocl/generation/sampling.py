@@ -53,6 +53,16 @@ class NgramBan:
         return self.followers.get(self.tail, []) if self.size else []
 
 
+def is_banned(prompt: Sequence[int], response: Sequence[int], size: int) -> bool:
+    """Whether this response cannot be written under the ban: it would repeat an n-gram of prompt and response."""
+    ban = NgramBan(prompt, size)
+    for token in response:
+        if token in ban.banned():
+            return True
+        ban.append(token)
+    return False
+
+
 def ban_repeated(logits: Tensor, tokens: Tensor, size: int) -> None:
     """``NgramBan`` for a whole batch, on its device: sets -inf in ``logits`` where a token would repeat an n-gram.
 

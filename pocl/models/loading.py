@@ -1,5 +1,6 @@
 """Models, configurations and tokenizers from folders or the hub, with errors that say what is missing or refused."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl.common.errors import UserError, first_line
+from pocl.models import fields
 from pocl.models.attention import attend_by_example
 from pocl.models.lora import about_base, adapter_chain, merge_adapter
 
@@ -34,9 +36,11 @@ _LOADING_ERRORS = (
     ImportError,
     ValueError,
     RuntimeError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
+    AssertionError,
+    ArithmeticError,
     StrictDataclassError,
 )
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -61,9 +65,19 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     # Without any of these files AutoTokenizer returns an empty tokenizer, silently.
     if Path(path).is_dir() and not _has_tokenizer(Path(path)):
         raise UserError(f"no tokenizer in {path!r}: none of {', '.join(_TOKENIZER_FILES)} exists")
+    fields.check_fields(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except _LOADING_ERRORS as error:
+        if Path(path).is_dir() and (Path(path) / "config.json").is_file():  # it reads that, too, which may be at fault
+            _read_config(path)
+        folder = Path(path)
+        old = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+        if old and find_spec("sentencepiece") is None:
+            raise UserError(
+                f"the tokenizer in {path!r} is a tokenizer.model, which needs the package sentencepiece; pip install "
+                f"sentencepiece, or save it elsewhere with save_pretrained, which writes tokenizer.json"
+            ) from error
         raise _not_loaded("no tokenizer in", path, error) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {path!r} has no end-of-text token; every response must end with one")
@@ -110,6 +124,11 @@ def _load_config(path: str) -> PretrainedConfig:
     _check_place(path)
     if Path(path).is_dir():
         _check_folder(Path(path))
+    return _read_config(path)
+
+
+def _read_config(path: str) -> PretrainedConfig:
+    fields.check_fields(Path(path))
     try:
         if not Path(path).is_dir() and find_adapter_config_file(path):  # transformers would not merge it
             raise UserError(f"{path} is an adapter on the hub; download it to a folder, and give that")
@@ -150,7 +169,7 @@ def _not_loaded(what: str, path: str, error: Exception) -> UserError:
             reason = "the hub has no model of this name"
     if reason:
         return UserError(f"there is no folder {path!r} here, and {reason}; give a model folder")
-    return UserError(f"{what} {path!r}: {first_line(error)}")
+    return UserError(f"{what} {path!r}: {fields.reason(Path(path), error)}")
 
 
 def _load_whole(path: str, dtype: str, attention_name: str) -> PreTrainedModel:

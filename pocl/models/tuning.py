@@ -29,14 +29,20 @@ def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
     return stacks[0]
 
 
+def check_last_layers(model: PreTrainedModel, num_layers: int) -> nn.ModuleList:
+    """The stack of layers.  Raises UserError if it has fewer than these."""
+    stack = layer_stack(model)
+    if num_layers > len(stack):
+        raise UserError(f"`train_last_layers` {num_layers}: the student has {len(stack)} layers")
+    return stack
+
+
 def train_only_last_layers(model: PreTrainedModel, num_layers: int) -> None:
     """Freeze all but the last ``num_layers`` layers and the final norm, so also a head tied to the embeddings.
 
     The backward pass then ends at the first of these layers.  Raises UserError if there are fewer layers.
     """
-    stack = layer_stack(model)
-    if num_layers > len(stack):
-        raise UserError(f"`train_last_layers` {num_layers}: the student has {len(stack)} layers")
+    stack = check_last_layers(model, num_layers)
     model.requires_grad_(False)
     stack[-num_layers:].requires_grad_(True)
     # A sibling of the layers, which OPT keeps one module deeper than other models; projections stay frozen.

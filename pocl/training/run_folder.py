@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -123,8 +124,12 @@ class RunFolder:
             )
 
     def _saved_config(self) -> dict[str, Any] | None:
-        """config.json as rank 0 sees it, None if there is none. Collective: every rank must call it."""
-        return distributed.broadcast(self._read_config() if self.config.is_file() else None)
+        """config.json as rank 0 sees it. Collective: every rank must call it.
+
+        None if the folder holds no run: one without a checkpoint leaves nothing that another command could spoil.
+        """
+        begun = self.config.is_file() and self.last_checkpoint() is not None
+        return distributed.broadcast(self._read_config() if begun else None)
 
     def _read_config(self) -> dict[str, Any]:
         config = read_object(self.config, {"options": (dict,), "fingerprints": (dict,)})
@@ -135,11 +140,14 @@ class RunFolder:
     def start(self, origin: Origin, stages: Curriculum) -> None:
         """Write what is decided before step 0: config.json (options, versions, git commit, fingerprints), stages.json.
 
+        To be called when nothing is left that could refuse the command.
+
         Collective: every rank must call it.  Raises UserError if the run was begun with other data or models.
         """
         self.check_fingerprints(origin.fingerprints)
         distributed.barrier()  # all ranks have checked before rank 0 writes
         if distributed.is_main():
+            self._forget_others(origin)
             versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
             write_json(
                 self.config,
@@ -161,6 +169,18 @@ class RunFolder:
     def ranking(self, place: str) -> Path:
         """The file of a ranking: ``difficulty`` is the first, before anything is trained."""
         return self.path / f"{place}.jsonl"
+
+    def _forget_others(self, origin: Origin) -> None:
+        """Drop the rankings of a command that ended before its first checkpoint and was another one than this."""
+        if not self.config.is_file() or self.last_checkpoint():
+            return
+        saved = self._read_config()
+        same = not _differences(saved["options"], json.loads(json.dumps(origin.options)))
+        if same and saved["fingerprints"] == dict(origin.fingerprints):
+            return
+        for path in self.path.glob("difficulty*.jsonl"):
+            path.unlink()
+        shutil.rmtree(self.path / "scoring", ignore_errors=True)
 
     def first_ranking(self) -> Path | None:
         """The file of the earliest ranking; None if the run has not ranked."""

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pocl.common.errors import UserError, first_line
+from pocl.common.files import open_weights
 
 _STATE = "state"  # the metadata entry that holds everything except the tensors
 _LARGE_STATE = "#state"  # the tensor that holds it if large, such as a replay buffer: a header is limited to 100 MB
@@ -29,6 +30,7 @@ def save_state(path: Path, state: Any) -> None:
         tensors[_LARGE_STATE] = torch.frombuffer(bytearray(metadata.pop(_STATE), "ascii"), dtype=torch.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata)
+    open_weights(path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

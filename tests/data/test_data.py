@@ -311,6 +311,21 @@ def test_a_byte_order_mark_at_the_start_is_passed_over(tmp_path: Path) -> None:
         read_instructions(path)
 
 
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n \n", b"\n\t"])
+def test_blank_lines_at_the_end_are_passed_over(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "raw.jsonl"
+    path.write_bytes(line() + b"\n" + line() + end)
+    assert read_instructions(path) == [GOOD, GOOD]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_named_with_what_makes_lines_of_it(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "raw.json"
+    path.write_text(json.dumps([GOOD, GOOD], indent=indent))
+    with pytest.raises(UserError, match=r"raw.json:1: a list; each line wants one JSON object: jq -c '.\[\]'"):
+        read_instructions(path)
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing.jsonl does not exist"):
         read_instructions(tmp_path / "nothing.jsonl")

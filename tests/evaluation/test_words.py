@@ -11,7 +11,7 @@ from pocl.common.errors import UserError
 from pocl.curriculum.stages import Stage
 from pocl.evaluation.answers import score_answers
 from pocl.evaluation.metrics import METRICS, rouge_l
-from pocl.evaluation.sets import Example
+from pocl.evaluation.sets import Example, load_set
 from pocl.evaluation.words import check_readable, words
 from pocl.training.position import DevScores, Position, after_epoch
 from tests.runs import Folders, call, make_folders, train_arguments
@@ -102,6 +102,31 @@ def test_training_on_chinese_is_refused_before_anything_is_written_and_goes_on_w
     assert len(dev) == 4
     config = json.loads((tmp_path / "out" / "tfkl" / "seed10" / "config.json").read_text())
     assert config["options"]["generation"]["rouge_tokenizer"] == "unicode"
+
+
+# The ceiling of a ban
+
+
+def test_references_that_a_ban_makes_impossible_are_counted_and_said(folders: Folders, tmp_path: Path) -> None:
+    place = tmp_path / "data" / "repeats"
+    place.mkdir(parents=True)
+    prompt = "one two three four five six seven eight nine ten "
+    outputs = ["eleven", "a b c", prompt, "x y z x y z x y z x y z x y z x y z"]
+    records = [{"prompt": prompt, "output": output} for output in outputs]
+    (place / "valid.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = ["--model", folders.student, "--sets", "repeats", "--data-root", tmp_path / "data", "--seeds", 1]
+    command += ["--max-length", 192, "--max-prompt-length", 160]
+    said = call(evaluate, [*command, "--output-dir", tmp_path / "banned"]).output
+    assert "repeats: 2 of 4 references cannot be written under --no-repeat-ngram 6" in said
+    said = call(evaluate, [*command, "--output-dir", tmp_path / "free", "--no-repeat-ngram", 0]).output
+    assert "references cannot be written" not in said
+
+
+def test_a_null_input_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "valid.jsonl").write_text('{"instruction": "Say hi.", "input": null, "output": "Hi."}\n')
+    with pytest.raises(UserError, match="valid.jsonl:1: 'input' is null; it must be a string"):
+        load_set(tmp_path, "set")
 
 
 # The best student

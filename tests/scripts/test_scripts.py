@@ -820,3 +820,25 @@ def test_selective_rows_train_at_the_familys_pocl_settings(family: str, row: str
     assert (selective.curriculum.num_stages, selective.curriculum.epochs) == ((1, 20) if row == "kd" else (4, 8))
     assert (set(selective.loss.temperature or ()), set(selective.loss.kd_ratio or ())) == ({2.0}, {0.5})
     assert LOSSES["tfkl"].power(selective.loss.loss_scaling) == 2  # L = (1 - r) CE + r T^2 KL either way
+
+
+@pytest.mark.parametrize(("data", "ban"), [("dolly", 6), ("sample", 0)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_ban_of_repeated_n_grams_is_the_papers_and_off_on_the_sample_set(
+    family: str, data: str, ban: int, tmp_path: Path
+) -> None:
+    for script in ("pocl/train.sh", "kd/train.sh", "sft/base.sh"):
+        assert trained(f"{family}/{script}", cwd=tmp_path, DATA=data).generation.no_repeat_ngram == ban
+    command = printed(f"{family}/eval/run_eval.sh", cwd=tmp_path, DATA=data)
+    _, generation = parse([EvaluateOptions, GenerationOptions], "", command.arguments)
+    assert generation.no_repeat_ngram == ban
+
+
+def test_the_quickstart_bans_nothing_on_the_sample_set(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for name in ("install.sh", "scripts/quickstart.sh", "scripts/common.sh", "data/sample/valid.jsonl"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    shown = planned(project / "scripts" / "quickstart.sh", cwd=tmp_path, DRY_RUN="1").output
+    lines = [line for line in shown.splitlines() if "train.py" in line or "evaluate.py" in line]
+    assert len(lines) == 7 and all("--no-repeat-ngram 0 " in line for line in lines)
