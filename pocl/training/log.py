@@ -3,15 +3,17 @@
 import resource
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from pocl.common import distributed
 from pocl.curriculum.schedule import Update
 from pocl.curriculum.stages import Stage
 from pocl.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 STATUS = Path("/proc/self/status")  # Linux: the peak memory of a process
 
@@ -27,6 +29,8 @@ class MetricsLog:
     def open(self, step: int) -> None:
         """Start, or resume after optimiser step ``step``."""
         if distributed.is_main():
+            from torch.utils.tensorboard import SummaryWriter  # here: not everybody who has pocl has it
+
             self._tensorboard = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=step + 1)
 
     def close(self) -> None:
