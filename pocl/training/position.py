@@ -40,10 +40,6 @@ class Position:
             student_texts=self.student_texts + batch.num_student_texts,
         )
 
-    def after_skip(self) -> "Position":
-        """The position after a step that was left out."""
-        return replace(self, skipped_steps=self.skipped_steps + 1)
-
     def with_best(self, dev: "DevScores | None") -> "Position":
         """The position with the dev scores of the student in best/; None where there is no dev set."""
         if dev is None:
@@ -62,9 +58,6 @@ class Position:
         if self.stage_best_rouge_l is None or rouge_l > self.stage_best_rouge_l:
             return replace(self, stage_best_rouge_l=rouge_l, evaluations_without_rise=0)
         return replace(self, evaluations_without_rise=self.evaluations_without_rise + 1)
-
-    def _next_epoch(self) -> "Position":
-        return replace(self, epoch=self.epoch + 1, step_in_epoch=0)
 
     def _next_stage(self, *, done: bool) -> "Position":
         return replace(
@@ -114,5 +107,8 @@ def after_epoch(
         position = position._after_dev(dev.rouge_l)
     without_rise = patience is not None and position.evaluations_without_rise >= patience
     over = last or without_rise
-    position = position._next_stage(done=last_stage) if over else position._next_epoch()
+    if over:
+        position = position._next_stage(done=last_stage)
+    else:
+        position = replace(position, epoch=position.epoch + 1, step_in_epoch=0)
     return EpochEnd(position, over, without_rise and not last, is_best)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from signal import SIGTERM
 
 import numpy as np
@@ -65,7 +65,9 @@ class Stepper:
         gradient_norm, applied = self.student.engine.step(update.lr)  # waits for the GPU, as nothing before it does
         parts, totals, asked_to_stop = self._over_ranks(sums)
         self._check_finite(update, batch, parts, totals, applied=applied)
-        self.state.step_done(batch, len(update.examples), teacher_reads=self.student.teacher_reads)
+        self.state.position = self.state.position.after_step(
+            batch, len(update.examples), teacher_reads=self.student.teacher_reads
+        )
         loss, cross_entropy, divergence = (total / batch.num_response_tokens for total in totals)
         record = {
             "loss": loss,
@@ -83,14 +85,16 @@ class Stepper:
     def _texts(self, update: Update) -> Texts:
         if self.student_texts is None:
             return _own_texts(update)
-        return self.state.choose_texts(self.student_texts, update.examples)
+        state = self.state
+        texts, state.on_policy = self.student_texts.choose(update.examples, state.position.step, state.on_policy)
+        return texts
 
     def _accumulate(self, batch: GlobalBatch, objective: StageObjective, factors: np.ndarray | None) -> list[Tensor]:
         """Add the gradient of a global batch -> for each micro-batch its sums [3], see ``forward_backward``."""
         sums = []
         for micro in batch.micro_batches:
             values, cross_entropy = self.student.forward_backward(micro, objective, factors, batch.num_response_tokens)
-            self.state.note_loss(micro, cross_entropy)
+            self.state.losses.note(micro.positions, micro.of_student, micro.batch, cross_entropy)
             sums.append(values)
         return sums
 
@@ -122,7 +126,7 @@ class Stepper:
         if position.skipped_steps >= self.max_skipped_steps:
             before = f" after {position.skipped_steps} skipped steps" if position.skipped_steps else ""
             raise NotFinite(f"{where}{before}")
-        self.state.step_skipped()
+        self.state.position = replace(position, skipped_steps=position.skipped_steps + 1)
         say(f"{where}: skipped, {self.state.position.skipped_steps} of at most {self.max_skipped_steps}")
 
 

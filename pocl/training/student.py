@@ -40,10 +40,6 @@ class StudentInTraining:
         """Whether the teacher's trunk reads every batch."""
         return self.teacher is not None and self.teacher.online
 
-    def train(self) -> None:
-        """Put the model into training mode."""
-        self.model.train()
-
     def forward_backward(
         self, micro: MicroBatch, objective: StageObjective, factors: np.ndarray | None, num_tokens: int
     ) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,8 @@ class Trainer:
         self.resume()
         position = self.state.position
         if position.step == 0 and self.dev and self.student_texts and self.student_texts.follows_dev_loss:
-            self.state.dev_loss_known(dev_loss(self.student.gathered(), self.dev, self.student.chunk_tokens))
+            loss = dev_loss(self.student.gathered(), self.dev, self.student.chunk_tokens)
+            self.state.on_policy = self.state.on_policy.after_dev_loss(loss)
         self.log.open(position.step)
         with (
             self.stepper.interrupt,
@@ -101,7 +102,7 @@ class Trainer:
 
     def train_epoch(self, stage: Stage, epoch: int, progress: Progressing) -> None:
         """One pass over the stage's pool in global batches."""
-        self.student.train()
+        self.student.model.train()
         updates = list(self.schedule.epoch(stage, epoch, done=self.state.position.step_in_epoch))
         for update, following in zip_longest(updates, updates[1:]):
             if update.restarts and self.schedule.rate.restarts:
@@ -135,7 +136,7 @@ class Trainer:
         end = after_epoch(position, stage, dev, patience=settings.patience, last_stage=last_stage)
         if end.converged:
             say(f"stage {stage.index + 1} ends: dev ROUGE-L has not risen for {settings.patience} evaluations")
-        self.state.move_to(end.position)
+        self.state.position = end.position
         if end.stage_over and settings.keep_stages:
             self.checkpoints.save_stage(self.student.model, stage.index)
         if end.stage_over and self.probe:
@@ -143,7 +144,7 @@ class Trainer:
         if not due:
             return
         if end.is_best:
-            self.state.move_to(end.position.with_best(dev))
+            self.state.position = end.position.with_best(dev)
             self.checkpoints.save_best(self.student.model)
         self.save()
 
@@ -153,7 +154,8 @@ class Trainer:
             return None
         where, step = f"stage {stage.index + 1}, epoch {epoch + 1}", self.state.position.step
         scores = evaluate_dev(self.student.gathered(), self.dev, self.student.chunk_tokens, where=where)
-        self.state.dev_loss_known(scores["dev_cross_entropy"])  # after all answers, which a signal may interrupt
+        # After all answers, which a signal may interrupt.
+        self.state.on_policy = self.state.on_policy.after_dev_loss(scores["dev_cross_entropy"])
         say(
             f"stage {stage.index + 1} epoch {epoch + 1}  step {step}  "
             f"dev ROUGE-L {scores['dev_rouge_l']:.2f}  exact match {scores['dev_exact_match']:.1f}"
@@ -229,7 +231,7 @@ class Trainer:
     def save(self) -> None:
         """Write what resuming needs, and the ledger of what the run has seen."""
         self.checkpoints.save_last(self.state.position, self.state.to_keep())
-        self.state.was_saved()
+        self.state.saved = self.state.position
         self._write_ledger()
 
     def _write_ledger(self) -> None:
