@@ -21,7 +21,6 @@ from pocl.difficulty.ranking import columns_of
 from pocl.difficulty.ranking_file import read_ranking
 from pocl.evaluation.sets import DevSet, Example, say_what_is_banned
 from pocl.evaluation.words import check_readable
-from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import choose_backend
 from pocl.losses import DistillationLoss
 from pocl.losses.fused import why_not_fused
@@ -74,19 +73,11 @@ def make_dev_set(config: TrainConfig, dev: Split) -> DevSet | None:
     """The dev split as prompts and references; None if it is empty."""
     if len(dev) == 0:
         return None
-    generation = config.generation
-    sampling = Sampling(
-        answer_length(config),
-        temperature=generation.sampling_temperature,
-        top_p=generation.top_p,
-        top_k=generation.top_k,
-        no_repeat_ngram=generation.no_repeat_ngram,
-        seed=config.optimiser.seed,
-    )
-    say_what_is_banned("dev", dev.column("prompt_ids"), dev.column("response_ids"), generation.no_repeat_ngram)
+    sampling = config.generation.sampling(answer_length(config), seed=config.optimiser.seed)
+    say_what_is_banned("dev", dev.column("prompt_ids"), dev.column("response_ids"), sampling.no_repeat_ngram)
     rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
     examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
-    words, batch_size = generation.rouge_tokenizer, config.sizes.eval_batch_size
+    words, batch_size = config.generation.rouge_tokenizer, config.sizes.eval_batch_size
     return DevSet(examples, dev.column("prompt_ids"), sampling, batch_size, dev, words)
 
 

@@ -52,19 +52,15 @@ class RunFolder:
         Raises UserError if another process trains here.
         """
         with FolderLock(self.path) as lock:
-            holder = distributed.broadcast(self._take(lock) if distributed.is_main() else None)
+            try:
+                holder = distributed.broadcast(lock.take() if distributed.is_main() else None)
+            except OSError as error:
+                raise UserError(f"cannot write {self.path}: {error.strerror}; give another `output_dir`") from error
             if holder:
                 raise UserError(
                     f"{self.path} is being trained by {holder}; wait until it ends, or give another `run_name`"
                 )
             yield
-
-    def _take(self, lock: FolderLock) -> str | None:
-        """Take the lock -> None, or who has it."""
-        try:
-            return lock.take()
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; give another `output_dir`") from error
 
     def last_checkpoint(self) -> dict[str, Any] | None:
         """What checkpoints/last.json says (tag, position, world_size, files); None before the first."""
@@ -166,10 +162,6 @@ class RunFolder:
         distributed.barrier()
         say(f"run folder {self.path}")
 
-    def ranking(self, place: str) -> Path:
-        """The file of a ranking: ``difficulty`` is the first, before anything is trained."""
-        return self.path / f"{place}.jsonl"
-
     def _forget_others(self, origin: Origin) -> None:
         """Drop the rankings of a command that ended before its first checkpoint and was another one than this."""
         if not self.config.is_file() or self.last_checkpoint():
@@ -184,7 +176,7 @@ class RunFolder:
 
     def first_ranking(self) -> Path | None:
         """The file of the earliest ranking; None if the run has not ranked."""
-        first = self.ranking("difficulty")
+        first = self.path / "difficulty.jsonl"  # before anything is trained
         if first.is_file():
             return first
         later = self.path.glob("difficulty-*.jsonl")
