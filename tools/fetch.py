@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, XetDownloadE
 from pocl.cli.flags import flag, parse
 from pocl.cli.process import run_main
 from pocl.common.console import say
-from pocl.common.errors import UserError, closest
+from pocl.common.errors import UserError, closest, first_line
 from pocl.common.files import read_jsonl, replace_folder, write_text
 
 
@@ -132,34 +133,15 @@ def main() -> None:
 
 def fetch_data(what: DataOptions) -> None:
     """Bring data sets into --data-root."""
-    root = Path(what.data_root)
-    failures: dict[Path, tuple[str, str]] = {}
-    for file in (file for name in what.sets for file in SETS[name]):
-        place = root / file.path
-        if place.is_file():
-            say(f"{place} is already there")
-            continue
-        try:
-            fetch_file(file, place)
-        except Unreachable as error:
-            failures[place] = (str(error), file.repo)
-    raise_failures(failures, "data/README.md says what a line holds")
+    files = {Path(what.data_root) / file.path: file for name in what.sets for file in SETS[name]}
+    bring(files, Path.is_file, fetch_file, "data/README.md says what a line holds")
 
 
 def fetch_models(what: ModelsOptions) -> None:
     """Bring models into --checkpoints-root."""
-    root = Path(what.checkpoints_root)
-    failures: dict[Path, tuple[str, str]] = {}
-    for model in (MODELS[name] for name in what.names):
-        place = root / model.path
-        if is_model(place):
-            say(f"{place} is already there")
-            continue
-        try:
-            fetch_model(model, place, what.revision)
-        except Unreachable as error:
-            failures[place] = (str(error), model.repo)
-    raise_failures(failures, "each a folder of config.json, *.safetensors and the tokenizer's files")
+    models = {Path(what.checkpoints_root) / MODELS[name].path: MODELS[name] for name in what.names}
+    needed = "each a folder of config.json, *.safetensors and the tokenizer's files"
+    bring(models, is_model, partial(fetch_model, revision=what.revision), needed)
 
 
 def list_all(what: ListOptions) -> None:
@@ -173,18 +155,27 @@ def list_all(what: ListOptions) -> None:
         say(f"{'there  ' if is_model(place) else 'missing'}  models  {name:17}  {place}  <- {model.repo}")
 
 
-def raise_failures(failures: Mapping[Path, tuple[str, str]], needed: str) -> None:
-    """Raise UserError that says why and what to place by hand; ``failures`` maps places to (reason, repository)."""
-    if not failures:
-        return
-    repos_of: dict[str, dict[str, None]] = {}
-    for reason, repo in failures.values():
-        repos_of.setdefault(reason, {})[repo] = None
-    reasons = "; ".join(f"{reason} ({', '.join(repos)})" for reason, repos in repos_of.items())
-    raise UserError(
-        f"the hub did not give everything: {reasons}. Run the command again where there is a network, or place by "
-        f"hand: {', '.join(map(str, failures))} ({needed})"
-    )
+def bring(
+    wanted: Mapping[Path, Any], is_there: Callable[[Path], bool], fetch: Callable[[Any, Path], None], needed: str
+) -> None:
+    """Fetch what is not in its place yet.  Raises UserError that says why something is not, and what to put there."""
+    missing: list[Path] = []
+    repos_of: dict[str, dict[str, None]] = {}  # by the reason
+    for place, thing in wanted.items():
+        if is_there(place):
+            say(f"{place} is already there")
+            continue
+        try:
+            fetch(thing, place)
+        except Unreachable as error:
+            missing.append(place)
+            repos_of.setdefault(str(error), {})[thing.repo] = None
+    if missing:
+        reasons = "; ".join(f"{reason} ({', '.join(repos)})" for reason, repos in repos_of.items())
+        raise UserError(
+            f"the hub did not give everything: {reasons}. Run the command again where there is a network, or place by "
+            f"hand: {', '.join(map(str, missing))} ({needed})"
+        )
 
 
 def is_model(folder: Path) -> bool:
@@ -276,7 +267,7 @@ def ask_hub(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             raise UserError(f"cannot write what the hub gives: {error}") from error
         if isinstance(error, OfflineModeIsEnabled):
             raise Unreachable("offline mode is on, HF_HUB_OFFLINE") from error
-        raise Unreachable((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+        raise Unreachable(first_line(error)) from error
 
 
 if __name__ == "__main__":
