@@ -15,6 +15,7 @@ from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
 from pocl.common.files import write_text
 from pocl.evaluation.metrics import METRICS, SHOWN
+from tools.reporting.scores import find_evaluation
 from tools.reporting.tables import Table, comma_separated, latex, make_tables, markdown, notes, text_rows
 from tools.rows import TABLES, TEACHER, table_baselines, table_rows
 
@@ -81,11 +82,7 @@ def evaluated_rows(results: Path, table: str, seed: int, *, matched: bool) -> di
     rows = {row.name: results / row.run / f"seed{seed}" for row in table_rows(table, matched=matched)}
     if (results / "teacher-evaluation").is_dir():  # of a teacher that was not trained here
         rows = {name: results / "teacher-evaluation" if name == TEACHER.name else path for name, path in rows.items()}
-    found = {
-        name: path
-        for name, path in rows.items()
-        if (path / "summary.json").is_file() or (path / "eval" / "summary.json").is_file()
-    }
+    found = {name: path for name, path in rows.items() if find_evaluation(path)}
     if not found:
         raise UserError(f"{results} holds no evaluated row of the {table} table (seed {seed})")
     return found

@@ -40,17 +40,23 @@ class ReportOptions:
     published: str | None = flag("put the paper's figures for this family beside the cells (gpt2)", None)
     data_root: str = flag("folder that holds the evaluation sets", "data")
     title: str | None = flag("title of the page [default: the folder's]", None)
-    num_samples: int = flag("training examples shown from each end of a ranking [examples]", 200)
-    num_answers: int = flag("prompts of each evaluation set whose answers are shown [prompts]", 40)
-    num_characters: int = flag("a longer text is cut here [characters]", 800)
+    num_samples: int = flag("training examples shown from each end of a ranking [examples]", 200, at_least=0)
+    num_answers: int = flag("prompts of each evaluation set whose answers are shown [prompts]", 40, at_least=0)
+    num_characters: int = flag("a longer text is cut here [characters]", 800, above=0)
     output: str | None = flag("page to write [default: report.html in --run or --results, or here]", None)
+
+    def check(self) -> None:
+        """Raise UserError for options that cannot work together, and for figures that are not known."""
+        if sum(value is not None for value in (self.run, self.results, self.rows)) != 1:
+            raise UserError("give one of --run FOLDER, --results FOLDER and --rows NAME=FOLDER ...")
+        if self.published:
+            published_figures(self.published)
 
 
 def main() -> None:
     """Gather, build, write."""
     quiet_libraries()
     (what,) = parse([ReportOptions], "Write one HTML page about a run, or about a whole table.")
-    check(what)
     baselines = table_baselines(what.table) if what.results else None
     limits = (what.num_samples, what.num_answers, what.num_characters)
     shown = Shown(*limits, Path(what.data_root), what.published, baselines)
@@ -60,19 +66,6 @@ def main() -> None:
     text = page.encode("utf-8", "replace").decode("utf-8")
     write_text(output, text)
     say(f"report written to {output} ({len(text.encode()) / 1e6:.1f} MB)")
-
-
-def check(what: ReportOptions) -> None:
-    """Raise UserError for options that cannot work together."""
-    if sum(value is not None for value in (what.run, what.results, what.rows)) != 1:
-        raise UserError("give one of --run FOLDER, --results FOLDER and --rows NAME=FOLDER ...")
-    for name in ("num_samples", "num_answers"):
-        if getattr(what, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(what, name)}; it must be 0 or above")
-    if what.num_characters < 1:
-        raise UserError(f"--num-characters is {what.num_characters}; it must be above 0")
-    if what.published:
-        published_figures(what.published)
 
 
 def chosen_entries(what: ReportOptions) -> list[Entry]:

@@ -14,6 +14,7 @@ from pocl.common.errors import UserError, closest
 from pocl.common.files import read_json, read_jsonl
 from pocl.evaluation.sets import load_set
 from tools.make_tables import named_folders
+from tools.reporting.scores import answers_file, evaluation_of
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,7 @@ def answers_path(folder: Path, name: str, seed: int | None) -> Path:
 
     Raises UserError where there is none.
     """
-    place = folder if (folder / "summary.json").is_file() else folder / "eval"  # of a run folder
-    if not (place / "summary.json").is_file():
-        raise UserError(f"{folder} holds no evaluation (summary.json); run evaluate.py first")
+    place = evaluation_of(folder)
     summary = read_json(place / "summary.json")
     if name not in summary:
         here = f"{closest(name, summary)} (here are: {', '.join(summary)})"
@@ -62,8 +61,7 @@ def answers_path(folder: Path, name: str, seed: int | None) -> Path:
     seeds = list(summary[name]["rouge_l"]["seeds"])
     if seed is not None and str(seed) not in seeds:
         raise UserError(f"{place} holds no answers to {name} of --seed {seed}; its seeds are {' '.join(seeds)}")
-    path = place / name / f"{seeds[0] if seed is None else seed}.jsonl"
-    return path if path.is_file() else path.with_name("answers.jsonl")  # answers that were given to evaluate.py
+    return answers_file(place, name, seeds[0] if seed is None else seed)
 
 
 def question(prompt: str, between: str = "\n\n") -> str:

@@ -17,6 +17,7 @@ from pocl.difficulty.forgetting import NUM_BUCKETS
 from pocl.difficulty.ranking import ranked_columns
 from pocl.evaluation.sets import Example, load_set
 from pocl.training.run_folder import RunFolder
+from tools.reporting.scores import answers_file, find_evaluation
 from tools.show_answers import question
 
 Record = Mapping[str, Any]
@@ -189,9 +190,8 @@ class Entry:
         """The answers to a set under a seed, by id; empty where there are none."""
         if self.evaluation is None:
             return {}
-        paths = [self.evaluation / name / f"{stem}.jsonl" for stem in (seed, "answers")]
-        found = next((path for path in paths if path.is_file()), None)
-        return {record["id"]: record for record in read_jsonl(found)} if found else {}
+        path = answers_file(self.evaluation, name, seed)
+        return {record["id"]: record for record in read_jsonl(path)} if path.is_file() else {}
 
     def _json(self, name: str) -> Any:
         path = self.folder / name
@@ -215,13 +215,13 @@ def open_entry(name: str, folders: Sequence[Path]) -> Entry:
     run, evaluation = None, None
     for folder in folders:
         is_run = any((folder / file).is_file() for file in ("config.json", "metrics.jsonl"))
-        places = [place for place in (folder, folder / "eval") if (place / "summary.json").is_file()]
-        if not is_run and not places:
+        found = find_evaluation(folder)
+        if not is_run and not found:
             raise UserError(
                 f"{folder} holds neither a run (config.json, metrics.jsonl) nor an evaluation (summary.json)"
             )
         run = RunFolder(folder) if is_run else run
-        evaluation = places[0] if places else evaluation
+        evaluation = found or evaluation
     return Entry(name, run, evaluation)
 
 

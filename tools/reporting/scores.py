@@ -23,11 +23,10 @@ def read_scores(folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, np.
 
     Raises UserError where there is none, or a seed lacks prompts of another.
     """
-    place = _evaluation(folder)
+    place = evaluation_of(folder)
     found: dict[str, dict[str, np.ndarray]] = {metric: {} for metric in metrics}
     for name, summary in read_json(place / "summary.json").items():
-        paths = [place / name / f"{seed}.jsonl" for seed in summary["rouge_l"]["seeds"]]
-        paths = [path if path.is_file() else path.with_name("answers.jsonl") for path in paths]
+        paths = [answers_file(place, name, seed) for seed in summary["rouge_l"]["seeds"]]
         seeds = [{record["id"]: record for record in read_jsonl(path)} for path in paths]
         if any(set(seed) != set(seeds[0]) for seed in seeds):
             raise UserError(f"{place / name} holds seeds of different prompts; evaluate again")
@@ -39,11 +38,23 @@ def read_scores(folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, np.
     return found
 
 
-def _evaluation(folder: Path) -> Path:
-    for place in (folder, folder / "eval"):
-        if (place / "summary.json").is_file():
-            return place
-    raise UserError(f"{folder} holds no evaluation (summary.json); run evaluate.py first")
+def find_evaluation(folder: Path) -> Path | None:
+    """The folder that evaluate.py wrote: this one, or eval/ of a run folder; None where neither is one."""
+    return next((place for place in (folder, folder / "eval") if (place / "summary.json").is_file()), None)
+
+
+def evaluation_of(folder: Path) -> Path:
+    """``find_evaluation``.  Raises UserError where there is none."""
+    place = find_evaluation(folder)
+    if place is None:
+        raise UserError(f"{folder} holds no evaluation (summary.json); run evaluate.py first")
+    return place
+
+
+def answers_file(evaluation: Path, name: str, seed: str | int) -> Path:
+    """The records of a set under a seed, or of the answers that evaluate.py was given."""
+    path = evaluation / name / f"{seed}.jsonl"
+    return path if path.is_file() else path.with_name("answers.jsonl")
 
 
 def _check_prompts(scores: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -58,6 +69,6 @@ def _check_sets(rows: Mapping[str, Path]) -> None:
     """Raise UserError where two rows were asked other prompts under a set's name, by the fingerprints of the sets."""
     first: dict[str, tuple[str, str]] = {}  # set -> fingerprint, row
     for row, folder in rows.items():
-        for name, summary in read_json(_evaluation(folder) / "summary.json").items():
+        for name, summary in read_json(evaluation_of(folder) / "summary.json").items():
             if "set" in summary and first.setdefault(name, (summary["set"], row))[0] != summary["set"]:
                 raise UserError(f"{first[name][1]} and {row} answered other prompts of {name}; evaluate them alike")
