@@ -22,7 +22,6 @@ from pocl.models.tuning import recompute_activations
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default for reduce_bucket_size
 _LIVE_ELEMENTS = 1_000_000_000  # and for stage3_max_live_parameters
 _MOST_PROMPTS, _KEYS_SHARE = {"cpu": 64, "cuda": 1024}, 1 / 4
-_DROPOUT = 4  # the position of dropout_p among the arguments of scaled_dot_product_attention
 _MOST_TOKENS, _LEAST_TOKENS, _SAMPLE_TOKENS = 16_384, 1024, 512
 
 
@@ -113,12 +112,8 @@ class _FlashAttention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is scaled_dot_product_attention and len(args) > _DROPOUT:
-            args = (*args[:_DROPOUT], 0.0, *args[_DROPOUT + 1 :])
-        elif func is scaled_dot_product_attention:
-            kwargs["dropout_p"] = 0.0
-        return func(*args, **kwargs)
+        without = {"dropout_p": 0.0} if func is scaled_dot_product_attention else {}  # transformers names it
+        return func(*args, **{**(kwargs or {}), **without})
 
 
 def activation_bytes(model: PreTrainedModel, rows: int, length: int, *, device_type: str = "cpu") -> int:
@@ -127,21 +122,16 @@ def activation_bytes(model: PreTrainedModel, rows: int, length: int, *, device_t
     Call it under FakeTensorMode. With gradient checkpointing, one layer at a time is recomputed on top of them.
     ``device_type`` is what the run is on; the model here is on the CPU.
     """
-    with _FlashAttention() if device_type == "cuda" else nullcontext():
-        return _activation_bytes(model, rows, length)
-
-
-def _activation_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
-    checkpointing = model.is_gradient_checkpointing
     model.train()
     for module in model.modules():
         if hasattr(module, "layerdrop"):  # OPT's decoder would draw a number and read it; its layers go on training
             module.training = False
-    if not checkpointing:
-        return _saved_bytes(model, rows, length)
-    kept = _saved_bytes(model, rows, length)
-    recompute_activations(model, enable=False)
-    whole = _saved_bytes(model, rows, length)
+    with _FlashAttention() if device_type == "cuda" else nullcontext():
+        kept = _saved_bytes(model, rows, length)
+        if not model.is_gradient_checkpointing:
+            return kept
+        recompute_activations(model, enable=False)
+        whole = _saved_bytes(model, rows, length)
     recompute_activations(model)
     return kept + whole // int(model.config.num_hidden_layers)
 

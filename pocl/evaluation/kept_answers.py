@@ -28,7 +28,8 @@ def kept_answers(test_set: TestSet, protocol: EvalProtocol, answerer: Answerer) 
     Those of a model that stood at the same path are removed.  Raises UserError where other options made them.
     """
     name, place, origin = test_set.name, protocol.folder / test_set.name, answerer.origin(test_set, protocol)
-    earlier, files, given = distributed.broadcast(_what_is_there(place))
+    there = read_object(place / ORIGIN, _ORIGIN_KINDS) if (place / ORIGIN).is_file() else {}
+    earlier, files, given = distributed.broadcast((there, seed_files(place), (place / GIVEN).is_file()))
     mended = f"give another `output_dir`, or delete {place}"
     if given:
         raise UserError(f"{place} holds scores of `answers`; {mended}")
@@ -51,12 +52,6 @@ def kept_answers(test_set: TestSet, protocol: EvalProtocol, answerer: Answerer) 
     if kept:
         say(f"{name}: seeds {_words(kept)} are there already ({place})")
     return kept
-
-
-def _what_is_there(place: Path) -> tuple[dict[str, Any], dict[int, Path], bool]:
-    """(what a set's answers come from, seed -> file, whether there are scores of given answers)."""
-    origin = read_object(place / ORIGIN, _ORIGIN_KINDS) if (place / ORIGIN).is_file() else {}
-    return origin, seed_files(place), (place / GIVEN).is_file()
 
 
 def seed_files(place: Path) -> dict[int, Path]:

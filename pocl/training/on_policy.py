@@ -6,7 +6,7 @@ DistiLLM's schedule (arXiv 2402.03898): the probability rises when the dev loss 
 these responses come from a replay buffer instead of being sampled anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -77,17 +77,9 @@ class OnPolicyState:
             return self
         return replace(self, threshold=min(1.0, self.threshold + THRESHOLD_STEP), last_dev_loss=loss)
 
-    def as_json(self) -> dict[str, Any]:
-        """The state as JSON values."""
-        return {
-            "threshold": self.threshold,
-            "last_dev_loss": self.last_dev_loss,
-            "buffer": [list(response) for response in self.buffer],
-        }
-
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "OnPolicyState":
-        """What ``as_json`` returned, as a state again."""
+    def from_json(cls, value: Mapping[str, Any]) -> "OnPolicyState":
+        """What a checkpoint holds of a state, its fields as JSON values, as a state again."""
         buffer = tuple((int(position), list(tokens)) for position, tokens in value["buffer"])
         return cls(value["threshold"], value["last_dev_loss"], buffer)
 
@@ -106,11 +98,6 @@ class StudentTexts:
     ) -> None:
         self.plan, self.train, self.student = plan, train, student
         self.max_new_tokens, self.total_steps = max_new_tokens, total_steps
-
-    @property
-    def follows_dev_loss(self) -> bool:
-        """Whether the schedule needs the dev loss, including the one before the first step."""
-        return self.plan.mode == "adaptive"
 
     def choose(self, examples: np.ndarray, step: int, state: OnPolicyState) -> tuple[Texts, OnPolicyState]:
         """The texts of a global batch [G] at an optimiser step, and the state behind it.

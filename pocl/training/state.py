@@ -1,6 +1,7 @@
 """Everything of a run that changes and that a checkpoint keeps, besides weights and optimiser."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pocl.difficulty.training_losses import TrainingLosses
@@ -26,4 +27,4 @@ class RunState:
     def to_keep(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the position. Collective: the ranks share their losses."""
         self.losses.share()
-        return {"on_policy": self.on_policy.as_json(), "losses": self.losses.as_json()}
+        return {"on_policy": asdict(self.on_policy), "losses": self.losses.as_json()}

@@ -75,7 +75,8 @@ class Trainer:
         """
         self.resume()
         position = self.state.position
-        if position.step == 0 and self.dev and self.student_texts and self.student_texts.follows_dev_loss:
+        on_policy = self.settings.on_policy
+        if position.step == 0 and self.dev and on_policy and on_policy.mode == "adaptive":  # it follows the dev loss
             loss = dev_loss(self.student.gathered(), self.dev, self.student.chunk_tokens)
             self.state.on_policy = self.state.on_policy.after_dev_loss(loss)
         self.log.open(position.step)

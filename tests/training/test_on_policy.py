@@ -1,5 +1,6 @@
 """On-policy distillation: which text is trained on, what its labels are, and that going on changes nothing."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,7 +92,7 @@ def test_the_threshold_rises_where_the_dev_loss_creeps_up_in_steps_within_the_ma
 def test_the_buffer_keeps_the_newest_and_survives_json() -> None:
     state = OnPolicyState().add([(i, [i, 0]) for i in range(5)], 3)
     assert [position for position, _ in state.buffer] == [2, 3, 4]
-    assert OnPolicyState.from_json(json.loads(json.dumps(state.as_json()))) == state
+    assert OnPolicyState.from_json(json.loads(json.dumps(dataclasses.asdict(state)))) == state
     drawn = state.draw(3, [1, 2])
     assert sorted(position for position, _ in drawn) == [2, 3, 4]
     assert drawn == state.draw(3, [1, 2])

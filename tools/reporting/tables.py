@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -78,7 +78,9 @@ def make_tables(
     figures = published_figures(published) if published and "rouge_l" in metrics else {}
     scores = comparable_scores(rows, metrics)
     sets = list(dict.fromkeys(key for row in scores[0].values() for key in row))
-    against = _compared(scores[0], _pocl_baselines(rows) if baselines is None else baselines)
+    if baselines is None:
+        baselines = {name: name.removesuffix(POCL) for name in rows if name.endswith(POCL)}
+    against = _compared(scores[0], baselines)
     # All metrics together, so that what is drawn for one serves the others.
     p_values = paired_p_values([_pair(of_metric, *pair) for of_metric in scores for pair in against.items()])
     samples = [_samples(row, sets) for of_metric in scores for row in of_metric.values()]
@@ -116,10 +118,6 @@ def published_figures(name: str) -> dict[str, dict[str, float]]:
         raise UserError(f"no published figures for {name!r} (known: {', '.join(tables)})")
     sets = tables[name]["sets"]
     return {row: dict(zip(sets, values, strict=True)) for row, values in tables[name]["rows"].items()}
-
-
-def _pocl_baselines(rows: Iterable[str]) -> dict[str, str]:
-    return {name: name.removesuffix(POCL) for name in rows if name.endswith(POCL)}
 
 
 def _compared(scores: Mapping[str, Mapping[str, np.ndarray]], baselines: Mapping[str, str]) -> dict[str, str]:
