@@ -21,7 +21,7 @@ from pocl.difficulty.measuring import Column, Request, Values
 from pocl.difficulty.ranking import COLUMNS, FILES, SIGNALS
 from pocl.training.batches import BatchCutter, Texts
 from pocl.training.checkpoints import Checkpoints
-from pocl.training.position import EpochEnd, Position, after_epoch
+from pocl.training.position import DevScores, EpochEnd, Position, after_epoch
 from pocl.training.run_folder import RunFolder
 from tests.difficulty.naive import reference_losses
 from tests.runs import (
@@ -253,7 +253,7 @@ def test_the_cap_ends_a_stage_that_keeps_rising() -> None:
     def after(scores: list[float]) -> EpochEnd:
         end = EpochEnd(Position(stage=1), stage_over=False, converged=False, is_best=False)
         for score in scores:
-            end = after_epoch(end.position, stage, score, patience=3, last_stage=False)
+            end = after_epoch(end.position, stage, DevScores(score, 1.0), patience=3, last_stage=False)
         return end
 
     rising, capped = after([1.0, 2.0, 3.0]), after([1.0, 2.0, 3.0, 4.0])
