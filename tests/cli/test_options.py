@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,6 @@ from tests.runs import call
 from tools.generate_seqkd import SeqKDOptions
 from tools.process_data import ProcessOptions
 
-ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = ["--model", "student", "--data-dir", "data", "--output-dir", "out"]
 BASE = [*REQUIRED, "--teacher", "teacher"]
 GROUPS = [field.type for field in dataclasses.fields(options.TrainConfig)]
