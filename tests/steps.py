@@ -59,13 +59,14 @@ def curves(config_path: Path) -> dict[str, list[tuple[float, float]]]:
     return {family: curve(family, config_path, device) for family in ("gpt2", "llama")}
 
 
-def main(config_path: Path, output: Path) -> None:
+def main() -> None:
     """Write the curves."""
+    config_path, output = map(Path, sys.argv[1:])
     found = curves(config_path)
     if distributed.is_main():
         output.write_text(json.dumps(found))
-    process.stop()
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()
+    process.stop()

@@ -138,6 +138,14 @@ def test_an_import_loads_no_more_than_it_needs(module: str) -> None:
     assert set(done.stdout.split()) <= set(MAY_LOAD[module])
 
 
+def test_importing_the_models_registers_nothing_in_transformers() -> None:
+    modules = ", ".join(f"pocl.{name}" for name in PACKAGE if name.startswith("models."))
+    program = f"import {modules}; import transformers; print(*transformers.AttentionInterface().valid_keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "sdpa" in done.stdout.split() and "by_example" not in done.stdout.split()
+
+
 def test_the_package_imports_in_a_fifth_of_a_second() -> None:
     program = "import time; start = time.perf_counter(); import pocl; print(time.perf_counter() - start)"
     runs = [

@@ -2,12 +2,10 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+import train
 from pocl.cli import options
 from pocl.cli.checks import parse_train
 from pocl.cli.evaluate_options import EvaluateOptions, GenerationOptions
@@ -15,10 +13,10 @@ from pocl.cli.flags import flag, parse
 from pocl.cli.options import train_defaults
 from pocl.cli.process import in_flags, run_main
 from pocl.common.errors import UserError
+from tests.runs import call
 from tools.generate_seqkd import SeqKDOptions
 from tools.process_data import ProcessOptions
 
-ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = ["--model", "student", "--data-dir", "data", "--output-dir", "out"]
 BASE = [*REQUIRED, "--teacher", "teacher"]
 GROUPS = [field.type for field in dataclasses.fields(options.TrainConfig)]
@@ -315,14 +313,13 @@ def test_options_of_evaluate_that_cannot_work_are_refused(flags: list[str], want
 
 
 def test_help_prints_every_group_and_flag() -> None:
-    command = [sys.executable, str(ROOT / "train.py"), "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
+    result = call(train, ["--help"])
+    assert result.status == 0, result.output
     for group in GROUPS:
-        assert f"\n{group._argument_group_name}:\n" in result.stdout
+        assert f"\n{group._argument_group_name}:\n" in result.output
         for field in dataclasses.fields(group):
-            assert f"--{field.name.replace('_', '-')}" in result.stdout
-    text = " ".join(result.stdout.split())
+            assert f"--{field.name.replace('_', '-')}" in result.output
+    text = " ".join(result.output.split())
     assert "--no-restart-optimizer turns --restart-optimizer off --" in text
     assert "fresh cosine at each stage (default: True)" in text
 

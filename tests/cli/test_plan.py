@@ -1,10 +1,7 @@
 """--plan: tokens as the ledger counts them, memory against hand counts and real tensors, refusals."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,8 +40,9 @@ from pocl.models.loading import load_model, load_skeleton
 from pocl.models.lora import add_adapters, target_layers
 from pocl.models.states import trunk
 from pocl.models.tuning import recompute_activations
+from tests.ranks import on_ranks
 from tests.runs import MAX_LENGTH, Folders, Result, call, make_folders, train_arguments, train_until_stage
-from tests.tiny import FAMILIES, ROOT, save_model, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 
 
 class Lengths:
@@ -537,24 +535,11 @@ def test_a_cache_that_the_disk_does_not_hold_is_refused(
     assert not (tmp_path / "far").exists()
 
 
-def test_a_script_plans_on_several_ranks(folders: Folders, tmp_path: Path) -> None:
-    environment = os.environ | {"STUDENT": str(folders.student), "TEACHER": str(folders.teacher), "NUM_GPUS": "2"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # the launcher
-    command = [
-        "bash",
-        str(ROOT / "scripts/gpt2/pocl/train.sh"),
-        "--type",
-        "tfkl",
-        "--plan",
-        "--global-batch-size",
-        "8",
-    ]
-    command += ["--data-dir", str(folders.data), "--output-dir", str(tmp_path / "out"), "--max-length", "192"]
-    done = subprocess.run(
-        command, env=environment | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("what the run sees") == 1
+def test_several_ranks_plan_once(folders: Folders, tmp_path: Path) -> None:
+    arguments = train_arguments(folders, tmp_path / "out", "--type", "tfkl", "--plan")
+    result = on_ranks("train.py", arguments, num_ranks=2)
+    assert result.status == 0, result.output
+    assert result.output.count("what the run sees") == 1
     assert not (tmp_path / "out").exists()
 
 

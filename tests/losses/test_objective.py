@@ -3,10 +3,6 @@
 import copy
 import itertools
 import json
-import os
-import random
-import subprocess
-import sys
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +28,7 @@ from pocl.models.states import make_head, response_states
 from pocl.models.student import Student
 from tests import steps
 from tests.parts import module_of
+from tests.ranks import on_ranks
 
 END = 0
 MAX_LENGTH = 24
@@ -544,18 +541,9 @@ def test_shared_out_heads_train_as_whole_ones(tmp_path: Path) -> None:
     whole.write_text(json.dumps({"zero_optimization": {"stage": 1}}))
     nothing_kept = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
     shared_out.write_text(json.dumps({"zero_optimization": {"stage": 3, "overlap_comm": False} | nothing_kept}))
-    place = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(random.SystemRandom().randint(20000, 32000)),
-    }
-    command = [sys.executable, steps.__file__, str(shared_out), str(output)]
-    ranks = [
-        subprocess.Popen(command, env=os.environ | place | {"DS_ACCELERATOR": "cpu", "RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
     wanted = steps.curves(whole)
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    result = on_ranks("tests/steps.py", [shared_out, output], num_ranks=2)
+    assert result.status == 0, result.output
     found = json.loads(output.read_text())
     assert found.keys() == wanted.keys() == {"gpt2", "llama"}
     for family, curve in wanted.items():

@@ -1,5 +1,6 @@
 """What the README and the pages beside it tell people to type exists, and takes the flags that it is given."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -58,6 +59,16 @@ def help_of(program: str) -> str:
     result = call(import_module(program.removesuffix(".py").replace("/", ".")), ["--help"])
     assert result.status == 0, result.output
     return result.output
+
+
+def test_the_library_as_the_readme_shows_it_ranks_and_schedules(capsys: pytest.CaptureFixture[str]) -> None:
+    ((text, order),) = re.findall(r"```python\n(.*?easiest first: (.*?)\n.*?)```", TEXT, flags=re.DOTALL)
+    exec(text, {})
+    first, *steps = capsys.readouterr().out.splitlines()
+    assert first == order and json.loads(order)
+    # (step, stage, temperature, KD ratio): two examples a step, of a pool of two and then of all four
+    shown = [tuple(map(float, line.split()[:4])) for line in steps]
+    assert shown == [(0, 0, 1, 0.7), (1, 1, 2, 1), (2, 1, 2, 1)]
 
 
 # One process for all of them, where each starts as `python FILE --help` does: its own folder comes first.

@@ -25,10 +25,9 @@ SHORT = ("--difficulty", "length", "--num-dev", 0, "--eval-every", 1)
 
 @pytest.mark.parametrize("cases", [["pocl", "gkd-2"], ["lora", "evaluate"]], ids="-".join)
 def test_killed_runs_end_as_if_nobody_had_killed_them(cases: list[str]) -> None:
-    command = [sys.executable, "-m", "tests.faults", "--kills", "6", "--kills-per-run", "3", "--cases", *cases]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert process.returncode == 0, process.stdout + process.stderr[-3000:]
-    assert "6 kills, 0 runs lost" in process.stdout
+    arguments = ["--kills", 6, "--kills-per-run", 3, "--cases", *cases]
+    result = on_ranks("tests/faults/__main__.py", arguments, num_ranks=1, timeout=400)
+    assert result.status == 0 and "6 kills, 0 runs lost" in result.output, result.output
 
 
 # --- the disk ---

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import on_ranks
 from tests.runs import Folders, read_jsonl, train_arguments
 from tests.scripts import test_scripts
 from tests.scripts.test_scripts import PLACES, fake, printed, run
@@ -277,8 +278,9 @@ def test_two_nodes_train_as_one_node_with_two_ranks(folders: Folders, tmp_path: 
     command = arguments_of_two_ranks(folders, tmp_path / "two")
     nodes = [start(command, tmp_path / f"{rank}.log", NODE_RANK=str(rank), **place) for rank in (0, 1)]
     assert ended(nodes, tmp_path) == [0, 0]
-    alone = start(arguments_of_two_ranks(folders, tmp_path / "one"), tmp_path / "one.log", NUM_GPUS="2")
-    assert ended([alone], tmp_path) == [0]
+    command = printed(*arguments_of_two_ranks(folders, tmp_path / "one"), cwd=tmp_path, NUM_GPUS="2")
+    alone = on_ranks("train.py", command.arguments, num_ranks=2)
+    assert alone.status == 0, alone.output
 
     two, one = (tmp_path / name / "tfkl" / "seed10" for name in ("two", "one"))
     rankings = [[record["id"] for record in read_jsonl(path / "difficulty.jsonl")] for path in (two, one)]

@@ -20,7 +20,7 @@ from pocl.common.resumable_pass import ResumablePass
 from pocl.curriculum.schedule import Update
 from pocl.losses.divergences import LOSSES
 from tests.ranks import on_ranks
-from tests.runs import Folders, Result, call, launch, make_folders, read_jsonl, train_arguments, train_until_stage
+from tests.runs import Folders, Result, call, make_folders, read_jsonl, train_arguments, train_until_stage
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_best_is_a_model_folder_with_its_tokenizer_that_evaluate_reads(ranked: P
 def test_two_ranks_train_the_same_curve_on_the_same_ranking_as_one(
     ranked: Path, folders: Folders, tmp_path: Path
 ) -> None:
-    result = launch("train.py", train_arguments(folders, tmp_path), num_ranks=2)
+    result = on_ranks("train.py", train_arguments(folders, tmp_path), num_ranks=2)
     assert result.status == 0, result.output
     run = tmp_path / "tfkl" / "seed10"
     alone, together = read_jsonl(ranked / "difficulty.jsonl"), read_jsonl(run / "difficulty.jsonl")
