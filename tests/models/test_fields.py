@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pocl.common.errors import UserError
+from pocl.common.errors import UserError, first_line
 from pocl.models.student import Student
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 
@@ -67,3 +67,10 @@ def test_a_tokenizer_model_without_sentencepiece_names_the_package(
     monkeypatch.setattr("pocl.models.loading.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package sentencepiece; pip install sentencepiece"):
         Student.load(str(folder))
+
+
+def test_a_librarys_reason_is_kept_where_it_stands_in_the_second_line() -> None:
+    assert first_line(RuntimeError("Error(s) for X:\n\tsize mismatch for w\n\tmore")) == (
+        "Error(s) for X: size mismatch for w"
+    )
+    assert first_line(ValueError("one\ntwo")) == "one" and first_line(ValueError()) == "ValueError"
