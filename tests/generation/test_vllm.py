@@ -317,9 +317,9 @@ def test_the_first_ranking_is_by_vllm_and_measures_the_same(
 ) -> None:
     backends: list[str] = []
 
-    def noted(backend: str, *positional: object, **named: object) -> AbstractContextManager[Generator]:
-        backends.append(backend)
-        return open_generator(backend, *positional, **named)  # type: ignore[arg-type]
+    def noted(student: Student, settings: BackendSettings) -> AbstractContextManager[Generator]:
+        backends.append(settings.backend)
+        return open_generator(student, settings)
 
     monkeypatch.setattr(vllm_backend, "open_generator", noted)
     extra = ["--type", "sft", "--num-train", 16, "--num-stages", 2, "--num-dev", 0, "--rerank", "stage"]
