@@ -26,6 +26,11 @@ from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: not {"test_all_rows.py", "training"} & set(item.path.parts))
+
+
 def shared(name: str) -> Path:
     """A folder beside the project that holds what is too large for it; skips the test where it is not there."""
     path = ROOT.parent / "shared" / name

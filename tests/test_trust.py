@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.runs import Folders, make_folders, train_arguments
+from tests.runs import make_folders, train_arguments
 from tests.tiny import ROOT
 
-# Notes every file that is opened for writing, made, renamed to or removed, and runs train.py.
+# Notes every file that is opened for writing, made, renamed to or removed, while train.py runs by each command.
 PROGRAM = """
 import json, os, sys
 written = set()
@@ -29,25 +27,28 @@ def note(event, values):
 sys.addaudithook(note)
 import train
 from pocl.cli.process import run_main
-report = sys.argv.pop(1)
-try:
+report, commands, found = sys.argv[1], json.loads(sys.argv[2]), []
+for command in commands:
+    sys.argv[1:] = command
     run_main(train.main)
-finally:
-    paths = sorted(os.path.abspath(path) for path in written)
-    open(report, "w").write(json.dumps(paths))
+    found.append(sorted(os.path.abspath(path) for path in written))
+    written.clear()
+open(report, "w").write(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("extra", [["--lora-rank", 2, "--keep-stages"], ["--on-policy", "mixed"]], ids=["lora", "gkd"])
-def test_a_run_writes_into_its_own_folder_and_its_cache_alone(tmp_path: Path, extra: list[object]) -> None:
-    folders: Folders = make_folders(tmp_path / "inputs", "gpt2")
+def test_a_run_writes_into_its_own_folder_and_its_cache_alone(tmp_path: Path) -> None:
+    folders = make_folders(tmp_path / "inputs", "gpt2")
     inputs = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "inputs").rglob("*"))}
-    cache = [] if "--on-policy" in extra else ["--teacher-cache", tmp_path / "cache"]
-    arguments = train_arguments(folders, tmp_path / "results", *cache, *extra, "--num-train", 40)
+    adapters = ["--lora-rank", 2, "--keep-stages", "--teacher-cache", tmp_path / "cache"]
+    commands = [
+        train_arguments(folders, tmp_path / "results" / name, *extra, "--num-train", 40)
+        for name, extra in (("lora", adapters), ("gkd", ["--on-policy", "mixed"]))
+    ]
     (tmp_path / "home").mkdir()
     (tmp_path / "scratch").mkdir()
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "written.json"), *arguments],
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "written.json"), json.dumps(commands)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -62,9 +63,11 @@ def test_a_run_writes_into_its_own_folder_and_its_cache_alone(tmp_path: Path, ex
         },
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    written = json.loads((tmp_path / "written.json").read_text())
-    assert sum(path.startswith(str(tmp_path / "results")) for path in written) > 20
-    # home and scratch: caches of libraries, and temporary files.
-    allowed = ("/dev/", "/proc/self/", *(str(tmp_path / name) for name in ("results", "cache", "home", "scratch")))
-    assert [path for path in written if not path.startswith(allowed) and path != str(tmp_path / "written.json")] == []
+    found = json.loads((tmp_path / "written.json").read_text())
+    for written, places in zip(found, (("results/lora", "cache"), ("results/gkd",)), strict=True):
+        assert sum(path.startswith(str(tmp_path / places[0])) for path in written) > 20
+        # home and scratch: caches of libraries, and temporary files.
+        allowed = ("/dev/", "/proc/self/", *(str(tmp_path / name) for name in (*places, "home", "scratch")))
+        made = str(tmp_path / "results")  # on the way to their own
+        assert [path for path in written if not path.startswith(allowed) and path != made] == []
     assert {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "inputs").rglob("*"))} == inputs

@@ -1,8 +1,7 @@
 """The main table on a tiny pair: one row of every kind of script is made; the others are commands of the plan.
 
-Named to come first: it takes longest. The teacher goes through the one command that a user gives, and so through the
-launcher; the other six run the very commands that their scripts print, in this process. scripts/tiny_table.sh makes
-all seventeen by hand.
+The teacher goes through the one command that a user gives, and so through the launcher; the other six run the very
+commands that their scripts print, in this process. scripts/tiny_table.sh makes all seventeen by hand.
 """
 
 import json

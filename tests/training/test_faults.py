@@ -1,9 +1,6 @@
 """Runs that are killed, and disks that refuse: what is left is whole, and the same command goes on from it."""
 
-import os
 import resource
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,6 @@ from pocl.training.run_folder import RunFolder
 from pocl.training.statefile import load_state, save_state
 from tests.ranks import on_ranks
 from tests.runs import Folders, Result, call, read_jsonl, train_arguments, train_until_stage
-from tests.tiny import ROOT
 
 SHORT = ("--difficulty", "length", "--num-dev", 0, "--eval-every", 1)
 
@@ -34,17 +30,13 @@ def test_killed_runs_end_as_if_nobody_had_killed_them(cases: list[str]) -> None:
 
 
 def call_with_little_disk(arguments: Sequence[object], num_bytes: int) -> Result:
-    """train.py in a process whose files may hold this much at most: the system refuses what is beyond."""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
-    process = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ | {"DS_ACCELERATOR": "cpu"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes)),
-    )
-    return Result(process.returncode, process.stdout + process.stderr)
+    """train.py while files may hold this much at most: the system refuses what is beyond."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        return call(train, arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(folders: Folders, tmp_path: Path) -> None:

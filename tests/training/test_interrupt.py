@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,14 +25,37 @@ from pocl.training import checkpoints
 from pocl.training.batches import BatchCutter, Texts
 from pocl.training.run_folder import RunFolder
 from tests.runs import Folders, call, launch, read_jsonl, train_arguments
+from tests.scripts.test_scripts import fake
 from tests.tiny import ROOT
+
+ON_POLICY = ("--difficulty", "length", "--on-policy", "mixed", "--replay-buffer", 16, "--type", "tjsd", "--num-dev", 0)
+RANKED_AGAIN = ("--rerank", "stage", "--eval-batch-size", 4)
+
+
+def trained(folders: Folders, output_dir: Path, *extra: object) -> Path:
+    """The folder of a run that came to its end."""
+    result = call(train, train_arguments(folders, output_dir, *extra))
+    assert result.status == 0, result.output
+    (run,) = output_dir.glob("*/seed10")
+    return run
+
+
+@pytest.fixture(scope="module")
+def on_policy(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    return trained(folders, tmp_path_factory.mktemp("on-policy"), *ON_POLICY)
+
+
+@pytest.fixture(scope="module")
+def ranked_again(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one."""
+    return trained(folders, tmp_path_factory.mktemp("ranked-again"), *RANKED_AGAIN)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_in_the_middle_of_an_epoch(
-    folders: Folders, tmp_path: Path, signum: int, monkeypatch: pytest.MonkeyPatch
+    folders: Folders, on_policy: Path, tmp_path: Path, signum: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extra = ["--difficulty", "length", "--on-policy", "mixed", "--replay-buffer", 16, "--type", "tjsd", "--num-dev", 0]
     cut = BatchCutter.cut
 
     def asked(self: BatchCutter, texts: Texts, step: int) -> object:
@@ -41,26 +65,22 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
 
     with monkeypatch.context() as patch:
         patch.setattr(BatchCutter, "cut", asked)
-        result = call(train, train_arguments(folders, tmp_path / "cut", *extra))
+        result = call(train, train_arguments(folders, tmp_path, *ON_POLICY))
     assert result.status == 128 + signum
     assert (
         "asked to stop: saved at step 6 of 14" in result.last_line and "the same command resumes" in result.last_line
     )
-    for name in ("cut", "whole"):
-        result = call(train, train_arguments(folders, tmp_path / name, *extra))
-        assert result.status == 0, result.output
-    cut, whole = (tmp_path / name / "tjsd" / "seed10" for name in ("cut", "whole"))
+    run = trained(folders, tmp_path, *ON_POLICY)
     for name in ("best/model.safetensors", "ledger.json"):
-        assert (cut / name).read_bytes() == (whole / name).read_bytes()
-    losses = [[r["loss"] for r in read_jsonl(path / "metrics.jsonl") if "loss" in r] for path in (cut, whole)]
+        assert (run / name).read_bytes() == (on_policy / name).read_bytes()
+    losses = [[r["loss"] for r in read_jsonl(path / "metrics.jsonl") if "loss" in r] for path in (run, on_policy)]
     assert losses[0] == losses[1] and len(losses[0]) == 14
 
 
 @pytest.mark.parametrize("where", ["dev evaluation", "ranking again"])
 def test_a_signal_while_examples_are_answered_loses_no_step(
-    folders: Folders, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+    folders: Folders, ranked_again: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extra = ["--rerank", "stage", "--eval-batch-size", 4]
     answer, calls = BuiltIn.__call__, 0
     of_stage_2 = 12 + 1 + 1  # 12 blocks rank, one is the dev evaluation of the first stage
 
@@ -73,22 +93,19 @@ def test_a_signal_while_examples_are_answered_loses_no_step(
 
     with monkeypatch.context() as patch:
         patch.setattr(BuiltIn, "__call__", asked)
-        result = call(train, train_arguments(folders, tmp_path / "cut", *extra))
+        result = call(train, train_arguments(folders, tmp_path, *RANKED_AGAIN))
     assert result.status == 143 and "asked to stop: saved at step " in result.last_line, result.output
     before = calls
-    last = json.loads((tmp_path / "cut" / "tfkl" / "seed10" / "checkpoints" / "last.json").read_text())
+    last = json.loads((tmp_path / "tfkl" / "seed10" / "checkpoints" / "last.json").read_text())
     assert last["position"]["step"] > 0
     assert (last["position"]["step_in_epoch"] > 0) == (where == "dev evaluation")
     assert before == (13 if where == "dev evaluation" else of_stage_2)  # the block that was on its way, and no more
-    for name in ("cut", "whole"):
-        result = call(train, train_arguments(folders, tmp_path / name, *extra))
-        assert result.status == 0, result.output
-    cut, whole = (tmp_path / name / "tfkl" / "seed10" for name in ("cut", "whole"))
+    run = trained(folders, tmp_path, *RANKED_AGAIN)
     for name in ("best/model.safetensors", "ledger.json", "checkpoints/last.json", "difficulty-stage2.jsonl"):
-        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+        assert (run / name).read_bytes() == (ranked_again / name).read_bytes(), name
     keys = [
         [(r["step"], "loss" in r, r.get("dev_rouge_l")) for r in read_jsonl(path / "metrics.jsonl")]
-        for path in (cut, whole)
+        for path in (run, ranked_again)
     ]
     assert keys[0] == keys[1]
 
@@ -155,10 +172,26 @@ def test_a_second_signal_later_ends_the_process_at_once() -> None:
     assert (process.returncode, process.stdout) == (130, "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_script_passes_a_signal_on_and_its_ranks_stop_together(
-    folders: Folders, tmp_path: Path, number: signal.Signals
+SCRIPT = ROOT / "scripts/gpt2/pocl/train.sh"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_script_passes_any_signal_on_to_what_the_launcher_has_started(
+    tmp_path: Path, number: signal.Signals
 ) -> None:
+    rank = "trap 'echo TERM >>noted; exit 1' TERM; touch started; while :; do sleep 0.05; done"
+    launcher = fake(tmp_path / "bin", "deepspeed", f"bash -c {shlex.quote(rank)} & wait $!")
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PATH": f"{launcher}:{os.environ['PATH']}"}
+    process = subprocess.Popen(["bash", str(SCRIPT)], cwd=tmp_path, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    assert (tmp_path / "noted").read_text() == "TERM\n"
+
+
+def test_a_script_passes_a_signal_on_and_its_ranks_stop_together(folders: Folders, tmp_path: Path) -> None:
     """DeepSpeed's launcher by itself dies of it, and leaves the ranks training."""
     extra = ["--difficulty", "length", "--epochs", 200, "--num-dev", 0, "--eval-every", 200]
     arguments = train_arguments(folders, tmp_path, *extra)
@@ -169,20 +202,20 @@ def test_a_script_passes_a_signal_on_and_its_ranks_stop_together(
         "NUM_GPUS": "2",
     }
     environment = os.environ | given | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["bash", str(ROOT / "scripts/gpt2/pocl/train.sh"), *arguments]
+    command = ["bash", str(SCRIPT), *arguments]
     run = tmp_path / "tfkl" / "seed10"
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline and process.poll() is None:
             if (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text().count("\n") > 3:
-                process.send_signal(number)
+                process.send_signal(signal.SIGTERM)
                 break
             time.sleep(0.2)
         status = process.wait(timeout=120)
         log.seek(0)
         output = log.read()
-    assert status == 128 + number, output[-3000:]
+    assert status == 128 + signal.SIGTERM, output[-3000:]
     assert "asked to stop: saved at step" in output, output[-3000:]
     assert (run / "checkpoints" / "last.json").is_file()
     found = subprocess.run(["pgrep", "-f", f"train.py.*{tmp_path}"], capture_output=True, text=True)
