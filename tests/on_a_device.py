@@ -27,13 +27,13 @@ from transformers import PreTrainedModel
 from pocl.data.dataset import Split
 from pocl.difficulty.training_losses import TrainingLosses
 from pocl.generation.decoding import Decoder
+from pocl.generation.reading import takes_whole_masks
 from pocl.generation.sampling import Sampling
 from pocl.losses.chunked import BLOCK_NUMBERS, LossValues
 from pocl.losses.divergences import LOSSES
 from pocl.losses.head import HEAD_ROWS, aligned
 from pocl.losses.token import StageObjective
 from pocl.models.attention import attend_by_example
-from pocl.models.packing import takes_whole_masks
 from pocl.models.states import make_head, response_states
 from pocl.models.teacher import Teacher
 from pocl.models.teacher_cache import StatesCache

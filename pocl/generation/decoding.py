@@ -4,7 +4,6 @@ A sampled answer depends on the seed and the example id only, not on the batch, 
 example draws its own uniform numbers, which pick tokens from the cumulative distribution.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pocl.common.errors import RankStopped
 from pocl.common.interrupt import requested, stop_if_requested
 from pocl.data.batch import send
 from pocl.data.blocks import blocks_by_length
-from pocl.generation.kv_cache import roomy_cache
+from pocl.generation.reading import Reader, batches, way_of
 from pocl.generation.sampling import (
     Sampling,
     ban_repeated,
@@ -32,9 +31,6 @@ from pocl.generation.sampling import (
     not_finite,
 )
 from pocl.losses.head import aligned
-from pocl.models.attention import whole_mask
-from pocl.models.packing import takes_whole_masks
-from pocl.models.states import trunk
 from pocl.models.student import Student
 
 # Rows are dropped once this share of the batch is done: dropping copies the cache.
@@ -86,7 +82,12 @@ def generate(
     """
     model, was_training = student.model, student.model.training
     model.eval()
-    answers = Decoder(model, prompts, example_ids, sampling, student.end_ids).run(aligned(student.head))
+    head, answers = aligned(student.head), [[0]] * len(prompts)
+    for rows in batches(model, prompts):
+        these, ids = [prompts[row] for row in rows], [example_ids[row] for row in rows]
+        found = Decoder(model, these, ids, sampling, student.end_ids).run(head)
+        for row, answer in zip(rows, found, strict=True):
+            answers[row] = answer
     model.train(was_training)
     return answers
 
@@ -146,7 +147,6 @@ class Decoder:
     ) -> None:
         self.model, self.sampling, self.eos_ids = model, sampling, sorted(eos_ids)
         device = next(model.parameters()).device
-        self.takes_positions = "position_ids" in inspect.signature(trunk(model).forward).parameters
         self.length = max(len(prompt) for prompt in prompts)  # columns that are filled
         tokens = torch.full((len(prompts), self.length + sampling.max_new_tokens), -1)
         for row, prompt in enumerate(prompts):  # padded on the left: every row's next token is in the same column
@@ -163,8 +163,7 @@ class Decoder:
         self.positions = self.seen[:, : self.length].cumsum(-1).sub_(1).clamp_(min=0)
         self.ends = send(torch.tensor(self.eos_ids, dtype=torch.long), device)
         self.answers = torch.full((len(prompts), sampling.max_new_tokens), -1, device=device)
-        self.cache, self.watch = roomy_cache(), _Watch(device)
-        self.whole_masks = takes_whole_masks(model)
+        self.reader, self.watch = Reader(model, way_of(model)), _Watch(device)
 
     def run(self, head: Callable[[Tensor], Tensor]) -> list[list[int]]:
         """Decode until every row is done -> answers in the order of the prompts.
@@ -199,22 +198,14 @@ class Decoder:
 
     def _forward(self, head: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits of the next token.  -> [B, V], float32."""
-        new = self.positions.shape[1]  # all columns at first, then one
-        inputs = {"input_ids": self.tokens[:, self.length - new : self.length].clamp(min=0)}
-        if self.takes_positions:
-            inputs["position_ids"] = self.positions
-        inputs["attention_mask"] = self.seen[:, : self.length]
-        if self.whole_masks:
-            inputs["attention_mask"] = whole_mask(self.seen[:, : self.length], new)
-        output = trunk(self.model)(**inputs, past_key_values=self.cache, use_cache=True)
-        self.cache = output.past_key_values
-        return head(output.last_hidden_state[:, -1]).float()
+        tokens, seen = self.tokens[:, : self.length], self.seen[:, : self.length]
+        return head(self.reader.read(tokens, seen, self.positions)).float()
 
     def _keep(self, kept: Sequence[int]) -> None:
         """Drop the other rows from the batch."""
         self.watch.forget()
         keep = send(torch.tensor(kept), self.rows.device)
-        self.cache.batch_select_indices(keep)
+        self.reader.keep(keep)
         for name in ("tokens", "seen", "uniforms", "done", "rows", "positions"):
             setattr(self, name, getattr(self, name)[keep])
 

@@ -6,7 +6,8 @@ CPU, answers of 192 tokens to 32 prompts were 1.14 to 1.32 times as fast (models
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import PretrainedConfig
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 _AHEAD = 64  # positions: this many tokens are written before everything is copied again
 
@@ -38,9 +39,9 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = keys, values
         return keys, values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these rows of the batch."""
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep only these rows of the batch: the one way to choose rows that transformers' recurrent layers have."""
+        super().reorder_cache(beam_idx)
         if self.keys is not None and self.values is not None:
             self._rooms = self.keys, self.values
 
@@ -53,6 +54,10 @@ def _moved(states: Tensor, room: int) -> Tensor:
     return moved
 
 
-def roomy_cache() -> Cache:
-    """An empty cache for any number of layers."""
-    return Cache(layer_class_to_replicate=RoomyLayer)
+def roomy_cache(config: PretrainedConfig) -> Cache:
+    """An empty cache for a model of this configuration: transformers' own, but for the layers that only attend."""
+    cache = DynamicCache(config=config)
+    for index, layer in enumerate(cache.layers):
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):  # the mask, which is whole, keeps to the window
+            cache.layers[index] = RoomyLayer()
+    return cache

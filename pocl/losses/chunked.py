@@ -166,8 +166,8 @@ class _HeadGradient:
         given, states = student.head.module, student.states
         self.parameters = student.head.trained_parameters()
         self.head = aligned(student.head)
-        self._num_rows = given.out_features
-        num_rows, width = self.head.module.out_features, self.head.module.in_features
+        self._num_rows = student.head.shape[0]
+        num_rows, width = self.head.shape
         dtype = torch.promote_types(states.dtype, torch.float32) if summed else states.dtype
         shapes = {id(given.weight): (num_rows, width), id(given.bias): (num_rows,)}
         self._totals = [states.new_empty(shapes[id(parameter)], dtype=dtype) for parameter in self.parameters]

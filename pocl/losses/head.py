@@ -34,7 +34,13 @@ class Head:
     @property
     def num_logits(self) -> int:
         """V, without what is cut off."""
-        return min(self.module.out_features, self.vocab_size or self.module.out_features)
+        return min(self.shape[0], self.vocab_size or self.shape[0])
+
+    @property
+    def shape(self) -> torch.Size:
+        """[V, H] of the weight, also where ZeRO-3 holds a part of it; the layer's own numbers may be out of date."""
+        shape: torch.Size = getattr(self.module.weight, "ds_shape", self.module.weight.shape)
+        return shape
 
     @property
     def only_cuts(self) -> bool:
@@ -64,9 +70,11 @@ def aligned(head: Head) -> Head:
     The head itself if there is nothing to pad, or if the weight is not there, as between calls under ZeRO-3.
     """
     weight, bias = head.module.weight, head.module.bias
-    num_rows, width = head.module.out_features, head.module.in_features
+    if weight.dim() != 2:
+        return head
+    num_rows, width = weight.shape
     extra = -num_rows % HEAD_ROWS.get(weight.device.type, 1)
-    if extra == 0 or weight.shape != (num_rows, width):
+    if extra == 0:
         return head
     module = nn.Linear(width, num_rows + extra, bias=bias is not None, device="meta")
     module.weight = nn.Parameter(nn.functional.pad(weight, (0, 0, 0, extra)), requires_grad=False)

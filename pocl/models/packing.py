@@ -1,8 +1,7 @@
-"""What inputs a model accepts, found by trying: examples packed into one row, and full masks instead of padding."""
+"""Whether a model reads examples packed into one row, found by trying."""
 
 import inspect
 from dataclasses import replace
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +9,7 @@ from transformers import PreTrainedModel
 
 from pocl.common.errors import first_line
 from pocl.data.batch import Batch, Segments, collate
-from pocl.models import attention
-from pocl.models.attention import whole_mask
-from pocl.models.states import response_states, trunk
+from pocl.models.states import response_states, text_config, trunk
 
 
 def never_packed(model: PreTrainedModel, device: torch.device) -> str | None:
@@ -20,7 +17,7 @@ def never_packed(model: PreTrainedModel, device: torch.device) -> str | None:
     name = model.config.model_type
     if "position_ids" not in inspect.signature(trunk(model).forward).parameters:
         return f"{name} takes no position_ids"
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    kinds = set(getattr(text_config(model), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"{name} has layers of {', '.join(sorted(kinds))}"
     if device.type == "cuda" and model.dtype not in (torch.bfloat16, torch.float16):
@@ -75,36 +72,3 @@ def _states_and_gradient(model: PreTrainedModel, batch: Batch, *, learns: bool) 
     finally:
         hook.remove()
     return [states.detach().float(), gradient[batch.attention_mask.bool()].float()]
-
-
-_TAKES_WHOLE_MASKS: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()
-
-
-def takes_whole_masks(model: PreTrainedModel) -> bool:
-    """Whether the model accepts a full attention mask (``whole_mask``) instead of a padding mask; tried once."""
-    if model not in _TAKES_WHOLE_MASKS:
-        _TAKES_WHOLE_MASKS[model] = _takes_whole_masks(model)
-    return _TAKES_WHOLE_MASKS[model]
-
-
-@torch.no_grad()
-def _takes_whole_masks(model: PreTrainedModel) -> bool:
-    config, device = model.config, next(model.parameters()).device
-    windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {
-        "full_attention"
-    }
-    if config._attn_implementation != attention.NAME or windows:
-        return False
-    ids, seen = torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([[False, True, True], [True, True, True]])
-    inputs = {"input_ids": ids.to(device), "use_cache": False}
-    if "position_ids" in inspect.signature(trunk(model).forward).parameters:
-        inputs["position_ids"] = torch.tensor([[0, 0, 1], [0, 1, 2]]).to(device)
-    masks = seen.to(device), whole_mask(seen.to(device), 3)
-    try:
-        wanted, found = (
-            trunk(model)(attention_mask=mask, **inputs).last_hidden_state[:, -1].float() for mask in masks
-        )
-    except (RuntimeError, TypeError, ValueError):
-        return False
-    allowed = 1e-4 if model.dtype in (torch.float32, torch.float64) else 3e-2
-    return bool(torch.norm(found - wanted) <= allowed * torch.norm(wanted))

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pocl.common.errors import UserError
 from pocl.data.batch import Batch
@@ -17,7 +17,7 @@ def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
 
     Raises UserError if the head is not a linear layer.
     """
-    config, module = model.config, model.get_output_embeddings()
+    config, module = text_config(model), model.get_output_embeddings()
     if not isinstance(module, nn.Linear):
         raise UserError(f"the head of {config.model_type} is {type(module).__name__}; expected a linear layer")
     # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma 2 caps with a tanh.
@@ -26,9 +26,18 @@ def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
     return Head(module, scale, cap, vocab_size)
 
 
+def text_config(model: PreTrainedModel) -> PretrainedConfig:
+    """The settings of the part that reads text, which is the whole of most models."""
+    config: PretrainedConfig = model.config.get_text_config(decoder=True)
+    return config
+
+
 def trunk(model: PreTrainedModel) -> nn.Module:
-    """The model without its head: token ids in, hidden states after the final norm out."""
-    return model.base_model
+    """The part that reads text, without its head: token ids in, hidden states after the final norm out."""
+    # Llama 4 names no base model, and that of a multimodal model reads pictures, too.
+    whole = model.base_model is model or text_config(model) is not model.config
+    inner: nn.Module = model.get_decoder() if whole else model.base_model
+    return inner
 
 
 def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -54,9 +63,10 @@ def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
 
     ``device`` is where the model runs.
     """
-    ids = torch.arange(1, 7, device=device)[None] % model.config.vocab_size
+    head = make_head(model)
+    ids = torch.arange(1, 7, device=device)[None] % head.num_logits
     whole = model(input_ids=ids, use_cache=False).logits.float()
-    apart = make_head(model)(trunk(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
+    apart = head(trunk(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 1e-2
     close = whole.shape == apart.shape and torch.allclose(whole, apart, atol=tolerance, rtol=tolerance, equal_nan=True)
     if not close:

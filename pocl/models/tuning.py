@@ -4,6 +4,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pocl.common.errors import UserError
+from pocl.models.states import text_config, trunk
 
 
 def recompute_activations(model: PreTrainedModel, *, enable: bool = True) -> None:
@@ -22,8 +23,8 @@ def layer_stack(model: PreTrainedModel) -> nn.ModuleList:
 
     Raises UserError if it is not the only one.
     """
-    wanted = model.config.num_hidden_layers
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    wanted = text_config(model).num_hidden_layers
+    stacks = [m for m in trunk(model).modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
     if len(stacks) != 1:
         raise UserError(f"{model.config.model_type} has {len(stacks)} stacks of {wanted} layers; expected one")
     return stacks[0]

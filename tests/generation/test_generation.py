@@ -16,10 +16,10 @@ from transformers.cache_utils import DynamicLayer
 from pocl.common import distributed
 from pocl.generation.decoding import BuiltIn, _Watch, answer_prompts, decode, even_blocks, generate
 from pocl.generation.kv_cache import RoomyLayer
+from pocl.generation.reading import takes_whole_masks
 from pocl.generation.sampling import NgramBan, Sampling, ban_repeated, choose_tokens
 from pocl.losses.head import HEAD_ROWS
 from pocl.models.attention import attend_by_example, whole_mask
-from pocl.models.packing import takes_whole_masks
 from pocl.models.states import make_head
 from pocl.models.student import Student
 from tests.tiny import FAMILIES, tiny_model
@@ -434,7 +434,7 @@ def test_a_cache_with_room_holds_what_transformers_own_holds() -> None:
         copies += before != (before := found[0].untyped_storage().data_ptr())
         if step == 89:
             kept = torch.tensor([0, 2, 4])
-            roomy.batch_select_indices(kept)
+            roomy.reorder_cache(kept)
             plain.batch_select_indices(kept)
             assert torch.equal(roomy.keys, plain.keys) and torch.equal(roomy.values, plain.values)
     assert copies <= 6  # not 200
