@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -61,9 +62,12 @@ def help_of(program: str) -> str:
     return result.output
 
 
-def test_the_library_as_the_readme_shows_it_ranks_and_schedules(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_library_as_the_readme_shows_it_ranks_and_schedules(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     ((text, order),) = re.findall(r"```python\n(.*?easiest first: (.*?)\n.*?)```", TEXT, flags=re.DOTALL)
-    exec(text, {})
+    (tmp_path / "example.py").write_text(text, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "example.py"))
     first, *steps = capsys.readouterr().out.splitlines()
     assert first == order and json.loads(order)
     # (step, stage, temperature, KD ratio): two examples a step, of a pool of two and then of all four
