@@ -1,7 +1,7 @@
 """Commands on several ranks, without the seconds that each process of a launcher needs to import torch.
 
-The ranks are forked from a server that has imported the entry points and nothing more. ``tests.runs.launch`` is the
-real launcher.
+The ranks are forked from a server that has imported the entry points and what a run imports beyond them.
+``tests.runs.launch`` is the real launcher.
 """
 
 import importlib
@@ -20,7 +20,9 @@ from tests.runs import Result
 from tests.tiny import ROOT
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["train", "evaluate", "tests.ranks"])
+# DeepSpeed's engine imports its Muon, and with it torch's compiler: two seconds of each rank.
+_LATE = ["deepspeed.runtime.zero.muon.muon_optimizer", "torch.utils.tensorboard", "peft"]
+_SERVER.set_forkserver_preload(["train", "evaluate", *_LATE, "tests.ranks"])
 _CPU = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
