@@ -16,12 +16,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from pocl.losses.chunked import chunk_bytes
 from pocl.models.identity import count_parameters
-from pocl.models.states import trunk
+from pocl.models.states import text_config, trunk
 from pocl.models.tuning import recompute_activations
 
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default for reduce_bucket_size
 _LIVE_ELEMENTS = 1_000_000_000  # and for stage3_max_live_parameters
 _MOST_PROMPTS, _KEYS_SHARE = {"cpu": 64, "cuda": 1024}, 1 / 4
+_KEEP_NO_KEYS = ("linear_attention", "conv", "mamba", "mlp", "moe")  # layers that a text's length does not change
 _MOST_TOKENS, _LEAST_TOKENS, _SAMPLE_TOKENS = 16_384, 1024, 512
 
 
@@ -58,10 +59,15 @@ def model_size(model: PreTrainedModel) -> ModelSize:
 
 
 def cached_numbers(config: PretrainedConfig) -> int:
-    """KV cache elements of one token, over all layers."""
-    key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * key_heads * head_size)
+    """KV cache elements of one token, over all layers; recurrent ones keep nothing that grows with the text."""
+    text = config.get_text_config(decoder=True)
+    if not getattr(text, "num_attention_heads", None):
+        return 0
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    num_layers = sum(kind not in _KEEP_NO_KEYS for kind in kinds)
+    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * num_layers * key_heads * head_size)
 
 
 def with_adapters(model: ModelSize, layers: Iterable[nn.Module], rank: int) -> ModelSize:
@@ -133,7 +139,7 @@ def activation_bytes(model: PreTrainedModel, rows: int, length: int, *, device_t
         recompute_activations(model, enable=False)
         whole = _saved_bytes(model, rows, length)
     recompute_activations(model)
-    return kept + whole // int(model.config.num_hidden_layers)
+    return kept + whole // int(text_config(model).num_hidden_layers)
 
 
 def _saved_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
@@ -146,7 +152,7 @@ def _saved_bytes(model: PreTrainedModel, rows: int, length: int) -> int:
             saved[storage._cdata] = storage
         return tensor
 
-    model.config.pad_token_id = None  # else some models look for it in the ids, which hold no data
+    text_config(model).pad_token_id = None  # else some models look for it in the ids, which hold no data
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         trunk(model)(input_ids=torch.zeros(rows, length, dtype=torch.long), use_cache=False)
     return sum(storage.nbytes() for storage in saved.values())

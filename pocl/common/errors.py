@@ -39,8 +39,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error, with the second where that begins there; its type if it has no message."""
-    lines = str(error).strip().splitlines()
-    if len(lines) > 1 and lines[0].endswith(":"):
-        return f"{lines[0]} {lines[1].strip()}"
-    return lines[0] if lines else type(error).__name__
+    """The first line of a library's error, with the next where it only announces that; its type if it says nothing."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return said or type(error).__name__

@@ -154,7 +154,20 @@ def data_tokenizer(data_dir: Path, model: str) -> PreTrainedTokenizerBase:
 
 
 def check_positions(path: str, max_length: int) -> None:
-    """Raise UserError if the model has too few positions for ``max_length`` tokens; the last is only predicted."""
-    places = getattr(load_config(path), "max_position_embeddings", None)
+    """Raise UserError if the model has too few positions for ``max_length`` tokens; the last is only predicted.
+
+    Also where rotary embeddings change with the longest text of a batch, so that an example depends on its neighbours.
+    """
+    config = load_config(path).get_text_config(decoder=True)
+    places = getattr(config, "max_position_embeddings", None)
     if places is not None and max_length - 1 > places:
         raise UserError(f"`max_length` {max_length}, but {path!r} reads at most {places} tokens; lower it")
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        name, first = kind.get("rope_type"), kind.get("original_max_position_embeddings")
+        first = first or getattr(config, "original_max_position_embeddings", None) or places
+        if name in ("longrope", "dynamic") and first is not None and max_length - 1 > first:
+            raise UserError(
+                f"`max_length` {max_length}, but beyond {first} tokens {path!r} (rope_type {name!r}) reads a text "
+                f"otherwise beside a longer one; lower it to {first + 1}"
+            )

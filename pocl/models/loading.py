@@ -15,6 +15,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -79,6 +81,8 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
                 f"sentencepiece, or save it elsewhere with save_pretrained, which writes tokenizer.json"
             ) from error
         raise _not_loaded("no tokenizer in", path, error) from error
+    if tokenizer.eos_token_id is None and (Path(path) / "config.json").is_file():
+        _check_causal(path, _read_config(path))
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {path!r} has no end-of-text token; every response must end with one")
     return tokenizer
@@ -124,7 +128,22 @@ def _load_config(path: str) -> PretrainedConfig:
     _check_place(path)
     if Path(path).is_dir():
         _check_folder(Path(path))
-    return _read_config(path)
+    config = _read_config(path)
+    _check_causal(path, config)
+    return config
+
+
+def _check_causal(path: str, config: PretrainedConfig) -> None:
+    """Raise UserError for a model that does not write a text from left to right."""
+    if getattr(config, "is_encoder_decoder", False):
+        why = "is an encoder with a decoder"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        why = "sees the tokens behind the one that it writes, too"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        why = "has no such model in transformers"
+    else:
+        return
+    raise UserError(f"{path!r} is no causal language model ({config.model_type} {why}); give one, such as a GPT-2")
 
 
 def _read_config(path: str) -> PretrainedConfig:

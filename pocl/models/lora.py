@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from pocl.common.console import say
 from pocl.common.errors import UserError, closest, first_line
 from pocl.common.files import read_json
+from pocl.models.states import text_config, trunk
 
 ALL_LINEAR = "all-linear"
 _NAME = "default"  # peft's default adapter name
@@ -71,7 +72,7 @@ def target_layers(model: PreTrainedModel, lora_targets: Sequence[str]) -> list[t
     """
     linear = [
         (name.rpartition(".")[2], module)
-        for name, module in model.base_model.named_modules()
+        for name, module in trunk(model).named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
     ]
     names = {name for name, _ in linear}
@@ -95,13 +96,13 @@ def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str,
     """
     plain = dict(weights)
     for name, layer in _adapted_layers(model).items():
-        weight = plain.pop(f"{name}.base_layer.weight")  # [out, in], or [in, out] in a Conv1D
+        for key in [key for key in plain if key.startswith(f"{name}.base_layer.")]:  # a router has more than a weight
+            plain[key.replace(".base_layer.", ".")] = plain.pop(key)
+        weight = plain[f"{name}.weight"]  # [out, in], or [in, out] in a Conv1D
         exact = torch.promote_types(weight.dtype, torch.float32)  # bf16: round once, at the end
         down, up = (plain.pop(f"{name}.lora_{side}.{_NAME}.weight").to(exact) for side in "AB")  # [r, in], [out, r]
         change = layer.scaling[_NAME] * (up @ down)
         plain[f"{name}.weight"] = (weight + (change.T if layer.fan_in_fan_out else change)).to(weight.dtype)
-        if f"{name}.base_layer.bias" in plain:
-            plain[f"{name}.bias"] = plain.pop(f"{name}.base_layer.bias")
     return plain
 
 
@@ -186,7 +187,8 @@ def about_base(path: str, base: str) -> Iterator[None]:
 def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Merge the LoRA adapter in ``folder`` into its base, which is then a plain model again.
 
-    Raises UserError if the adapter is damaged or does not fit the base.
+    A head that is tied to the embeddings is untied where the adapter changes one of them.  Raises UserError if the
+    adapter is damaged or does not fit the base, or if the merged model is not the adapted one.
     """
     try:
         # peft names the weights as its wrapper around a model sees them.
@@ -200,7 +202,15 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
         if missing or keys.unexpected_keys:
             what = f"lacks {missing[0]}" if missing else f"holds {keys.unexpected_keys[0]}"
             raise UserError(f"the adapter in {folder} does not fit its base: it {what}")
+        wanted = _some_logits(model.eval())
+        untied = _untie(model)
         adapted.merge_and_unload(safe_merge=True)
+        if untied and _ends(model)[0].weight is not _ends(model)[1].weight:
+            # transformers would tie them again when the model is loaded.
+            model.config.tie_word_embeddings = text_config(model).tie_word_embeddings = False
+        off = torch.norm(_some_logits(model) - wanted) / torch.norm(wanted)
+        if off > (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
+            raise UserError(f"merged into its base, the adapter in {folder} gives logits that are {off:.1%} off")
     except UserError:
         raise
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, re.error) as error:
@@ -208,3 +218,25 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
             f"the adapter in {folder} does not fit its base, or is damaged: {first_line(error)}"
         ) from error
     model.requires_grad_(True)
+
+
+@torch.no_grad()
+def _some_logits(model: PreTrainedModel) -> Tensor:
+    """The logits of a short text.  [1, 8, V], float32."""
+    ids = torch.arange(1, 9)[None] % text_config(model).vocab_size
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float()
+
+
+def _untie(model: PreTrainedModel) -> bool:
+    """Give the head a weight of its own, if it shares the embeddings' and an adapter is on one of them -> whether."""
+    ends = _ends(model)
+    inner = [getattr(end, "base_layer", getattr(end, "original_module", end)) for end in ends]
+    if inner[1] is None or inner[0].weight is not inner[1].weight or (inner[0] is ends[0] and inner[1] is ends[1]):
+        return False
+    inner[1].weight = nn.Parameter(inner[1].weight.detach().clone())
+    return True
+
+
+def _ends(model: PreTrainedModel) -> tuple[Any, Any]:
+    return model.get_input_embeddings(), model.get_output_embeddings()

@@ -37,7 +37,7 @@ def trunk(model: PreTrainedModel) -> nn.Module:
     # Llama 4 names no base model, and that of a multimodal model reads pictures, too.
     whole = model.base_model is model or text_config(model) is not model.config
     inner: nn.Module = model.get_decoder() if whole else model.base_model
-    return inner
+    return getattr(model, "model", inner) if inner is model else inner
 
 
 def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:

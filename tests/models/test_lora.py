@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, LoraModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,6 +17,7 @@ import train
 from pocl.common.errors import UserError
 from pocl.data.batch import collate
 from pocl.generation.decoding import Sampling, generate
+from pocl.losses.head import aligned
 from pocl.models.identity import weights_fingerprint
 from pocl.models.loading import load_model, load_tokenizer
 from pocl.models.lora import adapter_chain, add_adapters, merged_weights, save_adapter
@@ -230,6 +231,66 @@ def test_an_adapter_that_others_trained_is_merged(kind: str, gpt2_dir: Path, tmp
     torch.testing.assert_close(logits(loaded), logits(adapted), atol=1e-5, rtol=1e-5)
     loaded.save_pretrained(tmp_path / "whole")
     assert torch.equal(logits(load_model(str(tmp_path / "whole"))), logits(loaded))
+
+
+TIED: dict[str, dict[str, object]] = {
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "both": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "saved embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "saved both": {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["embed_tokens"],
+        "ensure_weight_tying": True,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", sorted(TIED))
+def test_an_adapter_on_a_tied_head_or_embedding_changes_what_it_is_on(
+    kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Against peft's own model, unmerged; saved and read again (peft#2777)."""
+    size = {"vocab_size": len(tokenizer), "end_id": tokenizer.eos_token_id}
+    save_model(tiny_model("qwen2", **size), tokenizer, tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(r=3, **TIED[kind]))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = load_model(str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-5, rtol=1e-5)
+    merged.save_pretrained(tmp_path / "whole")
+    assert torch.equal(logits(load_model(str(tmp_path / "whole"))), logits(merged))
+    assert aligned(make_head(merged)).num_logits == len(tokenizer)
+
+
+def test_an_adapter_that_is_not_merged_rightly_is_refused(
+    gpt2_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(gpt2_dir),
+        LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False),
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda model, **_: model.unload())
+    with pytest.raises(UserError, match=r"merged into its base, the adapter in .* gives logits that are .*% off"):
+        load_model(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_of_another_size_is_refused_with_both_sizes(
+    gpt2_dir: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    wide = tiny_model("gpt2", vocab_size=len(tokenizer), end_id=0, width=48)
+    adapted = get_peft_model(wide, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    adapted.peft_config["default"].base_model_name_or_path = str(gpt2_dir)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"size mismatch for .*c_attn.*48.*32"):
+        load_model(str(tmp_path / "adapter"))
 
 
 def test_a_run_trains_adapters_and_leaves_best_merged_beside_them(trained: Path, folders: Folders) -> None:

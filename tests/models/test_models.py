@@ -19,6 +19,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BartConfig,
+    BertConfig,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -29,9 +31,14 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    T5Config,
+    ViTConfig,
 )
 from transformers.activations import NewGELUActivation
 
@@ -188,6 +195,60 @@ def refusal(path: str | Path) -> str:
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (BartConfig(), "bart is an encoder with a decoder"),
+        (BertConfig(), "bert sees the tokens behind the one that it writes, too"),
+        (T5Config(), "t5 is an encoder with a decoder"),
+        (ViTConfig(), "vit has no such model in transformers"),
+    ],
+    ids=["bart", "bert", "t5", "vit"],
+)
+def test_what_does_not_write_from_left_to_right_is_refused_for_that(
+    config: PretrainedConfig, why: str, folder: Path
+) -> None:
+    config.save_pretrained(folder)
+    with pytest.raises(UserError, match=rf"is no causal language model \({why}\); give one"):
+        load_model(str(folder))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    with pytest.raises(UserError, match="is no causal language model"):
+        load_tokenizer(str(folder))
+
+
+def longrope() -> PreTrainedModel:
+    """A model whose rotary embeddings change beyond 12 tokens, though it reads 48."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0, 4.0, 2.0, 8.0]}
+    torch.manual_seed(0)
+    sizes = SIZES | {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 48,
+        "original_max_position_embeddings": 12,
+    }
+    return Phi3ForCausalLM(Phi3Config(**sizes, rope_parameters=rope)).eval()
+
+
+def test_a_text_is_not_longer_than_where_rotary_embeddings_depend_on_the_batch(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model = longrope()
+    save_model(model, tokenizer, tmp_path)
+    check_positions(str(tmp_path), 13)  # the last token is only predicted
+    with pytest.raises(UserError, match=r"`max_length` 14, but beyond 12 tokens .* \(rope_type 'longrope'\).* to 13$"):
+        check_positions(str(tmp_path), 14)
+    short, long = [5] * 4, [7] * 13
+
+    def states(*prompts: list[int], max_length: int) -> torch.Tensor:
+        batch = collate(range(len(prompts)), prompts, [[3, 4]] * len(prompts), max_length=max_length)
+        return response_states(model, batch)[:2]
+
+    alone = states(short, max_length=13)
+    torch.testing.assert_close(states(short, long[:11], max_length=13), alone)
+    assert not torch.allclose(states(short, long, max_length=15), alone, rtol=1e-3)  # what the limit keeps away
 
 
 def test_a_good_folder_loads_in_evaluation_mode(gpt2_dir: Path) -> None:
