@@ -18,8 +18,9 @@ def written_whole(folder: Path) -> Iterator[Path]:
         yield temporary
         replace_folder(temporary, folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_place(folder: Path, what: str, *marks: str) -> None:

@@ -4,22 +4,38 @@
         --output-dir checkpoints/smollm2/student
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from numerize.numerize import numerize
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main
 from pocl.common.console import say
-from pocl.common.errors import UserError
+from pocl.common.errors import UserError, first_line
 from pocl.models.identity import count_parameters
 from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.states import some_logits, text_config
 from pocl.models.tuning import layer_stack
 from tools.folders import check_place, written_whole
+
+_NUMBERS = (
+    "mlp_only_layers",
+    "moe_layers",
+    "attn_layer_indices",
+    "full_attn_idxs",
+    "hybrid_layer_ids",
+    "cross_attention_layers",
+)
+_FROM_START = ("first_k_dense_replace", "num_dense_layers")  # so many layers are of another kind
+_FROM_END = ("num_kv_shared_layers",)
 
 
 @dataclass(frozen=True)
@@ -51,10 +67,11 @@ def main() -> None:
     layers = default_layers(len(stack), what.num_layers) if what.layers is None else what.layers
     check_layers(layers, len(stack))
     before = count_parameters(model)
-    keep_layers(model, layers)
-    with written_whole(output_dir) as temporary:
+    with told(model, layers), written_whole(output_dir) as temporary:
+        keep_layers(model, layers)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        check_reloaded(model, temporary)
     say(
         f"{output_dir}: layers {' '.join(map(str, layers))} of {len(stack)}, "
         f"{numerize(count_parameters(model))} of {numerize(before)} parameters"
@@ -99,10 +116,52 @@ def keep_layers(model: PreTrainedModel, layers: list[int]) -> None:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
-    model.config.num_hidden_layers = len(layers)
-    layer_types = getattr(model.config, "layer_types", None)
-    if layer_types is not None:
-        model.config.layer_types = [layer_types[i] for i in layers]
+    cut_settings(text_config(model), layers, len(stack))
+
+
+def cut_settings(config: PretrainedConfig, layers: list[int], total: int) -> None:
+    """Make a configuration of ``total`` layers one of these, in place: every list as long as the layers is cut."""
+    for name, value in list(vars(config).items()):
+        if name in _NUMBERS and value:
+            setattr(config, name, [layers.index(i) for i in value if i in layers])
+        elif isinstance(value, list) and len(value) == total and not name.endswith(("token_id", "architectures")):
+            setattr(config, name, [value[i] for i in layers])
+        elif name in _FROM_START and value:
+            setattr(config, name, sum(i < value for i in layers))
+        elif name in _FROM_END and value:
+            setattr(config, name, sum(i >= total - value for i in layers))
+        elif name == "attention_types":  # GPT-Neo: [kinds, how often] each
+            kinds = [kind for names, times in value for kind in names * times]
+            setattr(config, name, [[[kinds[i]], 1] for i in layers])
+    config.num_hidden_layers = len(layers)
+
+
+def check_reloaded(model: PreTrainedModel, folder: Path) -> None:
+    """Raise UserError if the student in ``folder`` is not the model that was cut."""
+    wanted, found = some_logits(model), some_logits(load_model(str(folder)))
+    off = torch.norm(found - wanted) / torch.norm(wanted)
+    if not off < 1e-3:
+        raise UserError(f"read again, its logits are {off:.1%} off, since a layer of it depends on its number")
+
+
+@contextmanager
+def told(model: PreTrainedModel, layers: list[int]) -> Iterator[None]:
+    """Say of any failure that the model cannot be cut to these layers."""
+    try:
+        yield
+    except (
+        UserError,
+        StrictDataclassError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+    ) as error:
+        raise UserError(
+            f"this {model.config.model_type} cannot be cut to the layers {' '.join(map(str, layers))}: "
+            f"{first_line(error)}; give other --layers, or a smaller model of its family as the student"
+        ) from error
 
 
 if __name__ == "__main__":

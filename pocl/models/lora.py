@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from pocl.common.console import say
 from pocl.common.errors import UserError, closest, first_line
 from pocl.common.files import read_json
-from pocl.models.states import text_config, trunk
+from pocl.models.states import some_logits, text_config, trunk
 
 ALL_LINEAR = "all-linear"
 _NAME = "default"  # peft's default adapter name
@@ -202,13 +202,13 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
         if missing or keys.unexpected_keys:
             what = f"lacks {missing[0]}" if missing else f"holds {keys.unexpected_keys[0]}"
             raise UserError(f"the adapter in {folder} does not fit its base: it {what}")
-        wanted = _some_logits(model.eval())
+        wanted = some_logits(model.eval())
         untied = _untie(model)
         adapted.merge_and_unload(safe_merge=True)
         if untied and _ends(model)[0].weight is not _ends(model)[1].weight:
             # transformers would tie them again when the model is loaded.
             model.config.tie_word_embeddings = text_config(model).tie_word_embeddings = False
-        off = torch.norm(_some_logits(model) - wanted) / torch.norm(wanted)
+        off = torch.norm(some_logits(model) - wanted) / torch.norm(wanted)
         if off > (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1):
             raise UserError(f"merged into its base, the adapter in {folder} gives logits that are {off:.1%} off")
     except UserError:
@@ -218,14 +218,6 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
             f"the adapter in {folder} does not fit its base, or is damaged: {first_line(error)}"
         ) from error
     model.requires_grad_(True)
-
-
-@torch.no_grad()
-def _some_logits(model: PreTrainedModel) -> Tensor:
-    """The logits of a short text.  [1, 8, V], float32."""
-    ids = torch.arange(1, 9)[None] % text_config(model).vocab_size
-    logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits.float()
 
 
 def _untie(model: PreTrainedModel) -> bool:

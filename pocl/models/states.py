@@ -58,6 +58,14 @@ def response_states(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
+def some_logits(model: PreTrainedModel) -> Tensor:
+    """The logits of one short text, to tell two models apart.  -> [1, 8, V], float32."""
+    ids = torch.arange(1, 9, device=model.device)[None] % len(model.get_input_embeddings().weight)
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float()
+
+
+@torch.no_grad()
 def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
     """Raise UserError if trunk and head apart do not give the model's own logits (on one short sequence).
 

@@ -48,7 +48,11 @@ OTHERS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8},
     "smollm3": {"no_rope_layers": [1, 0, 1, 0]},
-    "kimi_linear": {"head_dim": 8},
+    "dots1": {"layer_types": ["full_attention"] * 4, "num_key_value_heads": 4, "n_shared_experts": 1},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "zaya": {"num_experts_per_tok": 1},
     "bamba": {"attn_layer_indices": [1, 3]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
 }
@@ -65,7 +69,7 @@ def _small(defaults: PretrainedConfig, others: dict[str, Any]) -> dict[str, Any]
     names |= set(defaults.attribute_map)
     settings = {name: value for name, value in SMALL.items() if name in names}
     if "kv_lora_rank" in names:
-        settings.pop("head_dim", None)
+        settings["num_key_value_heads"] = 4  # latent attention has as many
     if defaults.model_type == "mpt":
         settings.pop("attn_pdrop", None)
     settings |= {name: value for name, value in others.items() if name in names}
