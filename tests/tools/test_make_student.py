@@ -1,4 +1,4 @@
-"""A student cut out of a larger model is, read again, the model that was cut: or it is refused, and nothing written."""
+"""make_student.py: a cut student computes what its layers compute in the whole, and is read again before success."""
 
 from pathlib import Path
 
