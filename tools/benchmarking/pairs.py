@@ -87,6 +87,6 @@ def shipped_split(max_length: int) -> Split:
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator([raw.read_text(encoding="utf-8")], vocab_size=8000, show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="\n")
-    table = tokenised(read_instructions(raw), tokenizer, num_workers=1)
+    table, _ = tokenised(read_instructions(raw), tokenizer, num_workers=1)
     datasets.disable_progress_bars()
     return Split(table, max_length)

@@ -25,7 +25,7 @@ from pocl.losses import DistillationLoss, Head, HiddenStates
 from pocl.losses import head as heads
 from pocl.losses.fused import never_fused
 from pocl.losses.head import aligned
-from pocl.models import attention
+from pocl.models.attention import attend_by_example
 from pocl.models.loading import DTYPES, fuse_activations
 from pocl.models.states import make_head, response_states, trunk
 from pocl.models.teacher_cache import StatesCache
@@ -78,7 +78,9 @@ class Variant:
         """Have this process multiply, and the models compute their activations, as the variant does."""
         (use_onednn if self.onednn else use_torchs_own)()
         for model in (bench.student, bench.teacher):
-            model.set_attn_implementation(attention.NAME if self.packed else "sdpa")
+            model.set_attn_implementation("sdpa")
+            if self.packed:
+                attend_by_example(model)
             fuse_activations(model) if self.gelu else _as_transformers_has_them(model)
         heads.HEAD_ROWS[bench.device.type] = HEAD_ROWS[bench.device.type] if self.aligned else 1
 
