@@ -5,11 +5,11 @@ Everything here is arithmetic on sizes and on models without weights (``load_ske
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
@@ -69,15 +69,6 @@ def cached_numbers(config: PretrainedConfig) -> int:
     key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return int(2 * num_layers * key_heads * head_size)
-
-
-def with_adapters(model: ModelSize, layers: Iterable[nn.Module], rank: int) -> ModelSize:
-    """The sizes of a model whose ``layers`` get LoRA adapters and in which nothing else is trained.
-
-    An adapter of a layer [in, out] has ``rank`` times (in + out) weights.
-    """
-    adapters = sum(rank * sum(layer.get_parameter("weight").shape) for layer in layers)
-    return replace(model, parameters=model.parameters + adapters, trained=adapters, trained_head=False)
 
 
 def state_bytes(model: ModelSize, zero: Mapping[str, Any], *, num_ranks: int, on_gpu: bool) -> dict[str, int]:

@@ -28,7 +28,6 @@ from pocl.cli.costs import (
     objective_bytes,
     prompts_at_once,
     state_bytes,
-    with_adapters,
 )
 from pocl.cli.plan import Findings, Machine, Plan, StatesOnDisk, look, make_plan, why_not
 from pocl.cli.resolve import make_schedule, offloads_teacher, prompts_together, with_sizes
@@ -40,7 +39,7 @@ from pocl.curriculum.stages import Stage
 from pocl.data.dataset import load_split
 from pocl.data.micro_batches import MicroBatchLimits
 from pocl.models.loading import load_model, load_skeleton
-from pocl.models.lora import add_adapters, target_layers
+from pocl.models.lora import add_adapters
 from pocl.models.states import trunk
 from pocl.models.tuning import recompute_activations
 from tests.runs import MAX_LENGTH, Folders, Result, call, make_folders, train_arguments, train_until_stage
@@ -121,9 +120,10 @@ def test_a_skeleton_has_the_numbers_of_the_real_model_and_no_weights(family: str
 def test_adapters_are_counted_as_they_are_when_put_in(family: str, targets: list[str], tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     save_model(tiny_model(family, vocab_size=len(tokenizer), end_id=0), tokenizer, tmp_path)
-    with FakeTensorMode():
+    with torch.device("meta"):
         skeleton = load_skeleton(str(tmp_path))
-        planned = with_adapters(model_size(skeleton), [layer for _, layer in target_layers(skeleton, targets)], 2)
+        add_adapters(skeleton, "base", lora_rank=2, lora_alpha=None, lora_dropout=0.0, lora_targets=targets, seed=0)
+        planned = model_size(skeleton)
     real = AutoModelForCausalLM.from_pretrained(tmp_path)
     add_adapters(real, "base", lora_rank=2, lora_alpha=None, lora_dropout=0.0, lora_targets=targets, seed=0)
     counted = model_size(real)
