@@ -4,7 +4,6 @@ Everything here is arithmetic on sizes and on models without weights (``load_ske
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,12 +95,17 @@ def state_bytes(model: ModelSize, zero: Mapping[str, Any], *, num_ranks: int, on
     return states
 
 
-class _FlashAttention(TorchFunctionMode):
-    """Counts what attention on a GPU saves for the backward pass, which dropout does not change.
+class _Countable(TorchFunctionMode):
+    """Has attention save for the backward pass what it saves on a GPU, if the run is ``on_gpu``, and counts experts.
 
     Flash and memory-efficient attention redraw the dropout mask from its seed in the backward pass; on a CPU,
-    attention with dropout saves three [T, T] matrices per head.
+    attention with dropout saves three [T, T] matrices per head. A product with the experts' weights saves what one
+    with a single expert's does; torch has it without data in bfloat16 only.
     """
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        super().__init__()
+        self.on_gpu = on_gpu
 
     def __torch_function__(
         self,
@@ -111,9 +115,11 @@ class _FlashAttention(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is scaled_dot_product_attention and len(args) > _DROPOUT:
+        if func is torch._grouped_mm:
+            return args[0] @ args[1][0]
+        if func is scaled_dot_product_attention and self.on_gpu and len(args) > _DROPOUT:
             args = (*args[:_DROPOUT], 0.0, *args[_DROPOUT + 1 :])
-        elif func is scaled_dot_product_attention:
+        elif func is scaled_dot_product_attention and self.on_gpu:
             kwargs["dropout_p"] = 0.0
         return func(*args, **kwargs)
 
@@ -124,7 +130,7 @@ def activation_bytes(model: PreTrainedModel, rows: int, length: int, *, device_t
     Call it under FakeTensorMode. With gradient checkpointing, one layer at a time is recomputed on top of them.
     ``device_type`` is what the run is on; the model here is on the CPU.
     """
-    with _FlashAttention() if device_type == "cuda" else nullcontext():
+    with _Countable(on_gpu=device_type == "cuda"):
         return _activation_bytes(model, rows, length)
 
 

@@ -103,7 +103,7 @@ def lora_places(model: PreTrainedModel, lora_targets: Sequence[str]) -> tuple[li
 
 def _is_linear(model: nn.Module, name: str, module: nn.Module) -> bool:
     """Whether a linear layer is that and nothing else (a router is more), and peft takes it."""
-    if not isinstance(module, (nn.Linear, Conv1D)) or type(module).forward not in (nn.Linear.forward, Conv1D.forward):
+    if not isinstance(module, (nn.Linear, Conv1D)) or "Router" in type(module).__name__:
         return False
     try:
         _check_lora_target_modules_mamba(LoraConfig(), model, _label(name))
