@@ -34,7 +34,7 @@ from pocl.models.identity import (
     weights_fingerprint,
 )
 from pocl.models.loading import DTYPES, load_model, load_tokenizer
-from pocl.models.lora import add_adapters, target_layers
+from pocl.models.lora import add_adapters, lora_places
 from pocl.models.packing import why_not_packed
 from pocl.models.states import check_head
 from pocl.models.student import Student
@@ -164,7 +164,7 @@ def check_before_start(config: TrainConfig, student: Student, train: Split) -> N
     if config.models.train_last_layers:
         check_last_layers(student.model, config.models.train_last_layers)
     if config.lora.lora_rank:
-        target_layers(student.model, config.lora.lora_targets)
+        lora_places(student.model, config.lora.lora_targets)
     if given.difficulty_file:
         read_ranking(Path(given.difficulty_file), train)
     elif needs_ranking(config) and "rouge_l" in columns_of(given.difficulty):

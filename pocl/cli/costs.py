@@ -4,12 +4,11 @@ Everything here is arithmetic on sizes and on models without weights (``load_ske
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
@@ -70,15 +69,6 @@ def cached_numbers(config: PretrainedConfig) -> int:
     return int(2 * num_layers * key_heads * head_size)
 
 
-def with_adapters(model: ModelSize, layers: Iterable[nn.Module], rank: int) -> ModelSize:
-    """The sizes of a model whose ``layers`` get LoRA adapters and in which nothing else is trained.
-
-    An adapter of a layer [in, out] has ``rank`` times (in + out) weights.
-    """
-    adapters = sum(rank * sum(layer.get_parameter("weight").shape) for layer in layers)
-    return replace(model, parameters=model.parameters + adapters, trained=adapters, trained_head=False)
-
-
 def state_bytes(model: ModelSize, zero: Mapping[str, Any], *, num_ranks: int, on_gpu: bool) -> dict[str, int]:
     """Bytes that a rank holds of the student between steps, by component, under a DeepSpeed ``zero_optimization``.
 
@@ -104,12 +94,17 @@ def state_bytes(model: ModelSize, zero: Mapping[str, Any], *, num_ranks: int, on
     return states
 
 
-class _FlashAttention(TorchFunctionMode):
-    """Counts what attention on a GPU saves for the backward pass, which dropout does not change.
+class _Countable(TorchFunctionMode):
+    """Has attention save for the backward pass what it saves on a GPU, if the run is ``on_gpu``, and counts experts.
 
     Flash and memory-efficient attention redraw the dropout mask from its seed in the backward pass; on a CPU,
-    attention with dropout saves three [T, T] matrices per head.
+    attention with dropout saves three [T, T] matrices per head. A product with the experts' weights saves what one
+    with a single expert's does; torch has it without data in bfloat16 only.
     """
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        super().__init__()
+        self.on_gpu = on_gpu
 
     def __torch_function__(
         self,
@@ -118,8 +113,10 @@ class _FlashAttention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        without = {"dropout_p": 0.0} if func is scaled_dot_product_attention else {}  # transformers names it
-        return func(*args, **{**(kwargs or {}), **without})
+        if func is torch._grouped_mm:
+            return args[0] @ args[1][0]
+        drops = func is scaled_dot_product_attention and self.on_gpu
+        return func(*args, **{**(kwargs or {}), **({"dropout_p": 0.0} if drops else {})})  # transformers names it
 
 
 def activation_bytes(model: PreTrainedModel, rows: int, length: int, *, device_type: str = "cpu") -> int:
@@ -132,7 +129,7 @@ def activation_bytes(model: PreTrainedModel, rows: int, length: int, *, device_t
     for module in model.modules():
         if hasattr(module, "layerdrop"):  # OPT's decoder would draw a number and read it; its layers go on training
             module.training = False
-    with _FlashAttention() if device_type == "cuda" else nullcontext():
+    with _Countable(on_gpu=device_type == "cuda"):
         kept = _saved_bytes(model, rows, length)
         if not model.is_gradient_checkpointing:
             return kept

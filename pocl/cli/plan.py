@@ -5,7 +5,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from pocl.cli.costs import (
     model_size,
     objective_bytes,
     state_bytes,
-    with_adapters,
 )
 from pocl.cli.options import LoraOptions, TrainConfig
 from pocl.cli.resolve import (
@@ -44,7 +43,7 @@ from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits
 from pocl.difficulty.ranking import sources_of
 from pocl.difficulty.ranking_file import read_ranking
 from pocl.models.loading import load_skeleton
-from pocl.models.lora import target_layers
+from pocl.models.lora import add_adapters
 from pocl.models.packing import never_packed
 from pocl.models.teacher_cache import cache_bytes
 from pocl.training.deepspeed_config import read_deepspeed_config
@@ -123,7 +122,7 @@ def _ranked(config: TrainConfig, run: RunFolder, schedule: Schedule, train: Spli
 def look(config: TrainConfig, schedule: Schedule, train: Split, device: torch.device) -> Findings:
     """What the plan of a run is made from.
 
-    Adapters are counted, not added: the activations are those of training all weights, which are about the same.
+    Activations are those of training all weights also where adapters are trained: they are about the same.
     """
     models, fake = config.models, FakeTensorMode()
     with fake:
@@ -140,10 +139,11 @@ def look(config: TrainConfig, schedule: Schedule, train: Split, device: torch.de
             (activation_bytes(student, *shape, device_type=device.type), shape) for shape in workload.largest
         )
         size, of_teacher = model_size(student), model_size(teacher) if teacher else None
-        if config.lora.lora_rank:
-            layers = [layer for _, layer in target_layers(student, config.lora.lora_targets)]
-            size = with_adapters(size, layers, config.lora.lora_rank)
-    # Outside FakeTensorMode: the ranks agree through real tensors.
+    if config.lora.lora_rank:
+        with torch.device("meta"):  # peft moves what it adds, which a fake tensor does not bear
+            adapted = load_skeleton(models.model, models.dtype)
+            add_adapters(adapted, models.model, seed=config.optimiser.seed, **asdict(config.lora))
+        size = model_size(adapted)
     offloaded = of_teacher is not None and offloads_teacher(config, size.weights, of_teacher.weights, device)
     states = _states_on_disk(config, train, teacher) if teacher else None
     return Findings(

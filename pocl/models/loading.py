@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.activations import NewGELUActivation
+from transformers.initialization import no_init_weights
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl.common.errors import UserError, first_line
@@ -109,7 +110,8 @@ def load_skeleton(path: str, dtype: str = "fp32") -> PreTrainedModel:
 
     Raises UserError if ``load_model`` would not find a configuration or weights.
     """
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
+    with no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
     fuse_activations(model)
     return model
 

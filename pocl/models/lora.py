@@ -14,6 +14,8 @@ import torch
 from numerize.numerize import numerize
 from peft import LoraConfig, LoraModel, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import ParamWrapper
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -47,46 +49,76 @@ def add_adapters(
     from; ``lora_alpha`` None means twice the rank; the adapters depend on ``seed`` alone, so every rank has the same.
     Raises UserError for a target that names no linear layer of the trunk.
     """
-    layers = target_layers(model, lora_targets)
-    targets = sorted({name for name, _ in layers})
+    modules, parameters = lora_places(model, lora_targets)
     config = LoraConfig(
         r=lora_rank,
         lora_alpha=2 * lora_rank if lora_alpha is None else lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=targets,
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for _, layer in layers),
+        target_modules=modules,
+        target_parameters=parameters or None,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in trunk(model).modules()),
         base_model_name_or_path=str(Path(base).resolve()) if Path(base).is_dir() else base,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU, wherever the model is
-        torch.default_generator.manual_seed(seed)
-        inject_adapter_in_model(config, model, _NAME)
+    try:
+        with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU, wherever the model is
+            torch.default_generator.manual_seed(seed)
+            inject_adapter_in_model(config, model, _NAME)
+    except ValueError as error:  # such as dropout before experts
+        raise UserError(f"`lora_targets` of this {model.config.model_type}: {first_line(error)}") from error
+    targets = sorted({_label(name) for name in (*modules, *parameters)})
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     say(f"LoRA of rank {lora_rank} on {', '.join(targets)}: {numerize(trained)} trainable parameters")
 
 
-def target_layers(model: PreTrainedModel, lora_targets: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    """The linear layers of the trunk that get an adapter, each with the last part of its name; the head gets none.
+def lora_places(model: PreTrainedModel, lora_targets: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Where adapters go, as peft names it: the linear layers of the trunk, and its experts' weights; the head gets
+    none.
 
     Raises UserError for a target that names none.
     """
-    linear = [
-        (name.rpartition(".")[2], module)
-        for name, module in trunk(model).named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-    ]
-    names = {name for name, _ in linear}
+    inside, known = {id(module) for module in trunk(model).modules()}, dict(model.named_modules())
+    layers = {name for name, module in known.items() if id(module) in inside and _is_linear(model, name, module)}
+    experts = {
+        f"{name}.{own}"
+        for name, module in known.items()
+        if id(module) in inside and not type(module).__module__.startswith("torch.")
+        for own, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3  # [experts, ., .]
+    }
+    names = {_label(name) for name in layers | experts}
     targets = names if ALL_LINEAR in lora_targets else set(lora_targets)
     for name in sorted(targets - names):
         raise UserError(
             f"`lora_targets` {name!r} names no linear layer of the student{closest(name, names)} "
             f"(it has {', '.join(sorted(names))}; {ALL_LINEAR} means them all)"
         )
-    return [(name, module) for name, module in linear if name in targets]
+    chosen = {name for name in layers if _label(name) in targets}
+    short = {_label(name) for name in chosen}
+    if any(_label(name) in short for name in known.keys() - chosen):  # such as those of a part that reads pictures
+        short = chosen
+    parts = {".".join(name.split(".")[-2:]) for name in experts if _label(name) in targets}
+    return sorted(short), sorted(parts)
 
 
-def _adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+def _is_linear(model: nn.Module, name: str, module: nn.Module) -> bool:
+    """Whether a linear layer is that and nothing else (a router is more), and peft takes it."""
+    if not isinstance(module, (nn.Linear, Conv1D)) or "Router" in type(module).__name__:
+        return False
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, _label(name))
+    except ValueError:
+        return False
+    return True
+
+
+def _label(name: str) -> str:
+    """What a user calls a layer or a weight: the last part of its name that says something."""
+    return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def _adapted_layers(model: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, (LoraLinear, ParamWrapper))}
 
 
 def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,16 +126,28 @@ def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str,
 
     They are not modified: what changes is a new tensor. A model without adapters gets its own weights back.
     """
-    plain = dict(weights)
-    for name, layer in _adapted_layers(model).items():
-        for key in [key for key in plain if key.startswith(f"{name}.base_layer.")]:  # a router has more than a weight
-            plain[key.replace(".base_layer.", ".")] = plain.pop(key)
-        weight = plain[f"{name}.weight"]  # [out, in], or [in, out] in a Conv1D
+    layers = _adapted_layers(model)
+    plain = {_plain(name): weight for name, weight in weights.items() if f".{_NAME}." not in name or not layers}
+    for name, layer in layers.items():
+        place = _plain(f"{name}.base_layer.{getattr(layer, 'parameter_name', 'weight')}")
+        weight = plain[place]
         exact = torch.promote_types(weight.dtype, torch.float32)  # bf16: round once, at the end
-        down, up = (plain.pop(f"{name}.lora_{side}.{_NAME}.weight").to(exact) for side in "AB")  # [r, in], [out, r]
-        change = layer.scaling[_NAME] * (up @ down)
-        plain[f"{name}.weight"] = (weight + (change.T if layer.fan_in_fan_out else change)).to(weight.dtype)
+        down, up = (weights[f"{name}.lora_{side}.{_NAME}.weight"].to(exact) for side in "AB")  # [r, in], [out, r]
+        plain[place] = (weight + layer.scaling[_NAME] * _change(layer, down, up)).to(weight.dtype)
     return plain
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer.", ".").replace(".base_layer.", ".")
+
+
+def _change(layer: Any, down: Tensor, up: Tensor) -> Tensor:
+    """What an adapter adds, before its scale, in the shape of the weight: [out, in], or [in, out] in a Conv1D."""
+    experts = getattr(layer, "num_experts", 1)
+    if experts == 1:
+        return (up @ down).T if layer.fan_in_fan_out else up @ down
+    down, up = down.reshape(experts, -1, down.shape[-1]), up.reshape(up.shape[0], -1, experts)
+    return torch.einsum("ore,eri->eoi" if layer._did_swap_in_out_features else "ore,eri->eio", up, down)
 
 
 def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> bool:

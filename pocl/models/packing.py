@@ -1,7 +1,10 @@
 """Whether a model reads examples packed into one row, found by trying."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +40,10 @@ def why_not_packed(model: PreTrainedModel, device: torch.device, *, learns: bool
     length = packed.input_ids.shape[1]
     mixed = replace(packed, position_ids=torch.arange(length)[None], segments=Segments.of(torch.tensor([length])))
     try:
-        wanted, found, wrong = (
-            _states_and_gradient(model, batch.to(device), learns=learns) for batch in (padded, packed, mixed)
-        )
+        with _narrow_windows(model):
+            wanted, found, wrong = (
+                _states_and_gradient(model, batch.to(device), learns=learns) for batch in (padded, packed, mixed)
+            )
     except (RuntimeError, TypeError, ValueError) as error:
         return f"{name} with {model.config._attn_implementation} fails: {first_line(error)}"
     # Rounding, relative to the error of reading both examples as one.
@@ -48,6 +52,25 @@ def why_not_packed(model: PreTrainedModel, device: torch.device, *, learns: bool
         if not torch.norm(b - a) <= allowed * torch.norm(c - a):
             return f"{name} with {model.config._attn_implementation} does not keep packed examples apart"
     return None
+
+
+@contextmanager
+def _narrow_windows(model: PreTrainedModel) -> Iterator[None]:
+    """Attention windows of 3 tokens, so that two short examples tell whether packed ones keep to them."""
+    holders = [holder for holder in (text_config(model), *model.modules()) if _window(holder)]
+    widths = [_window(holder) for holder in holders]
+    try:
+        for holder in holders:
+            holder.sliding_window = 3
+        yield
+    finally:
+        for holder, width in zip(holders, widths, strict=True):
+            holder.sliding_window = width
+
+
+def _window(holder: Any) -> int | None:
+    window = getattr(holder, "sliding_window", None)
+    return window if isinstance(window, int) else None
 
 
 def _states_and_gradient(model: PreTrainedModel, batch: Batch, *, learns: bool) -> list[Tensor]:

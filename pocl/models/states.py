@@ -22,7 +22,8 @@ def make_head(model: PreTrainedModel, vocab_size: int | None = None) -> Head:
         raise UserError(f"the head of {config.model_type} is {type(module).__name__}; expected a linear layer")
     # Granite divides by logits_scaling, Cohere multiplies by logit_scale, Gemma 2 caps with a tanh.
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    cap = next((value for name in caps if (value := getattr(config, name, None))), None)
     return Head(module, scale, cap, vocab_size)
 
 
@@ -67,15 +68,22 @@ def some_logits(model: PreTrainedModel) -> Tensor:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, name: str, device: torch.device) -> None:
-    """Raise UserError if trunk and head apart do not give the model's own logits (on one short sequence).
+    """Raise UserError if trunk and head apart do not give the model's own logits, or earlier states see later tokens.
 
-    ``device`` is where the model runs.
+    Tried on one short sequence; ``device`` is where the model runs.
     """
     head = make_head(model)
     ids = torch.arange(1, 7, device=device)[None] % head.num_logits
     whole = model(input_ids=ids, use_cache=False).logits.float()
-    apart = head(trunk(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 1e-2
+    states, first = (trunk(model)(input_ids=part, use_cache=False).last_hidden_state for part in (ids, ids[:, :3]))
+    exact = model.dtype in (torch.float32, torch.float64)
+    if torch.norm(states[:, :3] - first) > (1e-3 if exact else 0.5) * torch.norm(first):
+        raise UserError(
+            f"{name!r} is no causal language model ({model.config.model_type}: what it makes of a token depends on "
+            f"later ones); give one, such as a GPT-2"
+        )
+    apart = head(states).float()
+    tolerance = 1e-4 if exact else 1e-2
     close = whole.shape == apart.shape and torch.allclose(whole, apart, atol=tolerance, rtol=tolerance, equal_nan=True)
     if not close:
         raise UserError(

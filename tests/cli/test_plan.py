@@ -17,6 +17,7 @@ import train
 from pocl.cli.checks import parse_train
 from pocl.cli.costs import (
     ModelSize,
+    _saved_bytes,
     activation_bytes,
     answering_bytes,
     cached_numbers,
@@ -25,7 +26,6 @@ from pocl.cli.costs import (
     objective_bytes,
     prompts_at_once,
     state_bytes,
-    with_adapters,
 )
 from pocl.cli.plan import Findings, Machine, Plan, StatesOnDisk, look, make_plan, why_not
 from pocl.cli.resolve import make_schedule, offloads_teacher, prompts_together, with_sizes
@@ -37,9 +37,10 @@ from pocl.curriculum.stages import Stage
 from pocl.data.dataset import load_split
 from pocl.data.micro_batches import MicroBatchLimits
 from pocl.models.loading import load_model, load_skeleton
-from pocl.models.lora import add_adapters, target_layers
+from pocl.models.lora import add_adapters
 from pocl.models.states import trunk
 from pocl.models.tuning import recompute_activations
+from tests.models.tiny_families import tiny_family
 from tests.ranks import on_ranks
 from tests.runs import MAX_LENGTH, Folders, Result, call, make_folders, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
@@ -119,9 +120,10 @@ def test_a_skeleton_has_the_numbers_of_the_real_model_and_no_weights(family: str
 def test_adapters_are_counted_as_they_are_when_put_in(family: str, targets: list[str], tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     save_model(tiny_model(family, vocab_size=len(tokenizer), end_id=0), tokenizer, tmp_path)
-    with FakeTensorMode():
+    with torch.device("meta"):
         skeleton = load_skeleton(str(tmp_path))
-        planned = with_adapters(model_size(skeleton), [layer for _, layer in target_layers(skeleton, targets)], 2)
+        add_adapters(skeleton, "base", lora_rank=2, lora_alpha=None, lora_dropout=0.0, lora_targets=targets, seed=0)
+        planned = model_size(skeleton)
     real = AutoModelForCausalLM.from_pretrained(tmp_path)
     add_adapters(real, "base", lora_rank=2, lora_alpha=None, lora_dropout=0.0, lora_targets=targets, seed=0)
     counted = model_size(real)
@@ -136,6 +138,31 @@ def test_a_run_with_adapters_is_planned(folders: Folders, tmp_path: Path) -> Non
     assert "optimiser steps" in result.output and list(tmp_path.iterdir()) == []
     result = call(train, train_arguments(folders, tmp_path, "--lora-rank", 2, "--lora-targets", "q_prj", "--plan"))
     assert result.status == 2 and "names no linear layer" in result.last_line
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_next", "gemma3", "llama4", "mamba2", "lfm2"])
+@pytest.mark.parametrize("extra", [[], ["--lora-rank", 2]], ids=["", "lora"])
+def test_a_run_of_a_mixture_a_hybrid_or_a_text_part_is_planned(
+    family: str, extra: list[object], folders: Folders, tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_family(family, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    place = save_model(model, tokenizer, tmp_path / "model")
+    arguments = train_arguments(folders, tmp_path / "run", "--model", place, "--teacher", place, "--plan", *extra)
+    result = call(train, arguments)
+    assert result.status == 0, result.output
+    assert "optimiser steps" in result.output
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_the_experts_activations_are_counted_as_they_are_saved(family: str, tmp_path: Path) -> None:
+    """Against a real pass, whose products with the experts are torch's own."""
+    model = tiny_family(family)
+    model.save_pretrained(tmp_path)
+    with FakeTensorMode():
+        planned = activation_bytes(load_skeleton(str(tmp_path)), 2, 16)
+    real = _saved_bytes(model.train(), 2, 16)
+    assert abs(planned - real) < 0.1 * real
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,22 @@ def test_a_head_that_needs_no_rows_is_left_alone(monkeypatch: pytest.MonkeyPatch
     assert aligned(head) is head
 
 
+def test_a_heads_size_is_its_weights_whatever_the_layer_says(models: dict[str, PreTrainedModel]) -> None:
+    """peft's ensure_weight_tying swaps the numbers of a layer, for one."""
+    model, found = models["gpt2"], []
+    batch, term = collate([0], [[5, 6]], [[7, 8, 0]], max_length=8), StageObjective(LOSSES["fkl"].bind())
+    for swapped in (False, True):
+        student = copy.deepcopy(model)
+        layer = student.get_output_embeddings()
+        if swapped:
+            layer.in_features, layer.out_features = layer.out_features, layer.in_features
+        head = make_head(student)
+        assert head.num_logits == len(layer.weight) and aligned(head).num_logits == len(layer.weight)
+        module_of(student, 2)(batch, term, None)[0].backward()
+        found.append(student.get_input_embeddings().weight.grad)
+    assert torch.equal(*found)
+
+
 def test_heads_see_response_positions_only_and_no_chunk_is_too_large(
     models: dict[str, PreTrainedModel], teacher: PreTrainedModel
 ) -> None:

@@ -21,9 +21,10 @@ from pocl.losses.head import aligned
 from pocl.models.identity import weights_fingerprint
 from pocl.models.loading import load_model, load_tokenizer
 from pocl.models.lora import adapter_chain, add_adapters, merged_weights, save_adapter
-from pocl.models.states import check_head, make_head, response_states, trunk
+from pocl.models.states import check_head, make_head, response_states, some_logits, trunk
 from pocl.models.student import Student
 from pocl.models.tuning import layer_stack, recompute_activations
+from tests.models.tiny_families import tiny_family
 from tests.ranks import on_ranks
 from tests.runs import Folders, Result, call, read_jsonl, train_arguments, train_until_stage
 from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
@@ -231,6 +232,39 @@ def test_an_adapter_that_others_trained_is_merged(kind: str, gpt2_dir: Path, tmp
     torch.testing.assert_close(logits(loaded), logits(adapted), atol=1e-5, rtol=1e-5)
     loaded.save_pretrained(tmp_path / "whole")
     assert torch.equal(logits(load_model(str(tmp_path / "whole"))), logits(loaded))
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss", "llama4_text", "granitemoe"])
+def test_the_experts_of_a_mixture_get_adapters(
+    family: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Merged here, and saved, read by peft and merged by it, they are the adapted model."""
+    save_model(tiny_family(family, vocab_size=len(tokenizer)), tokenizer, tmp_path / "base")
+    model = load_model(str(tmp_path / "base"))
+    plain = some_logits(model)
+    add_adapters(
+        model,
+        str(tmp_path / "base"),
+        lora_rank=2,
+        lora_alpha=None,
+        lora_dropout=0.0,
+        lora_targets=["all-linear"],
+        seed=0,
+    )
+    adapted = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert any("lora_A" in name and ("experts" in name or "input_linear" in name) for name in adapted)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
+    wanted = some_logits(model)
+    assert torch.norm(wanted - plain) > 1e-2 * torch.norm(plain)
+    merged = load_model(str(tmp_path / "base"))
+    merged.load_state_dict(merged_weights(model, model.state_dict()))
+    torch.testing.assert_close(some_logits(merged), wanted, atol=1e-5, rtol=1e-4)
+    save_adapter(model, model.state_dict(), tmp_path / "adapter")
+    torch.testing.assert_close(some_logits(load_model(str(tmp_path / "adapter"))), wanted, atol=1e-5, rtol=1e-4)
 
 
 TIED: dict[str, dict[str, object]] = {

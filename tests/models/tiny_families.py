@@ -54,6 +54,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 64},
     "zaya": {"num_experts_per_tok": 1},
     "bamba": {"attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "moshi": {"sliding_window": 64},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
 }
 
