@@ -112,6 +112,7 @@ def load_skeleton(path: str, dtype: str = "fp32") -> PreTrainedModel:
     """
     with no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(path), dtype=DTYPES[dtype])
+    model.tie_weights()  # which is left out with the initial weights
     fuse_activations(model)
     return model
 
