@@ -254,7 +254,7 @@ def use_fused_objective(config: TrainConfig, student: Student, loss: Distillatio
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return False
     dtype, vocab_size = DTYPES[config.models.dtype], student.head.num_logits
-    divergences = [loss.named(name).divergence for name in config.loss.type_of_stage or [None]]
+    divergences = [loss.named(name).divergence for name in config.loss.type_of_stage or [loss.name]]
     reasons = (why_not_fused(one, device, dtype, vocab_size=vocab_size) for one in divergences)
     why = next(filter(None, reasons), None)
     if why is None:

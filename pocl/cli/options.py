@@ -93,7 +93,7 @@ class LossOptions:
         f"sft, a divergence ({_names(tempered=False)}) or its tempered form ({_names(tempered=True)})", "tfkl"
     )
     type_of_stage: list[str] | None = flag(
-        "another divergence in each stage, one name a stage, such as tfkl tfkl trkl trkl [default: --type in all]",
+        "a divergence for each stage, such as tfkl tfkl trkl trkl [default: --type in all]",
         None,
     )
     temperature: list[float] | None = flag(
@@ -139,8 +139,8 @@ class LossOptions:
             other = loss_type(name)
             if loss is None or other is None or other.tempered != loss.tempered:
                 raise UserError(
-                    f"--type-of-stage {name} beside --type {self.type}: both have a teacher and a temperature, or neither "
-                    "has; give names of one kind"
+                    f"--type-of-stage {name} beside --type {self.type}: both want a teacher and a temperature, or "
+                    "neither does; give names of one kind"
                 )
 
 
