@@ -31,7 +31,7 @@ from pocl.models.teacher import Teacher
 from pocl.training.deepspeed_config import check_precision
 from pocl.training.position import Position
 from pocl.training.run_folder import Origin, RunFolder
-from pocl.training.trainer import Trainer, TrainingData
+from pocl.training.trainer import Trainer, TrainingData, follow
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def distil(config: TrainConfig, run: RunFolder, device: torch.device) -> None:
     ranker = build.make_ranker(config, run, train, teacher)
     ranking = ranker.rank(FIRST, lambda: student) if ranker else None
     if ranking is not None:
-        schedule = schedule.rank(ranking.order)
+        schedule = follow(schedule, ranking)
     build.prepare_student(config, student.model)
     data = TrainingData(train, build.make_dev_set(config, dev), ranker)
     trainer = Trainer(student, teacher, schedule, loss, data=data, run=run, settings=settings)

@@ -146,6 +146,7 @@ def make_ranker(config: TrainConfig, run: RunFolder, train: Split, teacher: Teac
         chunk_tokens=config.sizes.chunk_tokens,
         backend=config.generation.generation_backend,
         rouge_tokenizer=config.generation.rouge_tokenizer,
+        samples=given.pass_samples,
     )
     return Ranker(
         run.path,

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pocl.difficulty import length, student, teacher, training_losses
+from pocl.difficulty import length, pass_rate, student, teacher, training_losses
 from pocl.difficulty.measuring import Column, Source
 
 RRF_K = 60  # Source: Cormack, Clarke and Buettcher, SIGIR 2009; POCL keeps it.
 
 # Each names its columns (``COLUMNS``) and its signals (``SIGNALS``), and measures them (``measure``).
-FILES = (student, teacher, training_losses, length)
+FILES = (student, pass_rate, teacher, training_losses, length)
 COLUMNS: dict[str, Column] = {name: column for file in FILES for name, column in file.COLUMNS.items()}
 SIGNALS: dict[str, tuple[str, ...]] = {name: columns for file in FILES for name, columns in file.SIGNALS.items()}
 
@@ -32,6 +32,12 @@ class Ranking:
     order: np.ndarray
     scores: np.ndarray
     records: Sequence[Mapping[str, Any]]
+
+    def by_position(self, column: str) -> np.ndarray:
+        """What a column holds of each example, in the order of the split.  -> [N], float64."""
+        values = np.empty(len(self.order))
+        values[self.order] = [record[column] for record in self.records]
+        return values
 
     @classmethod
     def fuse(cls, measured: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "Ranking":

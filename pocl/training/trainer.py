@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -15,6 +15,7 @@ from pocl.curriculum.schedule import Schedule, Update
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.difficulty.forgetting import BucketProbe
+from pocl.difficulty.pass_rate import paced_weights
 from pocl.difficulty.ranker import Ranker, new_ranking
 from pocl.difficulty.ranking import Ranking
 from pocl.evaluation.sets import DevSet
@@ -31,7 +32,7 @@ from pocl.training.run_folder import RunFolder
 from pocl.training.settings import TrainSettings
 from pocl.training.state import RunState
 from pocl.training.step import NotFinite, Stepper, StepResult
-from pocl.training.student import StudentInTraining
+from pocl.training.student import Factors, StudentInTraining
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class TrainingData:
     train: Split
     dev: DevSet | None = None
     ranker: Ranker | None = None
+
+
+def follow(schedule: Schedule, ranking: Ranking, before: Stage | None = None) -> Schedule:
+    """The schedule under a new ranking, made before a stage is trained (None: before the first), and the weights that
+    it gives where the schedule weighs by them."""
+    schedule = schedule.rank(ranking.order, before)
+    if not schedule.weighs:
+        return schedule
+    return replace(schedule, weights=paced_weights(ranking.by_position("pass_rate")))
 
 
 class Trainer:
@@ -121,9 +131,13 @@ class Trainer:
         Raises RunStopped, which says what was kept, for a loss or gradient that is not finite.
         """
         try:
-            return self.stepper.step(update, following, self.schedule.ratio_factors)
+            return self.stepper.step(update, following, self._factors())
         except NotFinite as error:
             raise RunStopped(f"{error}; {self.checkpoints.kept()}") from error
+
+    def _factors(self) -> Factors | None:
+        ratio, loss = self.schedule.ratio_factors, self.schedule.weights
+        return None if ratio is None and loss is None else Factors(ratio, loss)
 
     def end_epoch(self, stage: Stage) -> None:
         """Evaluate on dev and write checkpoints, if this epoch is due; move on to the next epoch or stage."""
@@ -176,7 +190,7 @@ class Trainer:
 
     def _follow(self, ranking: Ranking | None, stage: Stage) -> None:
         if ranking is not None:
-            self.schedule = self.schedule.rank(ranking.order, stage)
+            self.schedule = follow(self.schedule, ranking, stage)
             self.probe = self.probe or self._probe()
 
     def _probe(self) -> BucketProbe | None:
