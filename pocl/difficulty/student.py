@@ -43,6 +43,7 @@ def measure(request: Request, columns: Sequence[str]) -> Values:
     student, train, settings = request.student, request.train, request.settings
     if student is None:
         raise UserError(f"`signals` {' '.join(columns)} are the student's; give `student`")
+    student = student.asked_by(train.template)
     was_training = student.model.training
     student.model.train(False)
     answers = "rouge_l" in columns

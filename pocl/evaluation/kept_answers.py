@@ -83,7 +83,7 @@ def _options_of(origin: Mapping[str, Any]) -> dict[str, Any]:
     """The options that made answers, by parameter."""
     protocol: dict[str, Any] = dict(origin["protocol"])
     options = {"num_examples": origin["examples"], "dtype": origin["dtype"], "model": origin["asked"]["model"]}
-    options["rouge_tokenizer"] = "rouge"  # of answers from before there was a choice
+    options |= {"rouge_tokenizer": "rouge", "template": "alpaca"}  # of answers from before there was a choice
     options["max_length"] = protocol.pop("max_new_tokens") + protocol["max_prompt_length"]
     names = {"temperature": "sampling_temperature", "generator": "generation_backend"}
     return options | {names.get(key, key): value for key, value in protocol.items()}
