@@ -120,7 +120,7 @@ def encode_stream(records: Iterable[Mapping[str, Any]], encoder: Encoder, *, num
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 _encoder: list[Encoder] = []  # of this process, where it is one of several
