@@ -53,6 +53,7 @@ class DevSet:
     batch_size: int  # prompts that are answered together
     split: Split
     rouge_tokenizer: RougeTokenizer = "rouge"
+    select_by: str = "rouge_l"  # the metric by which the best student is chosen
 
 
 def set_path(data_root: Path, name: str) -> Path:
