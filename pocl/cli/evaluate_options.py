@@ -53,6 +53,13 @@ class EvaluateOptions:
     model: str | None = flag("model folder or hub name whose answers are sampled", None)
     answers: str | None = flag("score this JSONL of answers (key: text) instead of a model's; one set", None)
     tokenizer: str | None = flag("tokenizer folder [default: the model's]", None)
+    template: str | None = flag(
+        "form of the prompts, for a model that does not say which it was trained with: alpaca, chat, plain or a Jinja "
+        "file [default: that of --train-data; the tokenizer's chat template; alpaca]",
+        None,
+    )
+    system: str | None = flag("system prompt of that template [default: none]", None)
+    thinking: bool = flag("give that template enable_thinking", False)
     seeds: list[int] = flag("one sampled answer per prompt and seed", [10, 20, 30, 40, 50], at_least=0)
     data_root: str = flag("folder that holds the evaluation sets", "data")
     clean: bool = flag("also answer greedily without the n-gram ban; results in clean/ of the results folder", False)

@@ -19,16 +19,22 @@ if TYPE_CHECKING:
     from pocl.generation.decoding import Generator
     from pocl.models.student import Student
 
+# Of the student's greedy answer against the reference: keys of METRICS in pocl.evaluation.metrics.
+_OF_ANSWERS = ("rouge_l", "chrf", "token_f1")
 COLUMNS = {
     # of the student's greedy answer against the reference
     "rouge_l": Column("ROUGE-L", "0 to 1", "student", highest_is_easiest=True),
     # of the reference under the student
     "cross_entropy": Column("cross-entropy", "nats/token", "student"),
+    "chrf": Column("chrF", "0 to 1", "student", highest_is_easiest=True),
+    "token_f1": Column("token F1", "0 to 1", "student", highest_is_easiest=True),
 }
 SIGNALS = {
     "student": ("rouge_l", "cross_entropy"),  # POCL
     "rouge-l": ("rouge_l",),
     "cross-entropy": ("cross_entropy",),
+    "chrf": ("chrf",),
+    "token-f1": ("token_f1",),
 }
 
 
@@ -43,6 +49,7 @@ def measure(request: Request, columns: Sequence[str]) -> Values:
     student, train, settings = request.student, request.train, request.settings
     if student is None:
         raise UserError(f"`signals` {' '.join(columns)} are the student's; give `student`")
+    student = student.asked_by(train.template)
     was_training = student.model.training
     student.model.train(False)
     answers = "rouge_l" in columns

@@ -69,12 +69,13 @@ class Trainer:
     ) -> None:
         self.schedule, self.run, self.settings = schedule, run, settings
         self.train, self.dev, self.ranker = data.train, data.dev, data.ranker
+        student = student.asked_by(data.train.template)
         self.student = StudentInTraining(student, teacher, loss, settings)
         self.state = RunState(len(data.train))
         self.student_texts = self._student_texts()
         batches = BatchCutter(data.train, teacher, settings.limits, student.device)
         self.stepper = Stepper(self.student, loss, batches, self.student_texts, self.state, settings.max_skipped_steps)
-        self.checkpoints = Checkpoints(run, self.student.engine, student.tokenizer)
+        self.checkpoints = Checkpoints(run, self.student.engine, student)
         self.log = MetricsLog(run, len(schedule.stages), distils=teacher is not None)
         self.probe = self._probe()
 
