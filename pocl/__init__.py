@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from pocl.difficulty.ranking import Ranking as Ranking
     from pocl.difficulty.ranking import rank_examples as rank_examples
     from pocl.difficulty.ranking import reciprocal_rank_fusion as reciprocal_rank_fusion
+    from pocl.difficulty.ranking_file import read_ranking as read_ranking
+    from pocl.difficulty.ranking_file import write_ranking as write_ranking
     from pocl.integrations.distillation import DistillationTrainer as DistillationTrainer
     from pocl.integrations.transformers import Curriculum as Curriculum
     from pocl.losses import LOSSES as LOSSES
@@ -82,6 +84,7 @@ _NAMES_OF = {
     "difficulty.measuring": ("ScoringSettings",),
     "difficulty.ranker": ("rank",),
     "difficulty.ranking": ("Ranking", "rank_examples", "reciprocal_rank_fusion"),
+    "difficulty.ranking_file": ("read_ranking", "write_ranking"),
     "integrations.distillation": ("DistillationTrainer",),
     "integrations.transformers": ("Curriculum",),
     "losses": ("LOSSES", "DistillationLoss", "Head", "HiddenStates", "LossValues", "StageObjective"),

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from pocl.common.errors import UserError
 from pocl.curriculum.schedule import Schedule
 
+
 def check_arguments(schedule: Schedule, trainer: Trainer) -> None:
     """Raise UserError for a setting under which the trainer would not follow the curriculum."""
     args = trainer.args

@@ -1,4 +1,4 @@
-"""A Trainer of transformers with the project's objective: chunked, from hidden states, its teacher online or cached."""
+"""A Trainer of transformers with the project's objective: chunked, from hidden states, the teacher cached or not."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -175,9 +175,7 @@ def through_wrapper(wrapper: nn.Module, model: nn.Module, method: Callable[..., 
         restore()
 
 
-def _check(
-    teacher: Teacher | None, curriculum: Curriculum, loss: DistillationLoss, args: TrainingArguments
-) -> None:
+def _check(teacher: Teacher | None, curriculum: Curriculum, loss: DistillationLoss, args: TrainingArguments) -> None:
     """Raise UserError for parts that do not fit each other."""
     if loss.needs_teacher and teacher is None:
         raise UserError(f"`teacher` is None, but {loss.name} distils from one; give a Teacher, or the loss sft")

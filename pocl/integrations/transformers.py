@@ -107,8 +107,8 @@ class Curriculum:
         known = ID in getattr(dataset, "column_names", ())
         if known and list(dataset[ID]) != [ids[position] for position in self.positions().tolist()]:
             raise UserError(
-                "the trainer's data set is not in the curriculum's order; set `shuffle_dataset` to False, or leave out "
-                "`select`, which `attach` calls by itself"
+                "the trainer's data set is not in the curriculum's order; set `shuffle_dataset` to False, or leave "
+                "out `select`, which `attach` calls by itself"
             )
 
 

@@ -133,7 +133,9 @@ class _Objective:
         sampled, self._sampled = self._sampled, False
         if self.is_gold:
             flags, args = self.trainer._buffered_on_policy, self.trainer.args
-            sampled = self.trainer.model.training and flags[(self.trainer._step - 1) % args.gradient_accumulation_steps]
+            sampled = (
+                self.trainer.model.training and flags[(self.trainer._step - 1) % args.gradient_accumulation_steps]
+            )
         if not sampled:
             return None
         ratio = torch.full((num_tokens,), self.kd_ratio, device=like.device)

@@ -39,9 +39,15 @@ COMMON: dict[str, Any] = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
+DEEPSPEED = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto"}
+DEEPSPEED |= {"gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "zero_allow_untested_optimizer": True}
+OURS = ("pocl", "dispatched", "checkpointed", "deepspeed")
 OFF_POLICY = {"max_length": MAX_LENGTH, "lmbda": 0.0}
 CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "pocl": (TrainingArguments, {}),
+    "dispatched": (TrainingArguments, {"accelerator_config": {"dispatch_batches": True}}),
+    "checkpointed": (TrainingArguments, {"gradient_checkpointing": True}),
+    "deepspeed": (TrainingArguments, {"deepspeed": DEEPSPEED}),
     "plain": (TrainingArguments, {}),
     "sft": (SFTConfig, {"max_length": MAX_LENGTH, "completion_only_loss": True}),
     "gkd": (GKDConfig, OFF_POLICY),
@@ -124,7 +130,7 @@ def make(kind: str, folders: Folders, out: Path, ranking: Any, **settings: Any) 
     """A trainer of this kind with its curriculum."""
     split = load(folders)
     curriculum, args = pocl.Curriculum(ranking, schedule(split)), arguments(kind, out, **settings)
-    if kind == "pocl":
+    if kind in OURS:
         return distilling(folders, split, curriculum, args)
     trainer = bare(kind, folders, as_dataset(split), args)
     curriculum.attach(trainer)
@@ -154,10 +160,6 @@ def watch(trainer: Trainer, split: Split) -> Seen:
 def _ids(inputs: dict[str, torch.Tensor], known: dict[tuple[int, ...], int]) -> list[int]:
     if "example_ids" in inputs:
         return inputs["example_ids"].tolist()
-    if "prompt_ids" in inputs:  # the student's own text
-        pairs = zip(inputs["prompt_ids"], inputs["prompt_mask"], strict=True)
-        prompts = {tokens: i for tokens, i in known.items()}
-        return [prompts[tuple(row[mask.bool()].tolist())] for row, mask in pairs]
     pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     return [known[tuple(row[mask.bool()].tolist())] for row, mask in pairs]
 
