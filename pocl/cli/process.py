@@ -142,8 +142,8 @@ def run_main(main: Callable[[], None]) -> None:
             raise
         what = str(error).splitlines()[0]
         print(
-            f"error: out of memory ({what}); lower --max-tokens, --chunk-tokens or --eval-batch-size (--plan shows what "
-            "takes it); what was saved before is intact",
+            f"error: out of memory ({what}); lower --max-tokens, --chunk-tokens or --eval-batch-size (--plan shows "
+            "what takes it); what was saved before is intact",
             file=sys.stderr,
             flush=True,
         )

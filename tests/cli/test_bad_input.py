@@ -379,7 +379,7 @@ def test_make_student_refuses(folders: Folders, tmp_path: Path, extra: list[obje
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"),
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory: you tried to allocate 9"
+            "[enforce fail at alloc_cpu.cpp:127] CPUAllocator: not enough memory: you tried to allocate 9"
         ),
     ],
 )
