@@ -5,7 +5,8 @@ All of it is made from scratch, once a seed, and kept. Models are trained by ``t
 
 import random
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,6 +49,9 @@ class Size:
     shrink: int = 1  # what examples and batches of training are divided by
 
 
+USUAL = Size()
+
+
 @dataclass(frozen=True)
 class Regime:
     """What is trained on, how green the student is, and the batch: 20 updates an epoch, 400 in all."""
@@ -79,7 +83,7 @@ class Bench:
     folder: Path
     regime: Regime
     seed: int
-    size: Size = Size()
+    size: Size = USUAL
 
     @cached_property
     def shared(self) -> Path:
@@ -115,6 +119,11 @@ class Bench:
     def batch(self) -> int:
         """Examples of an update."""
         return self.regime.batch // self.size.shrink
+
+    @property
+    def is_made(self) -> bool:
+        """Whether all of it is there."""
+        return (self.place / "made.json").is_file()
 
     def make(self) -> None:
         """Make what is not there yet; several processes may ask at once."""
@@ -167,10 +176,8 @@ class Bench:
 
 
 @contextmanager
-def alone(folder: Path):
+def alone(folder: Path) -> Iterator[None]:
     """One process at a time; the others wait."""
-    import time
-
     with FolderLock(folder) as lock:
         while lock.take():
             time.sleep(1.0)
@@ -199,7 +206,10 @@ def save_untrained(tokenizer: PreTrainedTokenizerFast, shape: tuple[int, int], s
 
 
 def write_data(
-    records: Sequence[dict[str, str]], held_out: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerFast, folder: Path
+    records: Sequence[dict[str, str]],
+    held_out: Sequence[dict[str, str]],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
 ) -> None:
     """A processed folder, as tools/process_data.py writes one."""
     shutil.rmtree(folder, ignore_errors=True)

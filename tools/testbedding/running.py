@@ -1,4 +1,4 @@
-"""One arm on one seed of one regime: trained by train.py's own functions, answered, scored, and left as a small JSON."""
+"""One arm on one seed of one regime: trained by train.py's own functions, scored, and left as a small JSON."""
 
 import shutil
 import statistics
@@ -63,14 +63,15 @@ def run_arm(results: Path, bench: Bench, arm: Arm) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(dir=bench.place))
     try:
         run = train_here(flags_of(arm, bench), folder)
-        own = [read_jsonl(path) for path in [run.path / "difficulty.jsonl"] if OWN_RANKING & set(arm.flags) and path.is_file()]
+        ranking = run.first_ranking() if OWN_RANKING & set(arm.flags) else None
+        agreement = agreement_of(read_jsonl(ranking), bench) if ranking else agreement
         ledger = read_json(run.path / "ledger.json")
         scores = score(pocl.Student.load(str(run.best)), bench)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     ledger = {name: ledger[name] for name in ("optimizer_steps", "samples", "tokens", "teacher_forward_passes")}
     result = {"regime": bench.regime.name, "arm": arm.name, "seed": bench.seed, "flags": list(arm.flags)}
-    result |= scores | ledger | {"agreement": agreement_of(own[0], bench) if own else agreement}
+    result |= scores | ledger | {"agreement": agreement}
     result |= {"seconds": round(time.perf_counter() - started, 1), "made_by": made_by(arm, bench)}
     write_json(result_path(results, bench, arm), result)
     return result
@@ -90,7 +91,9 @@ def rank_once(bench: Bench) -> float:
             rouge = [record["rouge_l"] for record in ranking.records]
             start = score(pocl.Student.load(str(bench.student)), bench)
             agreement = {"spearman": agreement_of(ranking.records, bench), "rouge_l": statistics.fmean(rouge)}
-            write_json(kept, agreement | {"student": start, "teacher": score(pocl.Student.load(str(bench.teacher)), bench)})
+            write_json(
+                kept, agreement | {"student": start, "teacher": score(pocl.Student.load(str(bench.teacher)), bench)}
+            )
         return read_json(kept)["spearman"]
 
 
