@@ -29,7 +29,7 @@ from pocl.models.loading import load_tokenizer
 from tools.testbedding.tasks import KINDS, ORDERING, Draw, make_records
 
 END = "<|endoftext|>"
-VOCABULARY, MAX_PROMPT, MAX_LENGTH = 512, 32, 64  # tokens
+VOCABULARY, MAX_PROMPT, MAX_LENGTH = 400, 24, 48  # tokens
 HELD_OUT = 400  # prompts
 # What every training here shares. --num-dev 0: no student is chosen, the last one is taken.
 SHARED = ("--max-length", str(MAX_LENGTH), "--num-dev", "0", "--no-repeat-ngram", "0", "--bucket-examples", "0")
