@@ -11,7 +11,7 @@ train.py, and is trained by train.py's own functions. Each result is one small J
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from tools.testbedding.comparing import COLUMNS, Row, compare, notes, text_rows
 from tools.testbedding.regimes import REGIMES, SHARED, USUAL, Bench, Size
 from tools.testbedding.running import flags_of, read_result, run_arm
 
+Work = tuple[Any, ...]  # a function and what it is given
 SEEDS, QUICK_SEEDS = tuple(range(10, 101, 10)), (10, 20, 30, 40, 50)
 
 
@@ -82,12 +83,12 @@ def compare_all(arms: Sequence[Arm], benches: Sequence[Bench], folder: Path, *, 
     results = folder / "outcomes"
     missing = [(bench, arm) for bench in _by_seed(benches) for arm in arms if read_result(results, bench, arm) is None]
     unmade = [bench for bench in benches if any(bench is other for other, _ in missing) and not bench.is_made]
+    work = [(run_arm, results, bench, arm) for bench, arm in missing]
     total = len(unmade) + len(arms) * len(benches)
-    with Progressing("testbed", total, total - len(unmade) - len(missing)) as progress, workers(jobs) as submit:
-        for done in [*unmade], [*missing]:
-            tasks = [submit(_make, one) if isinstance(one, Bench) else submit(run_arm, results, *one) for one in done]
-            for task in as_completed(tasks):
-                result = task.result()
+    with Progressing("testbed", total, total - len(unmade) - len(missing)) as progress, workers(jobs) as each:
+        # Phases: who waits for a teacher that another process trains would do nothing.
+        for phase in ([(_make, one) for one in unmade[:1]], [(_make, one) for one in unmade[1:]], work):
+            for result in each(phase):
                 progress.advance(1, f"{result['regime']}, seed {result['seed']}: {result['arm']}" if result else "")
     found: dict[str, dict[str, dict[int, Any]]] = {}
     for bench in benches:
@@ -128,15 +129,15 @@ def _make(bench: Bench) -> None:
 
 
 @contextmanager
-def workers(jobs: int) -> Iterator[Callable[..., "Future[Any]"]]:
-    """What gives work to ``jobs`` processes, or does it here and now if that is 1."""
+def workers(jobs: int) -> Iterator[Callable[[Sequence[Work]], Iterator[Any]]]:
+    """What does work in ``jobs`` processes, or here if that is 1, and gives each result as it comes."""
     if jobs == 1:
         begin(1)
-        yield _here
+        yield lambda phase: map(_here, phase)
         return
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=begin, initargs=(jobs,))
     try:
-        yield pool.submit
+        yield lambda phase: (task.result() for task in as_completed([pool.submit(*one) for one in phase]))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -154,14 +155,13 @@ def begin(jobs: int) -> None:
         CONSOLE.file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
 
 
-def _here(work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-    future: Future[Any] = Future()
+def _here(work: Work) -> Any:
+    """Do it in this process; what it says is not said."""
     CONSOLE.quiet = True
     try:
-        future.set_result(work(*arguments))
+        return work[0](*work[1:])
     finally:
         CONSOLE.quiet = False
-    return future
 
 
 if __name__ == "__main__":

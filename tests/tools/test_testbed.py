@@ -174,8 +174,8 @@ def test_a_tiny_comparison_trains_resumes_and_shows(tmp_path: Path, monkeypatch:
         assert easy.name in page and "<svg" in page and (tmp_path / "testbed.png").stat().st_size > 10_000
         monkeypatch.setattr(train, "distil", lambda *_: pytest.fail("nothing is left to train"))
         assert testbed.compare_all(arms, benches, tmp_path, jobs=1)["P"] == rows
-    texts = [
-        {row for split in ("train", "dev") for row in load_split(folder, split, max_length=64).column("prompt")[:80]}
-        for folder in (benches[0].data, benches[0].shared / "teacher-data")
-    ]
-    assert not texts[0] & texts[1]
+    places = [(benches[0].data, "dev"), (benches[0].data, "train"), (benches[0].place / "warmup-data", "train")]
+    places.append((benches[0].shared / "data", "train"))
+    prompts = [load_split(folder, split, max_length=64).column("prompt") for folder, split in places]
+    assert [len(of_split) for of_split in prompts] == [8, 80, 40, 64]
+    assert len(set().union(*prompts)) == 8 + 80 + 40 + 64  # none stands in two

@@ -79,8 +79,8 @@ def text_rows(rows: Sequence[Row]) -> list[list[str]]:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What is said below the tables."""
     lines = [
-        "Means over seeds; a seed is another draw of data, teacher, student and shuffling. All arms of a seed start "
-        "alike, and all make as many updates; † says how many one made instead.",
+        "Means over seeds; a seed is another draw of all data, another student and another shuffling, under one "
+        "teacher. All arms of a seed start alike, and all make as many updates; † says how many one made instead.",
         f"to {BASELINE}: difference in ROUGE-L, paired by seed, with its 95 % t-interval; p of the paired t-test, "
         "by Holm's correction over the arms of the regime; the interval is not corrected.",
         "ranking and grade: Spearman's correlation of the ranking that an arm could use with the length of the list.",

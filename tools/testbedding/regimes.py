@@ -1,6 +1,7 @@
 """The regimes of the testbed, and what a seed's arms start from: tokenizer, teacher, warmed-up student, data.
 
-All of it is made from scratch, once a seed, and kept. Models are trained by ``train.distil``, as every arm is.
+All of it is made from scratch and kept: tokenizer and teacher once, the others once a seed and regime. Models are
+trained by ``train.distil``, as every arm is.
 """
 
 import random
@@ -9,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -85,15 +85,15 @@ class Bench:
     seed: int
     size: Size = USUAL
 
-    @cached_property
+    @property
     def shared(self) -> Path:
-        """What the regimes of a seed have in common."""
-        return self.folder / f"seed{self.seed}"
+        """What all seeds and regimes have in common."""
+        return self.folder / "shared"
 
     @property
     def place(self) -> Path:
-        """What is the regime's own."""
-        return self.shared / self.regime.name
+        """What is this seed's and regime's own."""
+        return self.folder / f"{self.regime.name}-seed{self.seed}"
 
     @property
     def student(self) -> Path:
@@ -135,13 +135,13 @@ class Bench:
                 self._make_own()
 
     def _draws(self, name: str) -> dict[str, list[dict[str, str]]]:
-        """The records of a regime, or of what is shared, disjoint from those of everything else."""
+        """The records of the teacher, or else of this seed: none stands in two of them."""
         taken: set[str] = set()
-        regime, shrink, dice = self.regime, self.size.shrink, random.Random(f"shared {self.seed}")
-        drawn = {"teacher": make_records(Draw(self.size.teacher_examples), dice, taken)}
-        if name == "shared":
+        regime, shrink = self.regime, self.size.shrink
+        drawn = {"teacher": make_records(Draw(self.size.teacher_examples), random.Random("teacher"), taken)}
+        if name == "teacher":
             return drawn
-        dice = random.Random(f"{name} {self.seed}")
+        dice = random.Random(f"{regime.name} {self.seed}")
         return {
             "held out": make_records(Draw(self.size.held_out, regime.kinds, noisy=False), dice, taken),
             "train": make_records(Draw(regime.num_train // shrink, regime.kinds), dice, taken),
@@ -149,22 +149,22 @@ class Bench:
         }
 
     def _make_shared(self) -> None:
-        records = self._draws("shared")["teacher"]
+        records = self._draws("teacher")["teacher"]
         tokenizer = make_tokenizer([f"{record['instruction']}\n\n{record['output']}" for record in records])
-        for name, shape in (("student", self.size.student), ("teacher", self.size.teacher)):
-            save_untrained(tokenizer, shape, self.seed, self.shared / f"untrained-{name}")
-        data = self.shared / "teacher-data"
+        untrained, data = self.shared / "untrained", self.shared / "data"
+        save_untrained(tokenizer, self.size.teacher, 0, untrained)
         write_data(records, [], tokenizer, data)
         train_here(
-            [*PLAIN, "--model", str(self.shared / "untrained-teacher"), "--data-dir", str(data), "--lr", "2e-3"]
-            + ["--global-batch-size", "32", "--epochs", str(self.size.teacher_epochs), "--seed", str(self.seed)],
+            [*PLAIN, "--model", str(untrained), "--data-dir", str(data), "--lr", "2e-3"]
+            + ["--global-batch-size", "32", "--epochs", str(self.size.teacher_epochs)],
             self.shared / "teacher",
         )
-        write_json(self.shared / "made.json", {"teacher_examples": len(records)})
+        write_json(self.shared / "made.json", {"teacher": len(records)})
 
     def _make_own(self) -> None:
-        records, untrained = self._draws(self.regime.name), self.shared / "untrained-student"
-        tokenizer = load_tokenizer(str(untrained))
+        records, untrained = self._draws("own"), self.place / "untrained"
+        tokenizer = load_tokenizer(str(self.teacher))
+        save_untrained(tokenizer, self.size.student, self.seed, untrained)
         write_data(records["warmup"], [], tokenizer, self.place / "warmup-data")
         write_data(records["train"], records["held out"], tokenizer, self.data)
         train_here(
