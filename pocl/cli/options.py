@@ -141,6 +141,12 @@ class CurriculumOptions:
     curriculum: str = flag(f"which pool at which stage: {', '.join(CURRICULA)}", "baby-step", known=CURRICULA)
     num_stages: int = flag("stages; 1 is plain distillation without a curriculum", 4, above=0)
     epochs: int = flag("epochs over the pool in each stage; with --advance converged, at most this many", 8, above=0)
+    max_steps: int | None = flag(
+        "take N optimiser steps, shared out among the stages as their epochs would be, which it replaces [steps; "
+        "default: all epochs]",
+        None,
+        above=0,
+    )
     advance: Literal["interval", "converged"] = flag(
         "when a stage ends. interval: after its epochs; converged: once dev ROUGE-L has not risen for --patience "
         "evaluations",
@@ -163,6 +169,12 @@ class CurriculumOptions:
         if "training" in sources_of(self.difficulty) and self.rerank == "off":
             raise UserError(
                 "--difficulty snapshot ranks by training losses; drop --rerank off, or give --rerank stage or epoch"
+            )
+        again = self.rerank not in (None, "off") or "training" in sources_of(self.difficulty)
+        if again and CURRICULA[self.curriculum].shuffled_visits:
+            raise UserError(
+                f"--curriculum {self.curriculum} shuffles all visits before the first step; it cannot rank again: "
+                "drop --rerank, and --difficulty snapshot"
             )
 
 
@@ -190,6 +202,13 @@ class OptimiserOptions:
     _argument_group_name: ClassVar[str] = "optimiser"
     lr: float = flag("peak learning rate", 1e-4, above=0)
     min_lr: float = flag("learning rate at the end of the cosine", 1e-7, at_least=0)
+    warmup_steps: float = flag(
+        "steps in which the learning rate rises to its peak, or their share if below 1; in each stage if the "
+        "optimiser restarts [steps]",
+        0.0,
+        at_least=0,
+    )
+    lr_schedule: Literal["cosine", "constant"] = flag("what the learning rate does behind its peak", "cosine")
     weight_decay: float = flag("AdamW's weight decay", 0.01, at_least=0)
     clip_grad: float = flag("gradient clipping: maximum global L2 norm", 1.0, above=0)
     max_skipped_steps: int = flag(
@@ -219,9 +238,11 @@ class OptimiserOptions:
     deepspeed_config: str = flag("DeepSpeed JSON; sets the ZeRO stage", "scripts/deepspeed/zero1.json")
 
     def check(self) -> None:
-        """Raise UserError for a cosine that rises."""
+        """Raise UserError for a cosine that rises, and for a part of a step."""
         if self.min_lr > self.lr:
             raise UserError(f"--min-lr {self.min_lr} is above --lr {self.lr}")
+        if self.warmup_steps >= 1 and self.warmup_steps % 1:
+            raise UserError(f"--warmup-steps is {self.warmup_steps}; it is a whole number, or a share below 1")
 
 
 @dataclass(frozen=True)
