@@ -112,6 +112,9 @@ def ablation_rows() -> list[Row]:
         "pools alone, easy first": _PLAIN,
         "pools alone, hard first": ("--curriculum", "hard-to-easy", *_PLAIN),
         "pools alone, random": ("--curriculum", "random", *_PLAIN),
+        "same visits shuffled": ("--curriculum", "exposure-matched"),
+        "pools alone, same visits shuffled": ("--curriculum", "exposure-matched", *_PLAIN),
+        "pools alone, constant rate": (*_PLAIN, "--lr-schedule", "constant"),
     }
     rows = []
     for name, flags in variants.items():

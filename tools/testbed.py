@@ -1,7 +1,7 @@
 """Does an idea help? Arms of training at equal updates on small graded tasks, in minutes, with intervals over seeds.
 
     bash scripts/testbed.sh --quick                                        # 4 arms, 5 seeds
-    bash scripts/testbed.sh --quick --arm "mine: --curriculum one-pass --num-stages 4 --epochs 20 --kd-ratio 0.7"
+    bash scripts/testbed.sh --quick --arm "mine: --curriculum one-pass --num-stages 4 --kd-ratio 0.7"
     bash scripts/testbed.sh                                                # all arms, 10 seeds, three regimes
 
 Tasks, tokenizer, teacher and students are made from scratch (tools/testbedding/). An arm is a name and flags of

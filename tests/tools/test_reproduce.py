@@ -92,6 +92,9 @@ def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
         "pools alone, easy first": {"curriculum.restart_optimizer", *ramps},
         "pools alone, hard first": {"curriculum.curriculum", "curriculum.restart_optimizer", *ramps},
         "pools alone, random": {"curriculum.curriculum", "curriculum.restart_optimizer", *ramps},
+        "same visits shuffled": {"curriculum.curriculum"},
+        "pools alone, same visits shuffled": {"curriculum.curriculum", "curriculum.restart_optimizer", *ramps},
+        "pools alone, constant rate": {"curriculum.restart_optimizer", "optimiser.lr_schedule", *ramps},
     }
     reference = values(plain)
     for row in variants:

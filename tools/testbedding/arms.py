@@ -1,7 +1,4 @@
-"""The arms of the testbed as data: a name and flags of train.py. Every regime has an epoch of 20 updates.
-
-POCL's 8 epochs a stage, 20 over the whole pool, and 5 a stage over the whole pool in four stages are 400 updates each.
-"""
+"""The arms of the testbed as data: a name and flags of train.py, behind those that all arms of a regime share."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,7 +6,7 @@ from dataclasses import dataclass
 
 from pocl.common.errors import UserError, closest
 
-UPDATES = 400
+UPDATES = 400  # of every arm, shared out among its stages
 BASELINE = "KLD"
 
 
@@ -30,10 +27,11 @@ def _arm(name: str, flags: str) -> Arm:
     return Arm(name, tuple(shlex.split(flags)))
 
 
-_WHOLE = "--curriculum whole-pool --num-stages 1 --epochs 20 "
-_STAGES = "--curriculum whole-pool --num-stages 4 --epochs 5 "
-_POOLS = "--curriculum {} --num-stages 4 --epochs 8 "
-_EASY, _RANDOM, _HARD = (_POOLS.format(name) for name in ("baby-step", "random", "hard-to-easy"))
+_WHOLE = "--curriculum whole-pool --num-stages 1 "
+_STAGES = "--curriculum whole-pool --num-stages 4 "
+_EASY, _RANDOM, _HARD, _SHUFFLED = (
+    f"--curriculum {name} --num-stages 4 " for name in ("baby-step", "random", "hard-to-easy", "exposure-matched")
+)
 _RAMP_T, _RAMP_R = "--temperature 1 1.33 1.67 2 ", "--kd-ratio 0.7 0.8 0.9 1.0 "
 _T1, _R07, _ONE_COSINE = "--temperature 1 ", "--kd-ratio 0.7 ", "--restart-optimizer false "
 _POCL = _EASY + _RAMP_T + _RAMP_R
@@ -45,9 +43,11 @@ ARMS = tuple(
         ("SFT", "--type sft " + _WHOLE),
         ("KLD, r = 1", _WHOLE + _T1 + "--kd-ratio 1"),
         ("KLD, T = 2", _WHOLE + "--temperature 2 " + _R07),
+        ("KLD, constant rate", _WHOLE + _T1 + _R07 + "--lr-schedule constant"),
         ("POCL as published", _POCL),
         ("POCL, random pools", _RANDOM + _RAMP_T + _RAMP_R),
         ("POCL, hard to easy", _HARD + _RAMP_T + _RAMP_R),
+        ("POCL, same visits shuffled", _SHUFFLED + _RAMP_T + _RAMP_R),
         ("POCL, T = 1", _EASY + _T1 + _RAMP_R),
         ("POCL, T = 1.5", _EASY + "--temperature 1.5 " + _RAMP_R),
         ("POCL, T = 2", _EASY + "--temperature 2 " + _RAMP_R),
@@ -63,6 +63,8 @@ ARMS = tuple(
         ("pools, easy first, one cosine", _EASY + _T1 + _R07 + _ONE_COSINE),
         ("pools, random, one cosine", _RANDOM + _T1 + _R07 + _ONE_COSINE),
         ("pools, hard first, one cosine", _HARD + _T1 + _R07 + _ONE_COSINE),
+        ("same visits shuffled, one cosine", _SHUFFLED + _T1 + _R07 + _ONE_COSINE),
+        ("pools, easy first, constant rate", _EASY + _T1 + _R07 + _ONE_COSINE + "--lr-schedule constant"),
     )
 )
 QUICK = ("KLD", "SFT", "POCL as published", "pools, easy first, one cosine")

@@ -18,7 +18,7 @@ from pocl.evaluation.likelihood import mean_cross_entropy
 from pocl.evaluation.sets import Example
 from pocl.generation.decoding import BuiltIn
 from pocl.generation.sampling import Sampling
-from tools.testbedding.arms import Arm
+from tools.testbedding.arms import UPDATES, Arm
 from tools.testbedding.regimes import MAX_LENGTH, MAX_PROMPT, Bench, alone, train_here
 from tools.testbedding.tasks import grades
 
@@ -29,7 +29,7 @@ OWN_RANKING = {"--difficulty", "--rerank", "--difficulty-file"}  # an arm with o
 def flags_of(arm: Arm, bench: Bench) -> list[str]:
     """The flags of train.py: the arm's own, behind those that all arms of a regime share."""
     shared = ["--model", str(bench.student), "--data-dir", str(bench.data), "--lr", str(bench.regime.lr)]
-    shared += ["--global-batch-size", str(bench.batch), "--seed", str(bench.seed)]
+    shared += ["--global-batch-size", str(bench.batch), "--max-steps", str(UPDATES), "--seed", str(bench.seed)]
     if arm.has_teacher:
         shared += ["--teacher", str(bench.teacher), "--teacher-cache", str(bench.place / "teacher-cache")]
     if not OWN_RANKING & set(arm.flags):
