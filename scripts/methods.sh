@@ -20,6 +20,7 @@ SETS=(dolly self-inst vicuna sinst uinst) # the paper's; other data is evaluated
 BAN=()
 [[ "$DATA" != sample ]] || BAN=(--no-repeat-ngram 0)
 
+SAID_MATCHED="${MATCHED:-}" # where nobody says it, tools/reproduce.py decides for a table
 MATCHED="${MATCHED:-0}" # of kd_train
 [[ "$MATCHED" == [01] ]] || die "MATCHED=$MATCHED: it must be 1 or 0"
 
@@ -123,11 +124,13 @@ run_eval() {
 # would lie where the first one's are.
 #
 #     bash scripts/<family>/reproduce.sh [BASE_PATH] [--table main|selective|ablation] [--rows "KLD" "KLD + POCL" ...]
-#         [--sets dolly ...] [--seeds 10 ...] [--matched] [--jobs N] [--scale full|hour|tiny] [--plan]
+#         [--sets dolly ...] [--seeds 10 ...] [--train-seeds 10 20 ...] [--matched 1|0] [--jobs N] [--scale full|hour|tiny] [--plan]
 #         [-- flags of train.py] [-- flags of evaluate.py]
 reproduce() {
+    local matched=()
+    [[ -z "$SAID_MATCHED" ]] || matched=(--matched "$MATCHED")
     check_installed
     exec "$PYTHON" "$ROOT/tools/reproduce.py" --family "$FAMILY" --base-path "$BASE_PATH" --data "$DATA" \
         --student "$STUDENT" --teacher "$TEACHER" --teacher-base "$TEACHER_BASE" --scale "${SCALE:-full}" \
-        --matched "$MATCHED" "${FLAGS[@]}"
+        "${matched[@]}" "${FLAGS[@]}"
 }

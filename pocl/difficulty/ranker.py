@@ -142,10 +142,16 @@ class Ranker:
 
     def teacher_passes(self) -> int:
         """How many examples the trunk of an online teacher has read to rank them."""
-        if self.teacher is None or not self.teacher.online or "teacher" not in sources_of(self.signals):
-            return 0
+        return self._num_measured("teacher") if self.teacher is not None and self.teacher.online else 0
+
+    def student_passes(self) -> int:
+        """How many examples the student has read to rank them, and answered where ROUGE-L is a signal."""
+        return self._num_measured("student")
+
+    def _num_measured(self, source: str) -> int:
+        """Examples, over all rankings that were measured here by this source."""
         measured = self._known if self._measured_first else self._known - {FIRST}
-        return len(measured) * len(self.train)
+        return len(measured) * len(self.train) if source in sources_of(self.signals) else 0
 
     def _keep(self, name: str, ranking: Ranking) -> None:
         if distributed.is_main():

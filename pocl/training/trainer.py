@@ -268,6 +268,7 @@ class Trainer:
             "skipped_steps": position.skipped_steps,
             "global_batch_size": self.schedule.global_batch_size,
             "lr": self.schedule.rate.peak,
+            "ranking_passes": self.ranker.student_passes() if self.ranker else 0,
             "teacher_forward_passes": position.teacher_forward_passes + to_cache + to_rank,
             "world_size": distributed.world_size(),
             "finished": position.done,
