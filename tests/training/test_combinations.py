@@ -30,6 +30,9 @@ FACTORS: dict[str, list[Any]] = {
     "teacher-cache": ["auto", "off"],
     "lora-rank": [None, 2],
 }
+# A divergence is one function of two distributions: which of them meets all that weighs it, and the others in one pair.
+ALIKE = {f"t{name}" for name in ("rkl", "jsd", "tvd", "sfkl", "srkl")}
+APART = {"difficulty", "curriculum", "rerank", "restart-optimizer", "advance", "lora-rank"}
 Choice = dict[str, Any]
 
 
@@ -60,6 +63,8 @@ def pairwise(seed: int = 0) -> list[Choice]:
     missing = set()
     for a, b in itertools.combinations(FACTORS, 2):
         for one, other in itertools.product(FACTORS[a], FACTORS[b]):
+            if one in ALIKE and b in APART:
+                continue
             if completions(dice, {a: one, b: other}, 200):
                 missing.add((a, one, b, other))
     chosen = []
