@@ -1,7 +1,7 @@
 """Commands on several ranks, without the seconds that each process of a launcher needs to import torch.
 
 The ranks are forked from a server that has imported the entry points and what a run imports beyond them.
-``tests.runs.launch`` is the real launcher.
+test_interrupt and test_all_rows use the real launcher.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _CPU = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)
 
 
 def on_ranks(script: str, arguments: Sequence[object], *, num_ranks: int, timeout: float = 300) -> Result:
-    """Run an entry point on several ranks of the CPU, as ``launch`` does.  The first that fails ends the others."""
+    """Run an entry point on several ranks of the CPU, as a launcher does.  The first that fails ends the others."""
     with started(script, arguments, num_ranks=num_ranks) as (ranks, log):
         status = _wait(ranks, time.monotonic() + timeout)
         return Result(status, log.read_text(encoding="utf-8") if log.exists() else "")
@@ -80,6 +80,10 @@ def _run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> N
 
     sys.argv = [str(ROOT / command[0]), *command[1:]]
     module = importlib.import_module(command[0].removesuffix(".py").replace("/", "."))
-    process.run_main(module.main)
+    try:
+        process.run_main(module.main)
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # torch's own, which names the rank
+        sys.exit(1)
     process.stop()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Every pair of options together on a tiny model for a few steps: finite losses, the right pool, the right targets."""
+"""Every pair of options that may meet, on a tiny model for a few steps: finite losses, the right pool, the right targets."""
 
 import itertools
 import json
@@ -30,7 +30,8 @@ FACTORS: dict[str, list[Any]] = {
     "teacher-cache": ["auto", "off"],
     "lora-rank": [None, 2],
 }
-# A divergence is one function of two distributions: which of them meets all that weighs it, and the others in one pair.
+# A divergence is one function of two distributions. Which one it is meets what weighs it and where its teacher is; the
+# rest of a run meets tfkl alone.
 ALIKE = {f"t{name}" for name in ("rkl", "jsd", "tvd", "sfkl", "srkl")}
 APART = {"difficulty", "curriculum", "rerank", "restart-optimizer", "advance", "lora-rank"}
 Choice = dict[str, Any]
