@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402  The environment stands before the imports that read it.
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +27,20 @@ from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 torch.set_num_threads(1)
 
 
+# The longest first.
+LONG = ["test_families.py", "test_all_rows.py", "test_combinations.py", "test_interrupt.py", "test_training.py"]
+LONG += ["test_lora.py", "test_vllm.py", "test_objective.py", "test_fused.py", "test_scripts.py"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process is left with one of them at the end."""
-    items.sort(key=lambda item: not {"test_all_rows.py", "training"} & set(item.path.parts))
+    place = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: (place.get(item.path.name, len(LONG)), "training" not in item.path.parts))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: the collector need not walk through it again and again."""
+    gc.freeze()
 
 
 def shared(name: str) -> Path:

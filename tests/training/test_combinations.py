@@ -1,4 +1,4 @@
-"""Every pair of options that may meet, on a tiny model for a few steps: finite losses, the right pool, the right targets."""
+"""Pairs of options that may meet, on a tiny model for a few steps: finite losses, right pools, right targets."""
 
 import itertools
 import json

@@ -69,9 +69,7 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
         patch.setattr(BatchCutter, "cut", asked)
         result = call(train, train_arguments(folders, tmp_path, *ON_POLICY))
     assert result.status == 128 + signum
-    assert (
-        "asked to stop: saved at step 3 of 4" in result.last_line and "the same command resumes" in result.last_line
-    )
+    assert "asked to stop: saved at step 3 of 4" in result.last_line and "the same command resumes" in result.last_line
     run = trained(folders, tmp_path, *ON_POLICY)
     for name in ("best/model.safetensors", "ledger.json"):
         assert (run / name).read_bytes() == (on_policy / name).read_bytes()
