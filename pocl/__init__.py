@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from pocl.data.batch import collate as collate
     from pocl.data.dataset import Split as Split
     from pocl.data.dataset import load_split as load_split
+    from pocl.data.processing import encode as encode
+    from pocl.data.records import load_records as load_records
+    from pocl.data.templates import Template as Template
     from pocl.difficulty.measuring import ScoringSettings as ScoringSettings
     from pocl.difficulty.ranker import rank as rank
     from pocl.difficulty.ranking import Ranking as Ranking
@@ -70,6 +73,9 @@ _NAMES_OF = {
     "curriculum.stages": ("CURRICULA", "Stage", "baby_step", "plan_stages"),
     "data.batch": ("Batch", "collate"),
     "data.dataset": ("Split", "load_split"),
+    "data.processing": ("encode",),
+    "data.records": ("load_records",),
+    "data.templates": ("Template",),
     "difficulty.measuring": ("ScoringSettings",),
     "difficulty.ranker": ("rank",),
     "difficulty.ranking": ("Ranking", "rank_examples", "reciprocal_rank_fusion"),

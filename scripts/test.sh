@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is missing, check the sources (ruff, mypy --strict over pocl/), run every test; arguments go to pytest.
+# Install what is missing, check the sources (ruff, mypy --strict over pocl/) and pages (mkdocs), run every test; arguments go to pytest.
 #
 #     bash scripts/test.sh [--quick] [-k name] [any flag of pytest]
 #
@@ -25,4 +25,5 @@ command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
 ruff check .
 ruff format --check .
 mypy
+NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 python -m pytest -n "$cores" --dist loadfile --no-loadscope-reorder "$@" "${FILES[@]}"

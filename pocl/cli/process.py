@@ -103,10 +103,18 @@ def in_flags(text: str) -> str:
     return re.sub(r"`([a-z]\w*)`", lambda name: "--" + name[1].replace("_", "-"), text)
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that a device, or the CPU, has no room for a tensor."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory: you tried to allocate" in str(error)
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run an entry point: a UserError becomes one line and exit status 2, RunStopped one line and status 1.
 
-    So does a disk that is full, read-only or gone (status 1).  POCL_DEBUG=1 in the environment adds the traceback.
+    So do memory that is exhausted, and a disk that is full, read-only or gone (status 1).  POCL_DEBUG=1 in the
+    environment adds the traceback.
     """
     _print_what_is_logged()
     try:
@@ -128,6 +136,17 @@ def run_main(main: Callable[[], None]) -> None:
             raise
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"error: {what}; what was saved before is intact; the same command resumes", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error) or os.environ.get("POCL_DEBUG") == "1":
+            raise
+        what = str(error).splitlines()[0]
+        print(
+            f"error: out of memory ({what}); lower --max-tokens, --chunk-tokens or --eval-batch-size (--plan shows "
+            "what takes it); what was saved before is intact",
+            file=sys.stderr,
+            flush=True,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

@@ -101,7 +101,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{path}:1: a list; each line wants one JSON object: jq -c '.[]' ARRAY.json > LINES.jsonl makes them"
         )
-    return [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    return [json_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -124,7 +124,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _record(line: bytes, place: str) -> dict[str, Any]:
+def json_record(line: bytes, place: str) -> dict[str, Any]:
+    """The JSON object of one line.  Raises UserError, which begins with ``place``, where it holds none."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
 """The processed data set: tokens in memory-mapped Arrow, and the manifest of the folder that holds them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow.compute
 from pocl.common.errors import UserError
 from pocl.common.files import check_object, read_json
 from pocl.data.batch import Batch, collate
+from pocl.data.templates import ALPACA, Template
 
 FORMAT_VERSION = 1  # of the processed folder
 _TOKENS = ("prompt_ids", "response_ids")  # the columns of token ids
@@ -24,14 +25,22 @@ class Split:
     ``lengths`` holds the input length of each example [N]; an example is ``prompt + response`` cut to ``max_length``.
     """
 
-    def __init__(self, table: datasets.Dataset, max_length: int, *, known_as: str | None = None) -> None:
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        max_length: int,
+        *,
+        known_as: str | None = None,
+        template: Template = ALPACA,
+    ) -> None:
         self.known_as = known_as  # the fingerprint of the folder that the table was read from
+        self.template = template  # of the prompts
         self.table = table
         self._arrow = table.with_format("arrow")
         self.max_length = max_length
-        self.ids = np.asarray(table["id"], dtype=np.int64)
-        self.prompt_lengths = np.asarray(table["num_prompt_tokens"], dtype=np.int64)
-        totals = self.prompt_lengths + np.asarray(table["num_response_tokens"], dtype=np.int64)
+        names = ("id", "num_prompt_tokens", "num_response_tokens")
+        self.ids, self.prompt_lengths, response_lengths = (self._numbers(name) for name in names)
+        totals = self.prompt_lengths + response_lengths
         self.lengths = np.minimum(totals, max_length) - 1  # the last token is only ever a label
         self.num_labels = self.lengths + 1 - self.prompt_lengths  # response tokens that are learnt [N]
 
@@ -71,6 +80,11 @@ class Split:
             own = [mine if other is None else other for mine, other in zip(own, responses, strict=True)]
         return collate(ids, prompts, own, max_length=self.max_length)
 
+    def _numbers(self, name: str) -> np.ndarray:
+        """A column of whole numbers [N], without making numbers of Python's of them."""
+        column = self.table.select_columns([name]).with_format("numpy")[:][name]
+        return np.asarray(column, dtype=np.int64)
+
     def _rows(self, positions: Sequence[int] | np.ndarray, *columns: str) -> list[list[Any]]:
         """Columns of some rows; lists of tokens as arrays, which Arrow gives without making numbers of Python's."""
         rows = self._arrow[[int(position) for position in positions]]
@@ -93,7 +107,7 @@ def load_split(data_dir: Path, split: str, *, max_length: int, num_examples: int
     table = datasets.load_from_disk(str(folder))
     if num_examples is not None:
         table = table.select(range(min(num_examples, len(table))))
-    loaded = Split(table, max_length, known_as=manifest["fingerprint"])
+    loaded = Split(table, max_length, known_as=manifest["fingerprint"], template=template_of(manifest))
     if len(loaded) and loaded.prompt_lengths.max() >= max_length:
         row = int(loaded.prompt_lengths.argmax())
         raise UserError(
@@ -121,3 +135,8 @@ def read_manifest(data_dir: Path) -> dict[str, Any]:
     if manifest["max_prompt_length"] < 1:
         raise UserError(f"{path} is damaged: its max_prompt_length is {manifest['max_prompt_length']}")
     return manifest
+
+
+def template_of(manifest: Mapping[str, Any]) -> Template:
+    """The template of processed data; there was one alone before manifests named it."""
+    return Template.of(manifest["template"]) if "template" in manifest else ALPACA

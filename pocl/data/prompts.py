@@ -51,13 +51,13 @@ def tokenise_exactly(tokenizer: PreTrainedTokenizerBase, prompt: str, response: 
     would stand across the border, the response is encoded apart, so that both together still say the same text.
     """
     prompt_ids, together = encode_text(tokenizer, prompt), encode_text(tokenizer, prompt + response)
-    said, response_ids = _decode(tokenizer, together), together[len(prompt_ids) :]
+    said, response_ids = decode_all(tokenizer, together), together[len(prompt_ids) :]
     apart = together[: len(prompt_ids)] != prompt_ids
     if apart:
         ways = [encode_text(tokenizer, response), *_behind_an_anchor(tokenizer, response)]
-        fitting = (ids for ids in ways if _decode(tokenizer, prompt_ids + ids) == said)
+        fitting = (ids for ids in ways if decode_all(tokenizer, prompt_ids + ids) == said)
         response_ids = next(fitting, ways[0])
-    exact = said == prompt + response and (not apart or _decode(tokenizer, prompt_ids + response_ids) == said)
+    exact = said == prompt + response and (not apart or decode_all(tokenizer, prompt_ids + response_ids) == said)
     return Tokens(prompt_ids, [*response_ids, tokenizer.eos_token_id], apart, exact)
 
 
@@ -90,5 +90,6 @@ def _behind_an_anchor(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator
             yield both[len(before) :]
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def decode_all(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of tokens, special ones by their names."""
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

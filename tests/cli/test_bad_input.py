@@ -376,6 +376,26 @@ def test_make_student_refuses(folders: Folders, tmp_path: Path, extra: list[obje
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] CPUAllocator: not enough memory: you tried to allocate 9"
+        ),
+    ],
+)
+def test_memory_that_is_exhausted_is_one_line(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    def main() -> None:
+        raise error
+
+    monkeypatch.setattr(train, "main", main)
+    result = call(train, [])
+    assert result.status == 1 and "Traceback" not in result.output
+    assert result.output.startswith("error: out of memory (") and "lower --max-tokens" in result.output
+    assert len(result.output.splitlines()) == 1
+
+
 def test_make_tables_and_plot_run_refuse_folders_without_results(tmp_path: Path) -> None:
     refused(call(make_tables, ["--rows", "no-equals"]), "NAME=FOLDER")
     refused(call(make_tables, ["--rows", f"x={tmp_path}"]), "holds no evaluation", "evaluate.py")
