@@ -2,7 +2,6 @@
 
 # ruff: noqa: E402  The environment stands before the imports that read it.
 
-import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process is left with one of them at the end."""
     place = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: (place.get(item.path.name, len(LONG)), "training" not in item.path.parts))
-
-
-def pytest_collection_finish() -> None:
-    """What has been imported by now stays: the collector need not walk through it again and again."""
-    gc.freeze()
 
 
 def shared(name: str) -> Path:
