@@ -20,7 +20,7 @@ from pocl.common import distributed
 from pocl.common.console import show_table
 from pocl.common.files import read_json
 from pocl.curriculum.schedule import CosineRate, Reliance, Schedule, unranked_order
-from pocl.curriculum.stages import CURRICULA, plan_stages
+from pocl.curriculum.stages import CURRICULA, limit_steps, plan_stages, with_losses
 from pocl.data.dataset import Split
 from pocl.difficulty.ranking import sources_of
 from pocl.losses.chunked import automatic_chunk_tokens
@@ -79,7 +79,7 @@ def make_schedule(config: TrainConfig, num_examples: int) -> Schedule:
     """What is trained on at each step, before anything is ranked."""
     asks_training_alone = sources_of(config.curriculum.difficulty) == {"training"}
     stages = plan_stages(
-        num_examples,
+        max(1, int(config.curriculum.keep_share * num_examples)),
         curriculum=config.curriculum.curriculum,
         num_stages=config.curriculum.num_stages,
         epochs=config.curriculum.epochs,
@@ -88,12 +88,23 @@ def make_schedule(config: TrainConfig, num_examples: int) -> Schedule:
         first_look=asks_training_alone and not config.curriculum.difficulty_file,
     )
     scheme, optimiser = CURRICULA[config.curriculum.curriculum], config.optimiser
+    if config.loss.type_of_stage:
+        stages = with_losses(stages, config.loss.type_of_stage)
+    if config.curriculum.max_steps is not None:
+        stages = limit_steps(stages, config.curriculum.max_steps, optimiser.global_batch_size)
+    rate = CosineRate(
+        optimiser.lr,
+        optimiser.min_lr,
+        restarts=config.curriculum.restart_optimizer,
+        warmup=optimiser.warmup_steps,
+        decays=optimiser.lr_schedule == "cosine",
+    )
     return Schedule(
         stages,
         unranked_order(num_examples, scheme, seed=optimiser.seed),
         global_batch_size=optimiser.global_batch_size,
         seed=optimiser.seed,
-        rate=CosineRate(optimiser.lr, optimiser.min_lr, restarts=config.curriculum.restart_optimizer),
+        rate=rate,
         scheme=scheme,
         reliance=Reliance(config.loss.selective_reliance, config.loss.reliance_threshold),
     )
@@ -106,7 +117,7 @@ def show_schedule(schedule: Schedule, type_name: str) -> None:
         ["stage", "easy to hard", "epochs", "T", "KD ratio", "steps/epoch", "steps"],
         [
             [s.index + 1, f"{s.pool.start + 1}–{s.pool.stop}", s.epochs, f"{s.temperature:.2f}", f"{s.kd_ratio:.2f}"]
-            + [schedule.steps_per_epoch(s), s.epochs * schedule.steps_per_epoch(s)]
+            + [schedule.steps_per_epoch(s), s.steps(schedule.global_batch_size)]
             for s in schedule.stages
         ],
     )
@@ -141,7 +152,7 @@ def cache_place(config: TrainConfig, train: Split, teacher: PreTrainedModel, *, 
         return "off"  # text that the student writes is in no cache
     if place != "auto":
         return place
-    seen_once = config.curriculum.num_stages * config.curriculum.epochs == 1
+    seen_once = config.curriculum.num_stages * config.curriculum.epochs == 1 and config.curriculum.max_steps is None
     room = distributed.broadcast(shutil.disk_usage(config.data.data_dir).free)
     return "off" if not made and (seen_once or room < 2 * cache_bytes(train, teacher)) else "auto"
 

@@ -42,18 +42,18 @@ def _count_stage(schedule: Schedule, stage: Stage, split: Split, limits: MicroBa
         seen = schedule.batches(stage, epoch)  # [steps, G]
         tokens += int(split.lengths[seen].sum())
         response_tokens += int(split.num_labels[seen].sum())
-    steps = schedule.steps_per_epoch(stage)
-    chosen = np.unique(np.linspace(0, steps - 1, min(steps, _CUT_STEPS)).astype(int))
+    steps, first = stage.steps(schedule.global_batch_size), schedule.batches(stage, 0)
+    chosen = np.unique(np.linspace(0, len(first) - 1, min(len(first), _CUT_STEPS)).astype(int))
     cuts = [
         split.lengths[rows]
-        for batch in schedule.batches(stage, 0)[chosen]
+        for batch in first[chosen]
         for rows in micro_batches(batch, split.lengths, limits, rank=0, world_size=num_ranks)
     ]
     shapes = [_shape(lengths, packed=limits.packed) for lengths in cuts]
-    padded = num_ranks * stage.epochs * steps / len(chosen) * sum(rows * length for rows, length in shapes)
+    padded = num_ranks * steps / len(chosen) * sum(rows * length for rows, length in shapes)
     return Workload(
-        steps=stage.epochs * steps,
-        samples=stage.epochs * steps * schedule.global_batch_size,
+        steps=steps,
+        samples=steps * schedule.global_batch_size,
         tokens=tokens,
         response_tokens=response_tokens,
         padded_tokens=float(tokens) if limits.packed else padded,

@@ -21,15 +21,27 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CosineRate:
-    """Half a cosine from ``peak`` down to ``lowest``: over each stage if it ``restarts``, else over the whole run."""
+    """Half a cosine from ``peak`` down to ``lowest``: over each stage if it ``restarts``, else over the whole run.
+
+    ``warmup`` steps, or this share of all of them if it is below 1, rise to the peak in equal parts before it; not
+    ``decays``: the rate stays at the peak.
+    """
 
     peak: float = 1e-4
     lowest: float = 1e-7
     restarts: bool = True  # so does the optimiser
+    warmup: float = 0
+    decays: bool = True
 
     def at(self, step: int, num_steps: int) -> float:
         """The learning rate of a step, from 0, of ``num_steps``."""
-        return self.lowest + 0.5 * (self.peak - self.lowest) * (1.0 + math.cos(math.pi * step / num_steps))
+        rising = round(self.warmup * num_steps if self.warmup < 1 else min(self.warmup, num_steps))
+        if step < rising:
+            return self.peak * (step + 1) / (rising + 1)
+        if not self.decays:
+            return self.peak
+        share = (step - rising) / (num_steps - rising)
+        return self.lowest + 0.5 * (self.peak - self.lowest) * (1.0 + math.cos(math.pi * share))
 
 
 @dataclass(frozen=True)
@@ -123,10 +135,29 @@ class Schedule:
         return stage, *divmod(number - self.starts[stage.index], self.steps_per_epoch(stage))
 
     def batches(self, stage: Stage, epoch: int) -> Positions:
-        """The global batches of one epoch.  -> [steps, G], positions in the data."""
-        steps, size = self.steps_per_epoch(stage), self.global_batch_size
+        """The global batches of one epoch, of which a stage's last may be shorter.  -> [steps, G], positions in the
+        data."""
+        if self.scheme.shuffled_visits:
+            first = self.starts[stage.index] + epoch * self.steps_per_epoch(stage)
+            return self._visits[first : first + self._steps_of(stage, epoch)]
+        return self._planned_batches(stage, epoch)
+
+    def _steps_of(self, stage: Stage, epoch: int) -> int:
+        """Optimiser steps of this epoch of a stage."""
+        steps = self.steps_per_epoch(stage)
+        return min(steps, stage.steps(self.global_batch_size) - epoch * steps)
+
+    def _planned_batches(self, stage: Stage, epoch: int) -> Positions:
+        steps, size = self._steps_of(stage, epoch), self.global_batch_size
         examples = self.order[stage_order(stage, epoch, seed=self.seed)]
         return examples[: steps * size].reshape(steps, size)
+
+    @cached_property
+    def _visits(self) -> Positions:
+        """Every example as often as the stages show it, in one random order over the run.  -> [all steps, G]."""
+        planned = [self._planned_batches(stage, epoch) for stage in self.stages for epoch in range(stage.epochs)]
+        visits = np.concatenate(planned)
+        return np.random.default_rng([self.seed, visits.size]).permutation(visits.reshape(-1)).reshape(visits.shape)
 
     def learning_rate(self, stage: Stage, epoch: int, index: int) -> float:
         """The learning rate of one step. A stage that ends early skips the rest of its cosine."""

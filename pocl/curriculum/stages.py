@@ -5,7 +5,7 @@ To add one, write a function from (N, n) to ranges and name it in ``CURRICULA``;
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,8 @@ class Stage:
     epochs: int
     temperature: float
     kd_ratio: float
+    max_steps: int | None = None  # optimiser steps; None: those of its epochs. The last epoch may end before its end
+    loss: str | None = None  # the name of its loss; None: that of the run
 
     def steps_per_epoch(self, global_batch_size: int) -> int:
         """Optimiser steps of one epoch; an incomplete last batch is dropped."""
@@ -30,7 +32,8 @@ class Stage:
 
     def steps(self, global_batch_size: int) -> int:
         """Optimiser steps of the whole stage."""
-        return self.epochs * self.steps_per_epoch(global_batch_size)
+        steps = self.epochs * self.steps_per_epoch(global_batch_size)
+        return steps if self.max_steps is None else min(self.max_steps, steps)
 
 
 Curriculum = tuple[Stage, ...]
@@ -70,6 +73,7 @@ class Scheme:
     pools: Callable[[int, int], list[range]]
     order: Literal["ranked", "random", "any"]  # easy to hard; shuffled once by the run's seed; no meaning
     left_behind: bool = False  # examples before a pool are not trained on again: a new ranking leaves them there
+    shuffled_visits: bool = False  # the same visits to the same examples, over the whole run in one random order
 
 
 CURRICULA: dict[str, Scheme] = {
@@ -78,6 +82,8 @@ CURRICULA: dict[str, Scheme] = {
     "hard-to-easy": Scheme(hard_to_easy_pools, "ranked"),
     "random": Scheme(baby_step_pools, "random"),  # a control: pools of the same sizes, without their meaning
     "whole-pool": Scheme(whole_pool, "any"),
+    # A control: Baby Step shows the easiest examples most often, which is no matter of their order.
+    "exposure-matched": Scheme(baby_step_pools, "ranked", shuffled_visits=True),
 }
 
 
@@ -146,6 +152,40 @@ def baby_step(
         temperature=temperature,
         kd_ratio=kd_ratio,
     )
+
+
+def limit_steps(stages: Curriculum, max_steps: int, global_batch_size: int) -> Curriculum:
+    """The same stages in ``max_steps`` optimiser steps, shared out in proportion to what their epochs would take.
+
+    Each has at least one; what is left of whole shares goes to the largest remainders. Stages that would be longer
+    than their epochs have more of these.  Raises UserError if there are fewer steps than stages, or if a stage's pool
+    does not fill one global batch.
+    """
+    if max_steps < len(stages):
+        raise UserError(
+            f"`max_steps` {max_steps} is fewer than the {len(stages)} stages; raise it, or lower `num_stages`"
+        )
+    planned = np.array([stage.steps(global_batch_size) for stage in stages])
+    if not planned.all():
+        raise UserError(f"a stage's pool does not fill one batch of {global_batch_size}; lower `global_batch_size`")
+    wanted = max_steps * planned / planned.sum()
+    steps = np.maximum(1, np.floor(wanted).astype(np.int64))
+    while steps.sum() != max_steps:
+        difference = wanted - steps
+        if steps.sum() < max_steps:
+            steps[int(np.argmax(difference))] += 1
+        else:  # a small stage was given its one
+            steps[int(np.argmin(np.where(steps > 1, difference, np.inf)))] -= 1
+    return tuple(
+        replace(stage, epochs=-(-count // stage.steps_per_epoch(global_batch_size)), max_steps=count)
+        for stage, count in zip(stages, steps.tolist(), strict=True)
+    )
+
+
+def with_losses(stages: Curriculum, names: Sequence[str]) -> Curriculum:
+    """The same stages, each with a loss of its own; one that was put in front (``first_look``) has the first."""
+    names = [names[0]] * (len(stages) - len(names)) + list(names)
+    return tuple(replace(stage, loss=name) for stage, name in zip(stages, names, strict=True))
 
 
 def stage_order(stage: Stage, epoch: int, *, seed: int) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ the training losses, which need no pass of their own.
 import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pocl.common import distributed
+from pocl.common.console import say
 from pocl.common.errors import RunStopped, UserError, closest
 from pocl.data.dataset import Split
 from pocl.difficulty.measuring import Request, ScoringSettings
@@ -173,7 +175,30 @@ def _measured(request: Request, signals: Sequence[str]) -> Ranking:
         for example_id, values in (file.measure(request, asked) if asked else {}).items():
             records[example_id] |= values
     _check_finite(list(records.values()), columns)
+    warning = measures_nothing(list(records.values()))
+    if warning and "rouge_l" in columns:
+        say(warning)
     return Ranking.of(rank_examples(list(records.values()), columns), request.train.ids)
+
+
+# Below this share of different answers, or above that share of equal ROUGE-L, the student's answers rank nothing.
+_FEW_ANSWERS, _EQUAL_SCORES, _ENOUGH = 0.1, 0.9, 20
+
+
+def measures_nothing(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """What to say where the student's answers tell no example from another; None where they do, or are too few."""
+    answers = [record["answer"] for record in records if "answer" in record]
+    if len(answers) < _ENOUGH:
+        return None
+    distinct = len(set(answers))
+    score, count = Counter(round(record["rouge_l"], 6) for record in records if "answer" in record).most_common(1)[0]
+    if distinct >= _FEW_ANSWERS * len(answers) and count <= _EQUAL_SCORES * len(answers):
+        return None
+    return (
+        f"the ranking by ROUGE-L means little: {len(answers)} prompts got {distinct} different answers, and {count} "
+        f"of them have ROUGE-L {score:.2f}; warm the student up first (`type` sft, one short pass), or give "
+        "`difficulty` cross-entropy"
+    )
 
 
 def _check_finite(records: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

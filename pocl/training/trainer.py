@@ -97,8 +97,8 @@ class Trainer:
             self.train_epoch(stage, epoch, progress)
             self.end_epoch(stage)
             if self.state.position.stage > stage.index:
-                left = stage.epochs - epoch - 1
-                progress.advance(left * self.schedule.steps_per_epoch(stage))
+                done = self.schedule.starts[stage.index] + (epoch + 1) * self.schedule.steps_per_epoch(stage)
+                progress.advance(max(0, self.schedule.starts[stage.index + 1] - done))
                 return
 
     def train_epoch(self, stage: Stage, epoch: int, progress: Progressing) -> None:

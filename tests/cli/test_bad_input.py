@@ -380,9 +380,7 @@ def test_make_student_refuses(folders: Folders, tmp_path: Path, extra: list[obje
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] CPUAllocator: not enough memory: you tried to allocate 9"
-        ),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] CPUAllocator: not enough memory: you tried to allocate 9"),
     ],
 )
 def test_memory_that_is_exhausted_is_one_line(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:

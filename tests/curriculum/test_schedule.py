@@ -1,13 +1,14 @@
 """Facts about the schedule: steps, examples, learning rates, the order under rankings, selective reliance."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pocl.common.errors import UserError
 from pocl.curriculum.schedule import CosineRate, Reliance, Schedule, unranked_order
-from pocl.curriculum.stages import CURRICULA, baby_step, plan_stages
+from pocl.curriculum.stages import CURRICULA, baby_step, limit_steps, plan_stages
 
 
 def small(**options: object) -> Schedule:
@@ -105,3 +106,58 @@ def test_factors_of_the_ratio_follow_the_newest_ranking_by_position() -> None:
     assert schedule.ratio_factors is None  # nothing is ranked yet
     factors = schedule.rank(np.array([2, 0, 3, 1])).ratio_factors
     assert factors is not None and factors == pytest.approx([1 / 3, 1.0, 0.0, 2 / 3])
+
+
+# Updates that are given, a rate that rises first, and visits in another order
+
+
+def test_a_number_of_steps_is_shared_out_as_the_epochs_would_be() -> None:
+    stages = baby_step(80, num_stages=4, epochs=2)  # 20, 40, 60, 80 examples: 4, 8, 12, 16 steps of 10
+    limited = limit_steps(stages, 23, 10)  # 2.3, 4.6, 6.9, 9.2
+    assert [stage.steps(10) for stage in limited] == [2, 5, 7, 9]
+    assert [stage.epochs for stage in limited] == [1, 2, 2, 2]
+    assert [stage.steps(10) for stage in limit_steps(stages, 4, 10)] == [1, 1, 1, 1]
+    assert [stage.steps(10) for stage in limit_steps(stages, 80, 10)] == [8, 16, 24, 32]
+    with pytest.raises(UserError, match="`max_steps` 3 is fewer than the 4 stages"):
+        limit_steps(stages, 3, 10)
+
+
+def test_a_stage_that_ends_within_an_epoch_sees_the_beginning_of_that_epoch() -> None:
+    whole = Schedule(baby_step(80, num_stages=4, epochs=2), np.arange(80), 10)
+    short = replace(whole, stages=limit_steps(whole.stages, 23, 10))
+    assert short.total_steps == 23 == len(list(short))
+    assert [update.number for update in short] == list(range(23))
+    for update in short:
+        assert short.at(update.number).examples.tolist() == update.examples.tolist()
+        planned = whole.batches(whole.stages[update.stage.index], update.epoch)[update.index]
+        assert update.examples.tolist() == planned.tolist()
+    # each stage's cosine ends with the stage
+    last = [update for update in short if update.stage.index == 1]
+    assert [update.lr for update in last] == [short.rate.at(i, 5) for i in range(5)]
+
+
+def test_the_rate_rises_in_equal_parts_and_then_falls_as_it_would() -> None:
+    rate = CosineRate(1.0, 0.0, warmup=3)
+    assert [rate.at(i, 7) for i in range(3)] == [0.25, 0.5, 0.75]
+    assert [rate.at(i + 3, 7) for i in range(4)] == [CosineRate(1.0, 0.0).at(i, 4) for i in range(4)]
+    assert CosineRate(1.0, 0.0, warmup=0.3).at(2, 10) == 0.75 and CosineRate(1.0, 0.0, warmup=0.3).at(3, 10) == 1.0
+    assert [CosineRate(1.0, 0.0, warmup=1, decays=False).at(i, 4) for i in range(4)] == [0.5, 1.0, 1.0, 1.0]
+    assert CosineRate(1.0, 0.0, warmup=9).at(3, 4) == 0.8  # longer than the run: it only rises, to 4/5
+
+
+@pytest.mark.parametrize("max_steps", [None, 23])
+def test_exposure_matched_shows_each_example_as_often_as_baby_step_in_another_order(max_steps: int | None) -> None:
+    stages = baby_step(83, num_stages=4, epochs=2)
+    stages = stages if max_steps is None else limit_steps(stages, max_steps, 10)
+    order = np.random.default_rng(0).permutation(83)
+    pocl = Schedule(stages, order, 10)
+    control = replace(pocl, scheme=CURRICULA["exposure-matched"])
+    visits = [np.bincount(np.concatenate([u.examples for u in each]), minlength=83) for each in (pocl, control)]
+    assert visits[0].tolist() == visits[1].tolist() and visits[0].max() > visits[0].min()
+    plans = [[(u.number, u.stage, u.epoch, u.lr) for u in each] for each in (pocl, control)]
+    assert plans[0] == plans[1]
+    # the first quarter of the run is no longer the easiest quarter's
+    easiest = set(order[:20].tolist())
+    early = np.concatenate([update.examples for update in control][: len(stages)])
+    assert not set(early.tolist()) <= easiest
+    assert control.at(5).examples.tolist() == list(control)[5].examples.tolist()

@@ -13,7 +13,7 @@ from pocl.curriculum.stages import plan_stages
 from pocl.data.batch import collate
 from pocl.data.dataset import Split, load_split
 from pocl.difficulty.measuring import ScoringSettings
-from pocl.difficulty.ranker import Ranker, new_ranking, rank
+from pocl.difficulty.ranker import Ranker, measures_nothing, new_ranking, rank
 from pocl.difficulty.ranking import COLUMNS, SIGNALS, columns_of, rank_examples
 from pocl.difficulty.ranking_file import read_ranking, write_ranking
 from pocl.difficulty.training_losses import TrainingLosses
@@ -193,3 +193,14 @@ def test_a_ranker_asks_for_rankings_only_where_it_was_told_to() -> None:
     assert names("stage") == [None, None, "difficulty-stage2", None]
     wanted = [None, "difficulty-stage1-epoch2", "difficulty-stage2-epoch1", "difficulty-stage2-epoch2"]
     assert names("epoch") == wanted
+
+
+def test_answers_that_tell_no_example_from_another_are_said() -> None:
+    varied = [{"answer": f"answer {i}", "rouge_l": i / 40} for i in range(40)]
+    assert measures_nothing(varied) is None
+    assert measures_nothing([{"answer": "the", "rouge_l": 0.0}] * 19) is None  # too few to say
+    assert measures_nothing([{"cross_entropy": 1.0}] * 40) is None  # nobody answered
+    said = measures_nothing([{"answer": "the", "rouge_l": 0.0}] * 39 + varied[:1])
+    assert said and "40 prompts got 2 different answers, and 40 of them have ROUGE-L 0.00" in said
+    # different words that all miss
+    assert measures_nothing([record | {"rouge_l": 0.0} for record in varied])
