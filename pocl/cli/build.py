@@ -253,7 +253,10 @@ def use_fused_objective(config: TrainConfig, student: Student, loss: Distillatio
     wanted, device = config.loss.fused_objective, student.device
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return False
-    why = why_not_fused(loss.divergence, device, DTYPES[config.models.dtype], vocab_size=student.head.num_logits)
+    dtype, vocab_size = DTYPES[config.models.dtype], student.head.num_logits
+    divergences = [loss.named(name).divergence for name in config.loss.type_of_stage or [loss.name]]
+    reasons = (why_not_fused(one, device, dtype, vocab_size=vocab_size) for one in divergences)
+    why = next(filter(None, reasons), None)
     if why is None:
         say("cross-entropy, divergence and gradient are computed in one kernel")
         return True

@@ -20,6 +20,9 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
     )
     _check_teacher(config)
     _check_difficulty(config)
+    given, num_stages = config.loss.type_of_stage, config.curriculum.num_stages
+    if given and len(given) != num_stages:
+        raise UserError(f"--type-of-stage has {len(given)} names for {num_stages} stage(s); give one per stage")
     _check_on_policy(config)
     if config.lora.lora_rank is not None and config.models.train_last_layers is not None:
         raise UserError("--lora-rank trains adapters, --train-last-layers layers; give only one of them")

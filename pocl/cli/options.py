@@ -92,6 +92,10 @@ class LossOptions:
     type: str = flag(
         f"sft, a divergence ({_names(tempered=False)}) or its tempered form ({_names(tempered=True)})", "tfkl"
     )
+    type_of_stage: list[str] | None = flag(
+        "a divergence for each stage, such as tfkl tfkl trkl trkl [default: --type in all]",
+        None,
+    )
     temperature: list[float] | None = flag(
         "T of the tempered types: one value, first and last, or one per stage [default: 1 2; one stage: 1]",
         None,
@@ -131,6 +135,13 @@ class LossOptions:
             loss.bind(**vars(self))
         elif self.selective_reliance != "off":
             raise UserError(f"--type {self.type} has no teacher to rely on; drop --selective-reliance")
+        for name in self.type_of_stage or ():
+            other = loss_type(name)
+            if loss is None or other is None or other.tempered != loss.tempered:
+                raise UserError(
+                    f"--type-of-stage {name} beside --type {self.type}: both want a teacher and a temperature, or "
+                    "neither does; give names of one kind"
+                )
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,13 @@ class CurriculumOptions:
     curriculum: str = flag(f"which pool at which stage: {', '.join(CURRICULA)}", "baby-step", known=CURRICULA)
     num_stages: int = flag("stages; 1 is plain distillation without a curriculum", 4, above=0)
     epochs: int = flag("epochs over the pool in each stage; with --advance converged, at most this many", 8, above=0)
+    keep_share: float = flag(
+        "keep this share of the ranking, the easiest, and schedule it alone, in the manner of SRD (arXiv 2508.06135) "
+        "[above 0, to 1]",
+        1.0,
+        above=0,
+        at_most=1,
+    )
     max_steps: int | None = flag(
         "take N optimiser steps, shared out among the stages as their epochs would be, which it replaces [steps; "
         "default: all epochs]",
@@ -170,6 +188,15 @@ class CurriculumOptions:
             raise UserError(
                 "--difficulty snapshot ranks by training losses; drop --rerank off, or give --rerank stage or epoch"
             )
+        if self.keep_share < 1:
+            if CURRICULA[self.curriculum].order != "ranked":
+                raise UserError(
+                    f"--keep-share keeps the easiest examples, and --curriculum {self.curriculum} has no order"
+                )
+            if sources_of(self.difficulty) == {"training"}:
+                raise UserError(
+                    "--keep-share selects before the first step, when --difficulty snapshot knows nothing yet"
+                )
         again = self.rerank not in (None, "off") or "training" in sources_of(self.difficulty)
         if again and CURRICULA[self.curriculum].shuffled_visits:
             raise UserError(

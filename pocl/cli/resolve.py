@@ -20,7 +20,7 @@ from pocl.common import distributed
 from pocl.common.console import show_table
 from pocl.common.files import read_json
 from pocl.curriculum.schedule import CosineRate, Reliance, Schedule, unranked_order
-from pocl.curriculum.stages import CURRICULA, limit_steps, plan_stages
+from pocl.curriculum.stages import CURRICULA, limit_steps, plan_stages, with_losses
 from pocl.data.dataset import Split
 from pocl.difficulty.ranking import sources_of
 from pocl.losses.chunked import automatic_chunk_tokens
@@ -79,7 +79,7 @@ def make_schedule(config: TrainConfig, num_examples: int) -> Schedule:
     """What is trained on at each step, before anything is ranked."""
     asks_training_alone = sources_of(config.curriculum.difficulty) == {"training"}
     stages = plan_stages(
-        num_examples,
+        max(1, int(config.curriculum.keep_share * num_examples)),
         curriculum=config.curriculum.curriculum,
         num_stages=config.curriculum.num_stages,
         epochs=config.curriculum.epochs,
@@ -88,6 +88,8 @@ def make_schedule(config: TrainConfig, num_examples: int) -> Schedule:
         first_look=asks_training_alone and not config.curriculum.difficulty_file,
     )
     scheme, optimiser = CURRICULA[config.curriculum.curriculum], config.optimiser
+    if config.loss.type_of_stage:
+        stages = with_losses(stages, config.loss.type_of_stage)
     if config.curriculum.max_steps is not None:
         stages = limit_steps(stages, config.curriculum.max_steps, optimiser.global_batch_size)
     rate = CosineRate(

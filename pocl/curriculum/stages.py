@@ -24,6 +24,7 @@ class Stage:
     temperature: float
     kd_ratio: float
     max_steps: int | None = None  # optimiser steps; None: those of its epochs. The last epoch may end before its end
+    loss: str | None = None  # the name of its loss; None: that of the run
 
     def steps_per_epoch(self, global_batch_size: int) -> int:
         """Optimiser steps of one epoch; an incomplete last batch is dropped."""
@@ -179,6 +180,12 @@ def limit_steps(stages: Curriculum, max_steps: int, global_batch_size: int) -> C
         replace(stage, epochs=-(-count // stage.steps_per_epoch(global_batch_size)), max_steps=count)
         for stage, count in zip(stages, steps.tolist(), strict=True)
     )
+
+
+def with_losses(stages: Curriculum, names: Sequence[str]) -> Curriculum:
+    """The same stages, each with a loss of its own; one that was put in front (``first_look``) has the first."""
+    names = [names[0]] * (len(stages) - len(names)) + list(names)
+    return tuple(replace(stage, loss=name) for stage, name in zip(stages, names, strict=True))
 
 
 def stage_order(stage: Stage, epoch: int, *, seed: int) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -87,6 +87,10 @@ class DistillationLoss:
         if not self.needs_teacher:
             return StageObjective()
         return StageObjective(self.divergence, temperature, temperature**self.power, kd_ratio)
+
+    def named(self, name: str | None) -> "DistillationLoss":
+        """The same with another divergence; None: itself."""
+        return self if name in (None, self.name) else replace(self, name=name)
 
     def chunk_size(self, num_logits: int, device: torch.device) -> int:
         """``chunk_tokens``, or else the number of tokens whose logits fit the device."""

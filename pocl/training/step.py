@@ -59,7 +59,9 @@ class Stepper:
         """
         started, number = time.perf_counter(), self.state.position.step
         batch = self.batches.cut(self._texts(update), number)
-        sums = self._accumulate(batch, self.loss.objective(update.stage.temperature, update.stage.kd_ratio), factors)
+        stage = update.stage
+        objective = self.loss.named(stage.loss).objective(stage.temperature, stage.kd_ratio)
+        sums = self._accumulate(batch, objective, factors)
         if following is not None and self.student_texts is None:  # the student's text depends on this step's update
             self.batches.prepare(_own_texts(following), number + 1)
         gradient_norm, applied = self.student.engine.step(update.lr)  # waits for the GPU, as nothing before it does
