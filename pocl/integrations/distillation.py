@@ -20,9 +20,10 @@ from pocl.losses.token import Weights
 from pocl.models.student import Student
 from pocl.models.teacher import Teacher
 from pocl.training.module import StudentObjective
+from pocl.training.student import Factors
 
 
-class DistillationTrainer(Trainer):  # type: ignore[misc]
+class DistillationTrainer(Trainer):
     """(1 - r) CE + r T^k D along a curriculum, in transformers' loop.
 
     ::
@@ -71,8 +72,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         curriculum.attach(self)
 
     def follow(self, update: Update) -> None:
-        """Take the T and r of a step's stage."""
-        self._stage = self.loss.objective(update.stage.temperature, update.stage.kd_ratio)
+        """Take the loss, T and r of a step's stage."""
+        stage = update.stage
+        self._stage = self.loss.named(stage.loss).objective(stage.temperature, stage.kd_ratio)
 
     def compute_loss(
         self,
@@ -83,10 +85,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """The objective of a micro-batch, as a part of the step's mean per response token; no model outputs."""
         batch, learns = _batch_of(inputs), model.training
-        distils = learns and self.teacher is not None
-        teacher = HiddenStates(self.teacher.states(batch), self.teacher.head) if distils else None
-        stage = self._stage if learns else StageObjective()
-        weights = self._weights(inputs["positions"]) if distils else None
+        teacher, stage, weights = None, self._stage if learns else StageObjective(), None
+        if learns and self.teacher is not None:
+            teacher = HiddenStates(self.teacher.states(batch), self.teacher.head)
+            weights = self._weights(inputs["positions"])
         with self.accelerator.autocast():
             loss, cross_entropy, divergence = through_wrapper(
                 model,
@@ -113,13 +115,15 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, *args, **kwargs)
 
     def _weights(self, positions: Tensor) -> Weights | None:
-        """The weights of each example under selective reliance [B]; None if they are the stage's for all."""
-        factors = self.curriculum.schedule.ratio_factors
-        if factors is None:
+        """The weights of each example under selective reliance or PACED [B]; None if they are the stage's for all."""
+        schedule = self.curriculum.schedule
+        factors = Factors(schedule.ratio_factors, schedule.weights)
+        if factors.ratio is None and factors.loss is None:
             return None
-        ratio = self._stage.kd_ratio * torch.from_numpy(factors[positions.cpu().numpy()])
-        ratio = ratio.float().to(positions.device)
-        return Weights(ratio, 1.0 - ratio)
+        ratio, weight = factors.of(positions.cpu().numpy())
+        ratio = self._stage.kd_ratio * ratio
+        both = torch.from_numpy(np.stack([weight * ratio, weight * (1.0 - ratio)])).float()
+        return Weights(*both.to(positions.device).unbind())
 
 
 class TensorsOf:
@@ -182,7 +186,7 @@ def _check(teacher: Teacher | None, curriculum: Curriculum, loss: DistillationLo
     if teacher is not None and teacher.device.type != args.device.type:
         raise UserError(f"`teacher` is on {teacher.device}, the trainer on {args.device}; open it with that `device`")
     for stage in curriculum.schedule.stages:
-        loss.objective(stage.temperature, stage.kd_ratio)  # raises for those that the loss does not take
+        loss.named(stage.loss).objective(stage.temperature, stage.kd_ratio)  # raises
     if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
         raise UserError("`deepspeed` has ZeRO stage 3, which train.py trains with; use stage 0 to 2 here")
     if args.fsdp:

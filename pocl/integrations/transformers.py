@@ -88,6 +88,13 @@ class Curriculum:
             raise UserError(f"{kind} is no transformers Trainer; a loop of another kind can go through `Schedule`")
         check_arguments(self.schedule, trainer)
         apply = _adapter(trainer, loss)
+        own = any(stage.loss is not None for stage in self.schedule.stages) or self.schedule.weights is not None
+        if own and not hasattr(trainer, "curriculum"):
+            kind = type(trainer).__name__
+            raise UserError(
+                f"the schedule has losses of its stages or weights of examples, which {kind} cannot follow; use "
+                "pocl.DistillationTrainer"
+            )
         if self._ids is None:
             trainer.train_dataset = self.select(trainer.train_dataset)
         self._check_selected(trainer.train_dataset)
@@ -112,7 +119,7 @@ class Curriculum:
             )
 
 
-class FollowCurriculum(TrainerCallback):  # type: ignore[misc]
+class FollowCurriculum(TrainerCallback):
     """Sets the learning rate, T and KD ratio before each optimiser step, restarts AdamW, and logs the stage."""
 
     def __init__(self, curriculum: Curriculum, apply: Callable[[Update], None]) -> None:

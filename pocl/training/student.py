@@ -29,7 +29,8 @@ class Factors:
     def of(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Both of some examples.  [B] -> [B], [B]."""
         ones = np.ones(len(positions))
-        return tuple(ones if each is None else each[positions] for each in (self.ratio, self.loss))  # type: ignore
+        ratio, loss = (ones if each is None else each[positions] for each in (self.ratio, self.loss))
+        return ratio, loss
 
 
 class StudentInTraining:
