@@ -16,8 +16,7 @@ student_path, teacher_path, data, output, *given = sys.argv[1:]
 args = TrainingArguments(
     output,
     per_device_train_batch_size=4,
-    gradient_accumulation_steps=4
-    // int(os.environ.get("WORLD_SIZE", 1)),  # 16 examples a step
+    gradient_accumulation_steps=4 // int(os.environ.get("WORLD_SIZE", 1)),  # 16 examples a step
     num_train_epochs=1,  # all stages and epochs are one epoch of the Trainer
     weight_decay=0.01,
     logging_steps=1,

@@ -112,7 +112,7 @@ class Curriculum:
             )
 
 
-class FollowCurriculum(TrainerCallback):  # type: ignore[misc]
+class FollowCurriculum(TrainerCallback):
     """Sets the learning rate, T and KD ratio before each optimiser step, restarts AdamW, and logs the stage."""
 
     def __init__(self, curriculum: Curriculum, apply: Callable[[Update], None]) -> None:

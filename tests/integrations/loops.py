@@ -40,7 +40,11 @@ COMMON: dict[str, Any] = {
     "disable_tqdm": True,
 }
 DEEPSPEED = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto"}
-DEEPSPEED |= {"gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "zero_allow_untested_optimizer": True}
+DEEPSPEED |= {
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+}
 OURS = ("pocl", "dispatched", "checkpointed", "deepspeed")
 OFF_POLICY = {"max_length": MAX_LENGTH, "lmbda": 0.0}
 CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
