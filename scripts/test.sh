@@ -4,14 +4,16 @@
 #     bash scripts/test.sh [--quick] [-k name] [any flag of pytest]
 #
 # --quick, for a developer's inner loop, takes about a minute on two cores: it leaves out the files whose tests start
-# processes or make runs, which are those that import subprocess or from tests.runs, .ranks or .scripts.
+# processes, make runs or try every family of models, which are those that import subprocess or from tests.runs, .ranks,
+# .scripts or .models.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 FILES=() # all
 if [[ "${1:-}" == --quick ]]; then
     shift
-    mapfile -t FILES < <(grep -rLE --include='test_*.py' '^import subprocess|^from tests\.(runs|ranks|scripts)' tests)
+    slow='^import subprocess|^from tests\.(runs|ranks|scripts|models)'
+    mapfile -t FILES < <(grep -rLE --include='test_*.py' "$slow" tests)
     FILES+=(tests/test_house.py)
 fi
 

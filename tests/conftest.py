@@ -26,9 +26,15 @@ from tests.tiny import FAMILIES, save_model, tiny_model, tiny_tokenizer
 torch.set_num_threads(1)
 
 
+# The longest first.
+LONG = ["test_families.py", "test_all_rows.py", "test_combinations.py", "test_interrupt.py", "test_training.py"]
+LONG += ["test_lora.py", "test_vllm.py", "test_objective.py", "test_fused.py", "test_scripts.py"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process is left with one of them at the end."""
-    items.sort(key=lambda item: not {"test_all_rows.py", "training"} & set(item.path.parts))
+    place = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: (place.get(item.path.name, len(LONG)), "training" not in item.path.parts))
 
 
 def shared(name: str) -> Path:

@@ -1,13 +1,11 @@
-"""What the run-level tests share: a processed set, model pairs, commands in this process and under the launcher."""
+"""What the run-level tests share: a processed set, model pairs, commands in this process."""
 
 import contextlib
 import functools
 import io
 import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -119,26 +117,6 @@ def train_arguments(folders: Folders, output_dir: Path, *extra: object, teacher:
     arguments += ["--max-length", MAX_LENGTH, "--global-batch-size", 8, "--batch-size", 4, "--epochs", 1]
     arguments += ["--num-dev", 4, "--sampling-temperature", 0, "--lr", 1e-3, "--bucket-examples", 0, *extra]
     return [str(argument) for argument in arguments]
-
-
-def launch(
-    script: str, arguments: Sequence[object], *, num_ranks: int, timeout: float = 300, path: Sequence[Path] = ()
-) -> Result:
-    """Run an entry point under DeepSpeed's launcher on the CPU; ``path`` goes before the project in PYTHONPATH."""
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")),
-        "--num_accelerators",
-        str(num_ranks),
-        "--no_local_rank",
-    ]
-    command += ["--master_port", str(random.SystemRandom().randint(20000, 32000)), str(ROOT / script)]
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    process = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=environment
-    )
-    return Result(process.returncode, process.stdout + process.stderr)
 
 
 def examples_of(batch: Any) -> list[tuple[list[int], list[int]]]:

@@ -17,6 +17,8 @@ from tests.runs import Folders, Result, call, train_arguments
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 from tools import make_student, make_tables, plot_run, process_data, unpack_smollm2
 
+SHORT = ("--num-train", 16, "--num-stages", 2, "--num-dev", 0)
+
 
 def refused(result: Result, *words: str) -> None:
     """The command failed as a user's mistake does: status 2, one line, no traceback, these words in it."""
@@ -193,7 +195,7 @@ def test_a_teacher_with_padded_vocabulary_is_cut_to_the_tokenizer(folders: Folde
     tokenizer = tiny_tokenizer()
     padded = tiny_model("gpt2", vocab_size=640, end_id=tokenizer.eos_token_id, seed=1)
     save_model(padded, tokenizer, tmp_path / "padded")
-    result = call(train, train_arguments(folders, tmp_path / "r", "--teacher", tmp_path / "padded", "--num-dev", 0))
+    result = call(train, train_arguments(folders, tmp_path / "r", *SHORT, "--teacher", tmp_path / "padded"))
     assert result.status == 0, result.output
 
 
@@ -207,9 +209,9 @@ def test_processed_data_of_an_older_format_is_refused(folders: Folders, tmp_path
 
 
 def test_a_run_with_other_options_is_refused_and_left_alone(folders: Folders, tmp_path: Path) -> None:
-    assert call(train, train_arguments(folders, tmp_path, "--num-dev", 0)).status == 0
+    assert call(train, train_arguments(folders, tmp_path, *SHORT)).status == 0
     before = (tmp_path / "tfkl" / "seed10" / "config.json").read_bytes()
-    result = call(train, train_arguments(folders, tmp_path, "--num-dev", 0, "--lr", 5e-4))
+    result = call(train, train_arguments(folders, tmp_path, *SHORT, "--lr", 5e-4))
     refused(result, "lr was 0.001, is 0.0005", "--run-name")
     assert (tmp_path / "tfkl" / "seed10" / "config.json").read_bytes() == before
 
@@ -222,7 +224,7 @@ def test_a_resume_with_other_things_behind_the_same_paths_is_refused(
     shutil.copytree(folders.student, mine.student)
     shutil.copytree(folders.teacher, mine.teacher)
     shutil.copytree(folders.data, mine.data)
-    arguments = train_arguments(mine, tmp_path / "r", "--num-dev", 0)
+    arguments = train_arguments(mine, tmp_path / "r", *SHORT)
     assert call(train, arguments).status == 0
     if what == "data":
         manifest = json.loads((mine.data / "manifest.json").read_text())
@@ -241,7 +243,7 @@ def test_a_teacher_cache_that_cannot_be_made_is_refused(folders: Folders, tmp_pa
 
 
 def test_a_resume_on_another_number_of_ranks_is_refused(folders: Folders, tmp_path: Path) -> None:
-    arguments = train_arguments(folders, tmp_path, "--num-dev", 0)
+    arguments = train_arguments(folders, tmp_path, *SHORT)
     assert call(train, arguments).status == 0
     result = on_ranks("train.py", arguments, num_ranks=2)
     assert result.status != 0

@@ -49,7 +49,7 @@ from tools import generate_seqkd
 
 REAL = vllm_python()  # before any test says otherwise
 CPU = torch.device("cpu")
-LIMIT = 40
+LIMIT = 24
 
 needs_vllm = pytest.mark.skipif(not has_vllm(REAL), reason="needs vLLM: POCL_VLLM_PYTHON=/path/to/its/venv/bin/python")
 

@@ -248,7 +248,7 @@ kinds = {name: "*fp32" for name in names[3:8]} | {"labels": "*i64", "inverse_tem
 kinds |= {"student_stride": "i32", "teacher_stride": "i32", "num_entries": "i32", "num_read": "i32"}
 told = []
 for capability, dtype in ((80, "bf16"), (90, "bf16"), (90, "fp32")):
-    for kind in range(7):
+    for kind in range(7) if capability == 90 and dtype == "bf16" else range(dtype == "fp32", 7, 2):
         constants = {"KIND": kind, "TEMPERED": True, "CROSS_ENTROPY": True, "BLOCK": fused._BLOCK}
         signature = kinds | {"student": "*" + dtype, "teacher": "*" + dtype} | dict.fromkeys(constants, "constexpr")
         whole = [i for i, name in enumerate(names) if signature[name][0] == "*" or name[-6:] in ("stride", "m_read")]
@@ -278,7 +278,7 @@ def test_it_compiles_for_gpus_and_needs_no_more_than_registers(tmp_path: Path) -
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert len(told) == 3 * 7
+    assert len(told) == 7 + 4 + 3  # the older GPU and the other type halve the kinds between them
     for *_, registers, stack, local in told:
         assert 16 <= registers <= 128 and local == 0
         assert stack <= 16  # four numbers, for one divergence on one of them

@@ -31,7 +31,7 @@ from tools.make_student import check_reloaded, keep_layers, told
 CPU = torch.device("cpu")
 PROMPTS = [[5, 9, 20, 31, 7, 8, 9, 10, 11, 12, 13, 14], [77, 12, 3], [8, 50, 3]]
 RESPONSES = [[10, 11, 12, 3], [13, 4, 60], [5, 6]]
-GREEDY = Sampling(max_new_tokens=6, temperature=0.0, no_repeat_ngram=0)
+GREEDY = Sampling(max_new_tokens=4, temperature=0.0, no_repeat_ngram=0)
 
 # (what, why): which families; what is in no line works.
 REFUSED: dict[tuple[str, str], str] = {
@@ -128,8 +128,6 @@ def objective(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def packs(model: PreTrainedModel) -> str | None:
     """Packed examples are refused with a reason, or give the padded objective."""
-    model = copy.deepcopy(model)
-    attend_by_example(model)
     why = why_not_packed(model, CPU)
     if why is not None:
         return why
@@ -138,39 +136,38 @@ def packs(model: PreTrainedModel) -> str | None:
         return difference(objective(model, batch.packed()), objective(model, batch))
 
 
-def answers(model: PreTrainedModel) -> str | None:
+def answers(model: PreTrainedModel, by_example: PreTrainedModel) -> str | None:
     """Greedy answers of one batch are those of transformers, one by one."""
     wanted = []
-    for prompt in PROMPTS:
+    for prompt in PROMPTS[:2]:
         ids = torch.tensor([prompt])
-        options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1, "forced_eos_token_id": None}
+        options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1, "forced_eos_token_id": None}
         text = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, use_cache=True, **options)
         wanted.append(text[0, len(prompt) :].tolist())
     model.config.use_cache = False
-    model = copy.deepcopy(model)
-    attend_by_example(model)
 
     class Answering(Student):
         end_ids = ()
-        head = make_head(model)
+        head = make_head(by_example)
 
-    found = generate(Answering(model, None), PROMPTS, [0, 1, 2], GREEDY)
+    found = generate(Answering(by_example, None), PROMPTS[:2], [0, 1], GREEDY)
     return None if found == wanted else "differs"
 
 
 def adapts(model: PreTrainedModel) -> str | None:
-    """The merged weights are the adapted model."""
-    adapted, merged = copy.deepcopy(model), copy.deepcopy(model)
+    """The merged weights are the adapted model; the model has them afterwards."""
+    adapted, plain = copy.deepcopy(model), some_logits(model)
     add_adapters(adapted, "x", lora_rank=2, lora_alpha=None, lora_dropout=0.0, lora_targets=["all-linear"], seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    merged.load_state_dict(merged_weights(adapted, adapted.state_dict()))
-    if difference(some_logits(adapted), some_logits(model)) is None:
+    wanted = some_logits(adapted)
+    if difference(wanted, plain) is None:
         return "changes nothing"
-    return difference(some_logits(merged), some_logits(adapted))
+    model.load_state_dict(merged_weights(adapted, adapted.state_dict()))
+    return difference(some_logits(model), wanted)
 
 
 def cuts(folder: Path, model: PreTrainedModel) -> str | None:
@@ -202,8 +199,15 @@ def findings(family: str, folder: Path) -> dict[str, str]:
     refused = tried(loads)
     if refused is not None:
         return {"loaded": refused}
-    checks = {"packed": packs, "answers": answers, "adapters": adapts, "cut": partial(cuts, folder), "trained": learns}
-    found = {name: tried(partial(check, model)) for name, check in checks.items()}
+    by_example = copy.deepcopy(model)
+    attend_by_example(by_example)
+    found = {
+        "packed": tried(partial(packs, by_example)),
+        "answers": tried(partial(answers, model, by_example)),
+        "cut": tried(partial(cuts, folder, model)),
+        "trained": tried(partial(learns, model)),
+        "adapters": tried(partial(adapts, model)),
+    }
     return {name: why for name, why in found.items() if why is not None}
 
 

@@ -74,6 +74,15 @@ def trained(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output_dir / "tfkl" / "seed10"
 
 
+@pytest.fixture(scope="module")
+def short(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of ``SHORT``."""
+    output_dir = tmp_path_factory.mktemp("short")
+    result = call(train, train_arguments(folders, output_dir, *SHORT, "--num-dev", 0))
+    assert result.status == 0, result.output
+    return output_dir / "tfkl" / "seed10"
+
+
 def curve(run: Path) -> list[float]:
     return [record["loss"] for record in read_jsonl(run / "metrics.jsonl") if "loss" in record]
 
@@ -410,13 +419,12 @@ def test_a_new_adapter_stands_on_a_merged_one(trained: Path, folders: Folders, t
     ids=["zero0", "zero2", "checkpointing", "bf16"],
 )
 def test_other_ways_to_train_adapters_follow_the_same_curve(
-    trained: Path, folders: Folders, tmp_path: Path, extra: list[object], tolerance: float
+    short: Path, folders: Folders, tmp_path: Path, extra: list[object], tolerance: float
 ) -> None:
-    extra = [*LORA, "--difficulty-file", trained / "difficulty.jsonl", "--num-dev", 0, *extra]
-    result = call(train, train_arguments(folders, tmp_path, *extra))
+    result = call(train, train_arguments(folders, tmp_path, *SHORT, "--num-dev", 0, *extra))
     assert result.status == 0, result.output
     run = tmp_path / "tfkl" / "seed10"
-    assert curve(run) == pytest.approx(curve(trained), rel=tolerance)
+    assert curve(run) == pytest.approx(curve(short), rel=tolerance)
     best, adapter = (load_model(str(run / name)) for name in ("best", "adapter"))
     torch.testing.assert_close(logits(best), logits(adapter), atol=10 * tolerance, rtol=tolerance)
 

@@ -229,6 +229,9 @@ def test_the_name_of_the_attention_is_in_no_model_folder(tmp_path: Path) -> None
     assert load_model(str(tmp_path), attention_name="eager").config._attn_implementation == "eager"
 
 
+RANKED_AGAIN = ["--difficulty", "student", "snapshot", "--rerank", "stage"]
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -252,7 +255,7 @@ def test_the_name_of_the_attention_is_in_no_model_folder(tmp_path: Path) -> None
 def test_a_packed_run_follows_the_padded_curve(folders: Folders, tmp_path: Path, extra: list[object]) -> None:
     ends = []
     for packing in ("on", "off"):
-        flags = [*extra, "--packing", packing, "--num-dev", 0]
+        flags = ["--num-train", 32, "--num-stages", 2, "--num-dev", 0, "--packing", packing, *extra]
         result = call(train, train_arguments(folders, tmp_path / packing, *flags, teacher="sft" not in extra))
         assert result.status == 0, result.output
         assert ("micro-batches are packed" in result.output) == (packing == "on")

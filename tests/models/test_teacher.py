@@ -62,7 +62,8 @@ def test_cached_logits_are_the_online_ones(folders: Folders, tmp_path: Path, dty
 def test_a_run_with_a_cache_follows_the_online_curve(folders: Folders, tmp_path: Path) -> None:
     curves = {}
     for name, where in {"online": "off", "built": tmp_path / "cache", "reused": tmp_path / "cache"}.items():
-        result = call(train, train_arguments(folders, tmp_path / name, "--teacher-cache", where, "--num-dev", 0))
+        flags = ["--teacher-cache", where, "--num-stages", 2, "--num-dev", 0]
+        result = call(train, train_arguments(folders, tmp_path / name, *flags))
         assert result.status == 0, result.output
         run = tmp_path / name / "tfkl" / "seed10"
         curves[name] = [record["loss"] for record in read_jsonl(run / "metrics.jsonl")]
@@ -109,7 +110,7 @@ def test_an_offloaded_teacher_has_one_layer_on_the_device(folders: Folders, tmp_
 def test_a_run_with_an_offloaded_teacher_is_the_same_run(folders: Folders, tmp_path: Path, extra: list[str]) -> None:
     ends = []
     for offload in ("auto", "on"):
-        flags = [*extra, "--teacher-offload", offload, "--num-dev", 0, "--num-stages", 1, "--epochs", 1]
+        flags = [*extra, "--teacher-offload", offload, "--num-dev", 0, "--num-stages", 1, "--num-train", 24]
         flags += ["--curriculum", "whole-pool", "--temperature", 1, "--kd-ratio", 1]
         result = call(train, train_arguments(folders, tmp_path / offload, *flags))
         assert result.status == 0, result.output

@@ -17,7 +17,8 @@ def test_a_run_ends_with_a_student_that_answers(family: str, tmp_path_factory: p
     folders = make_folders(place / "data", "gpt2")
     model = tiny_family(family, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     whole = save_model(model, tokenizer, place / "model")
-    result = call(train, train_arguments(folders, place / "run", "--model", whole, "--teacher", whole))
+    short = ["--num-train", 16, "--num-stages", 2, "--num-dev", 2]
+    result = call(train, train_arguments(folders, place / "run", *short, "--model", whole, "--teacher", whole))
     assert result.status == 0, result.output
     best = next((place / "run").rglob("best"))
     assert torch.isfinite(some_logits(Student.load(str(best)).model)).all()

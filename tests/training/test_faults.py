@@ -1,6 +1,7 @@
 """Runs that are killed, and disks that refuse: what is left is whole, and the same command goes on from it."""
 
 import resource
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,22 @@ def test_killed_runs_end_as_if_nobody_had_killed_them(cases: list[str]) -> None:
     assert result.status == 0 and "6 kills, 0 runs lost" in result.output, result.output
 
 
+@pytest.fixture(scope="module")
+def whole(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that came to its end, with its stages' students. Read only."""
+    place = tmp_path_factory.mktemp("whole")
+    assert call(train, train_arguments(folders, place, *SHORT, "--keep-stages")).status == 0
+    return place / "tfkl" / "seed10"
+
+
+@pytest.fixture(scope="module")
+def cut(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that ended after stage 2. Read only."""
+    place = tmp_path_factory.mktemp("cut")
+    train_until_stage(train_arguments(folders, place, *SHORT), 2)
+    return place
+
+
 # --- the disk ---
 
 
@@ -39,24 +56,24 @@ def call_with_little_disk(arguments: Sequence[object], num_bytes: int) -> Result
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(folders: Folders, tmp_path: Path) -> None:
-    whole, full = tmp_path / "whole", tmp_path / "full"
-    assert call(train, train_arguments(folders, whole, *SHORT)).status == 0
-    arguments = train_arguments(folders, full, *SHORT)
-    run = full / "tfkl" / "seed10"
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole(
+    whole: Path, cut: Path, folders: Folders, tmp_path: Path
+) -> None:
+    arguments, run = train_arguments(folders, tmp_path, *SHORT), tmp_path / "tfkl" / "seed10"
     # best/ fits into 400 kB, a checkpoint with AdamW's two moments does not.
     result = call_with_little_disk(arguments, 400_000)
     assert result.status == 1, result.output
     assert "error: cannot write" in result.last_line and "checkpoints/step-1" in result.last_line
     assert "File too large (os error 27); no checkpoint was kept yet" in result.last_line
     assert not list(run.glob("checkpoints/*")) and not list(run.glob("*.tmp"))
-    train_until_stage(arguments, 2)
+    shutil.rmtree(run)
+    shutil.copytree(cut, tmp_path, dirs_exist_ok=True)
     result = call_with_little_disk(arguments, 400_000)
     assert result.status == 1 and "the checkpoint of step 4 is kept; the same command resumes" in result.last_line
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["last.json", "step-4"]
     assert call(train, arguments).status == 0
     for name in ("best/model.safetensors", "ledger.json"):
-        assert (run / name).read_bytes() == (whole / "tfkl" / "seed10" / name).read_bytes()
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_best_student_that_does_not_fit_leaves_nothing_half_written(folders: Folders, tmp_path: Path) -> None:
@@ -89,11 +106,10 @@ def test_a_place_that_cannot_be_written_to_is_refused(folders: Folders, tmp_path
 
 
 @pytest.fixture
-def cut_run(folders: Folders, tmp_path: Path) -> tuple[list[str], Path]:
+def cut_run(cut: Path, folders: Folders, tmp_path: Path) -> tuple[list[str], Path]:
     """The command and the folder of a run that ended after stage 2."""
-    arguments = train_arguments(folders, tmp_path, *SHORT)
-    train_until_stage(arguments, 2)
-    return arguments, tmp_path / "tfkl" / "seed10"
+    shutil.copytree(cut, tmp_path, dirs_exist_ok=True)
+    return train_arguments(folders, tmp_path, *SHORT), tmp_path / "tfkl" / "seed10"
 
 
 @pytest.mark.parametrize("name", ["rank-0.safetensors", "weights.safetensors"])
@@ -120,24 +136,22 @@ def test_a_damaged_checkpoint_is_told_and_left_alone(cut_run: tuple[list[str], P
     assert (run / "best" / "model.safetensors").read_bytes() == before
 
 
-def test_stage_ends_are_kept_where_it_is_asked(folders: Folders, tmp_path: Path) -> None:
-    assert call(train, train_arguments(folders, tmp_path, *SHORT, "--keep-stages")).status == 0
-    run = tmp_path / "tfkl" / "seed10"
-    stages = sorted(run.glob("stages/*"))
+def test_stage_ends_are_kept_where_it_is_asked(whole: Path) -> None:
+    stages = sorted(whole.glob("stages/*"))
     assert [path.name for path in stages] == ["stage-1", "stage-2", "stage-3", "stage-4"]
     weights = [load_file(path / "model.safetensors")["transformer.wte.weight"] for path in stages]
     assert all(not torch.equal(a, b) for a, b in zip(weights, weights[1:], strict=False))
-    assert (stages[-1] / "model.safetensors").read_bytes() == (run / "best" / "model.safetensors").read_bytes()
-    assert len(list(run.glob("checkpoints/step-*"))) == 1
+    assert (stages[-1] / "model.safetensors").read_bytes() == (whole / "best" / "model.safetensors").read_bytes()
+    assert len(list(whole.glob("checkpoints/step-*"))) == 1
 
 
 # --- another number of ranks ---
 
 
-def test_another_world_size_goes_on_from_the_weights_when_asked(folders: Folders, tmp_path: Path) -> None:
-    arguments = train_arguments(folders, tmp_path, *SHORT)
-    train_until_stage(arguments, 2)
-    run = tmp_path / "tfkl" / "seed10"
+def test_another_world_size_goes_on_from_the_weights_when_asked(
+    whole: Path, cut_run: tuple[list[str], Path], folders: Folders
+) -> None:
+    arguments, run = cut_run
     at_the_stop = read_jsonl(run / "metrics.jsonl")
     result = on_ranks("train.py", [*arguments, "--resume-weights"], num_ranks=2)
     assert result.status == 0, result.output
@@ -145,11 +159,7 @@ def test_another_world_size_goes_on_from_the_weights_when_asked(folders: Folders
     records = read_jsonl(run / "metrics.jsonl")
     assert records[: len(at_the_stop)] == at_the_stop
     assert [record["step"] for record in records if "loss" in record] == list(range(1, 15))
-    whole = tmp_path / "whole"
-    assert call(train, train_arguments(folders, whole, *SHORT)).status == 0
-    fifth, same = (
-        next(r for r in read_jsonl(path / "metrics.jsonl") if r["step"] == 5) for path in (run, whole / "tfkl/seed10")
-    )
+    fifth, same = (next(r for r in read_jsonl(path / "metrics.jsonl") if r["step"] == 5) for path in (run, whole))
     assert fifth["loss"] == pytest.approx(same["loss"], rel=1e-4)  # the weights are the same, to rounding
     assert fifth["gradient_norm"] == pytest.approx(same["gradient_norm"], rel=1e-3)
 

@@ -1,6 +1,5 @@
 """A run that is asked to stop finishes its step, saves, says how to go on, and ends as if it had never stopped."""
 
-import contextlib
 import errno
 import json
 import os
@@ -10,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -24,12 +22,16 @@ from pocl.generation.decoding import BuiltIn
 from pocl.training import checkpoints
 from pocl.training.batches import BatchCutter, Texts
 from pocl.training.run_folder import RunFolder
-from tests.runs import Folders, call, launch, read_jsonl, train_arguments
+from tests.ranks import started
+from tests.runs import Folders, call, read_jsonl, train_arguments
 from tests.scripts.test_scripts import fake
 from tests.tiny import ROOT
 
-ON_POLICY = ("--difficulty", "length", "--on-policy", "mixed", "--replay-buffer", 16, "--type", "tjsd", "--num-dev", 0)
-RANKED_AGAIN = ("--rerank", "stage", "--eval-batch-size", 4)
+# Two stages of 1 and 3 steps.
+SHORT = ("--num-train", 24, "--num-stages", 2)
+ON_POLICY = (*SHORT, "--difficulty", "length", "--on-policy", "mixed", "--replay-buffer", 16, "--type", "tjsd")
+ON_POLICY += ("--num-dev", 0)
+RANKED_AGAIN = (*SHORT, "--rerank", "stage", "--eval-batch-size", 4)
 
 
 def trained(folders: Folders, output_dir: Path, *extra: object) -> Path:
@@ -59,7 +61,7 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
     cut = BatchCutter.cut
 
     def asked(self: BatchCutter, texts: Texts, step: int) -> object:
-        if step == 5:
+        if step == 2:
             os.kill(os.getpid(), signum)
         return cut(self, texts, step)
 
@@ -67,14 +69,12 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
         patch.setattr(BatchCutter, "cut", asked)
         result = call(train, train_arguments(folders, tmp_path, *ON_POLICY))
     assert result.status == 128 + signum
-    assert (
-        "asked to stop: saved at step 6 of 14" in result.last_line and "the same command resumes" in result.last_line
-    )
+    assert "asked to stop: saved at step 3 of 4" in result.last_line and "the same command resumes" in result.last_line
     run = trained(folders, tmp_path, *ON_POLICY)
     for name in ("best/model.safetensors", "ledger.json"):
         assert (run / name).read_bytes() == (on_policy / name).read_bytes()
     losses = [[r["loss"] for r in read_jsonl(path / "metrics.jsonl") if "loss" in r] for path in (run, on_policy)]
-    assert losses[0] == losses[1] and len(losses[0]) == 14
+    assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
 @pytest.mark.parametrize("where", ["dev evaluation", "ranking again"])
@@ -82,12 +82,12 @@ def test_a_signal_while_examples_are_answered_loses_no_step(
     folders: Folders, ranked_again: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer, calls = BuiltIn.__call__, 0
-    of_stage_2 = 12 + 1 + 1  # 12 blocks rank, one is the dev evaluation of the first stage
+    of_stage_2 = 6 + 1 + 1  # 6 blocks rank, one is the dev evaluation of the first stage
 
     def asked(self: BuiltIn, *arguments: object) -> object:
         nonlocal calls
         calls += 1
-        if calls == (13 if where == "dev evaluation" else of_stage_2):
+        if calls == (7 if where == "dev evaluation" else of_stage_2):
             os.kill(os.getpid(), signal.SIGTERM)
         return answer(self, *arguments)  # type: ignore[arg-type]
 
@@ -99,7 +99,7 @@ def test_a_signal_while_examples_are_answered_loses_no_step(
     last = json.loads((tmp_path / "tfkl" / "seed10" / "checkpoints" / "last.json").read_text())
     assert last["position"]["step"] > 0
     assert (last["position"]["step_in_epoch"] > 0) == (where == "dev evaluation")
-    assert before == (13 if where == "dev evaluation" else of_stage_2)  # the block that was on its way, and no more
+    assert before == (7 if where == "dev evaluation" else of_stage_2)  # the block that was on its way, and no more
     run = trained(folders, tmp_path, *RANKED_AGAIN)
     for name in ("best/model.safetensors", "ledger.json", "checkpoints/last.json", "difficulty-stage2.jsonl"):
         assert (run / name).read_bytes() == (ranked_again / name).read_bytes(), name
@@ -111,7 +111,7 @@ def test_a_signal_while_examples_are_answered_loses_no_step(
 
 
 def test_a_best_student_that_is_gone_is_missed(folders: Folders, tmp_path: Path) -> None:
-    arguments = train_arguments(folders, tmp_path, "--difficulty", "length")
+    arguments = train_arguments(folders, tmp_path, *SHORT, "--difficulty", "length")
     assert call(train, arguments).status == 0
     shutil.rmtree(tmp_path / "tfkl" / "seed10" / "best")
     result = call(train, arguments)
@@ -223,57 +223,28 @@ def test_a_script_passes_a_signal_on_and_its_ranks_stop_together(folders: Folder
 
 
 def test_a_rank_that_dies_ends_the_others_within_a_minute(folders: Folders, tmp_path: Path) -> None:
+    """Also where no launcher does it."""
     extra = ["--difficulty", "length", "--epochs", 200, "--num-dev", 0, "--eval-every", 200]
-    arguments = train_arguments(folders, tmp_path, *extra)
-    metrics, killed = tmp_path / "tfkl" / "seed10" / "metrics.jsonl", []
-
-    def kill_rank_1() -> None:
+    metrics = tmp_path / "tfkl" / "seed10" / "metrics.jsonl"
+    with started("train.py", train_arguments(folders, tmp_path, *extra), num_ranks=2) as (ranks, _):
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("\n") > 3):
-            time.sleep(0.2)
-        found = subprocess.run(["pgrep", "-f", f"train.py.*{tmp_path}"], capture_output=True, text=True)
-        for pid in map(int, found.stdout.split()):
-            with contextlib.suppress(OSError):
-                if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(time.monotonic())
-
-    killer = threading.Thread(target=kill_rank_1)
-    killer.start()
-    result = launch("train.py", arguments, num_ranks=2)
-    ended = time.monotonic()
-    killer.join()
-    assert len(killed) == 1 and result.status != 0
-    assert ended - killed[0] < 60
-
-
-BREAK_RANK_1 = """
-import os
-
-if os.environ.get("RANK") == "1":
-    from pocl.training.trainer import Trainer
-
-    whole = Trainer.step
-
-    def step(self, *arguments, **more):
-        if self.state.position.step == 2:
-            raise ZeroDivisionError('a bug')
-        return whole(self, *arguments, **more)
-
-    Trainer.step = step
-"""
+            assert all(rank.is_alive() for rank in ranks)
+            time.sleep(0.1)
+        ranks[1].kill()
+        ranks[0].join(60)
+        assert ranks[0].exitcode not in (None, 0)
 
 
 def test_the_error_of_one_rank_is_told_first_and_ends_the_others(folders: Folders, tmp_path: Path) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(BREAK_RANK_1)
     arguments = train_arguments(folders, tmp_path, "--difficulty", "length", "--num-dev", 0)
-    started = time.monotonic()
-    result = launch("train.py", arguments, num_ranks=2, path=[tmp_path / "site"])
-    assert time.monotonic() - started < 90  # the start and the minute
-    assert result.status != 0
-    errors = [line for line in result.output.splitlines() if re.match(r"(\[rank\d\]: \w+Error|error\b.*): ", line)]
-    assert errors[:1] == ["[rank1]: ZeroDivisionError: a bug"], result.output[-3000:]
+    with started("tests/broken_rank.py", arguments, num_ranks=2) as (ranks, log):
+        for rank in ranks:
+            rank.join(60)
+        assert all(rank.exitcode not in (None, 0) for rank in ranks)
+        lines = log.read_text().splitlines()
+    errors = [line for line in lines if re.match(r"(\[rank\d\]: \w+Error|error\b.*): ", line)]
+    assert errors[:1] == ["[rank1]: ZeroDivisionError: a bug"], lines
 
 
 @pytest.mark.parametrize(("rank", "waits", "told"), [("0", [], "error: "), ("1", [3], "error on rank 1: ")])
@@ -318,13 +289,13 @@ def test_a_dev_evaluation_that_fails_loses_no_epoch(
     def fails(*arguments: object, **options: object) -> dict[str, float]:
         raise MemoryError("no room for the answers")
 
-    extra = ["--difficulty", "length", "--num-stages", 2]
+    extra = [*SHORT, "--difficulty", "length"]
     with monkeypatch.context() as patch:
         patch.setattr("pocl.training.trainer.evaluate_dev", fails)
         with pytest.raises(MemoryError):
             call(train, train_arguments(folders, tmp_path / "cut", *extra))
     kept = json.loads((tmp_path / "cut" / "tfkl" / "seed10" / "checkpoints" / "last.json").read_text())
-    assert (kept["position"]["epoch"], kept["position"]["step_in_epoch"]) == (0, 3)
+    assert (kept["position"]["epoch"], kept["position"]["step_in_epoch"]) == (0, 1)
     for name in ("cut", "whole"):
         result = call(train, train_arguments(folders, tmp_path / name, *extra))
         assert result.status == 0, result.output

@@ -132,10 +132,11 @@ def test_a_resumed_run_reads_its_teacher_as_it_did_before(
     """Whatever room the disk has by then: online and cached states may round differently."""
     folders = make_folders(tmp_path, "gpt2")
     full, empty = (type("Usage", (), {"free": free}) for free in (0, 10**9))
-    arguments = train_arguments(folders, tmp_path / "out", "--difficulty", "length")
+    short = ["--difficulty", "length", "--num-train", 16, "--num-stages", 2, "--num-dev", 0]
+    arguments = train_arguments(folders, tmp_path / "out", *short)
     with monkeypatch.context() as patch:
         patch.setattr("pocl.cli.resolve.shutil.disk_usage", lambda path: empty if has_room_at_first else full)
-        train_until_stage(arguments, 2)
+        train_until_stage(arguments, 1)
     config = tmp_path / "out" / "tfkl" / "seed10" / "config.json"
     assert json.loads(config.read_text())["teacher_cache"] == has_room_at_first
     with monkeypatch.context() as patch:

@@ -25,6 +25,7 @@ from tests.runs import MAX_LENGTH, Folders, call, make_folders, read_jsonl, trai
 from tests.tiny import tiny_model
 
 TWO_EPOCHS = ("--type", "fkl", "--curriculum", "whole-pool", "--num-stages", 1, "--epochs", 2, "--num-dev", 0)
+TWO_EPOCHS += ("--num-train", 24)  # three steps each
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 @pytest.fixture(scope="module")
 def poisoned(llama: Folders, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folders, int]:
     """A student whose embedding of one token is NaN, and the id of the only example that holds that token."""
-    split = load_split(llama.data, "train", max_length=MAX_LENGTH)
+    split = load_split(llama.data, "train", max_length=MAX_LENGTH, num_examples=24)
     holders: dict[int, set[int]] = defaultdict(set)
     for i, texts in enumerate(zip(split.column("prompt_ids"), split.column("response_ids"), strict=True)):
         for token in {*texts[0], *texts[1]}:
@@ -66,7 +67,7 @@ def test_steps_that_are_not_finite_are_left_out_within_the_bound(
     run = tmp_path / "fkl" / "seed10"
     records = [record for record in read_jsonl(run / "metrics.jsonl") if "loss" in record]
     skipped = [record for record in records if record["skipped"]]
-    assert len(records) == 12 and len(skipped) == 2  # once an epoch
+    assert len(records) == 6 and len(skipped) == 2  # once an epoch
     assert all(math.isnan(record["loss"]) == record["skipped"] for record in records)
     assert all(math.isfinite(record["gradient_norm"]) != record["skipped"] for record in records)
     assert json.loads((run / "ledger.json").read_text())["skipped_steps"] == 2

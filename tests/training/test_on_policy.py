@@ -100,7 +100,9 @@ def test_the_buffer_keeps_the_newest_and_survives_json() -> None:
 
 
 def arguments(folders: Folders, output_dir: Path, *extra: object) -> list[str]:
-    return train_arguments(folders, output_dir, "--type", "tjsd", "--on-policy", "mixed", "--num-train", 32, *extra)
+    """Two stages of 1 and 3 steps."""
+    short = ["--num-train", 24, "--num-stages", 2]
+    return train_arguments(folders, output_dir, "--type", "tjsd", "--on-policy", "mixed", *short, *extra)
 
 
 def test_labels_of_student_text_are_its_own_next_tokens(
@@ -160,7 +162,7 @@ def test_student_text_has_no_cross_entropy_unless_asked_for(folders: Folders, tm
 def test_a_run_that_is_cut_off_ends_with_the_same_weights(
     folders: Folders, tmp_path: Path, extra: list[object]
 ) -> None:
-    train_until_stage(arguments(folders, tmp_path / "cut", *extra), 2)
+    train_until_stage(arguments(folders, tmp_path / "cut", *extra), 1)
     for name in ("cut", "whole"):
         assert call(train, arguments(folders, tmp_path / name, *extra)).status == 0
     for name in ("best/model.safetensors", "ledger.json", "checkpoints/last.json"):

@@ -18,9 +18,22 @@ import evaluate
 import train
 from pocl.common.resumable_pass import ResumablePass
 from pocl.curriculum.schedule import Update
+from pocl.data.dataset import load_split
+from pocl.losses import DistillationLoss, HiddenStates
 from pocl.losses.divergences import LOSSES
+from pocl.models.student import Student
+from pocl.models.teacher import Teacher
 from tests.ranks import on_ranks
-from tests.runs import Folders, Result, call, make_folders, read_jsonl, train_arguments, train_until_stage
+from tests.runs import (
+    MAX_LENGTH,
+    Folders,
+    Result,
+    call,
+    make_folders,
+    read_jsonl,
+    train_arguments,
+    train_until_stage,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +42,18 @@ def ranked(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output_dir = tmp_path_factory.mktemp("pocl")
     result = call(train, train_arguments(folders, output_dir))
     assert result.status == 0, result.output
+    return output_dir / "tfkl" / "seed10"
+
+
+# Two stages of 1 and 3 steps, without dev evaluations.
+SHORT = ["--num-train", 24, "--num-stages", 2, "--num-dev", 0]
+
+
+@pytest.fixture(scope="module")
+def short(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two stages."""
+    output_dir = tmp_path_factory.mktemp("short")
+    assert call(train, train_arguments(folders, output_dir, *SHORT)).status == 0
     return output_dir / "tfkl" / "seed10"
 
 
@@ -138,23 +163,17 @@ def test_two_ranks_train_the_same_curve_on_the_same_ranking_as_one(
     ids=lambda extra: "=".join(map(str, extra)).strip("-"),
 )
 def test_how_a_batch_is_cut_does_not_change_the_curve(
-    ranked: Path, folders: Folders, tmp_path: Path, extra: list[object]
+    short: Path, folders: Folders, tmp_path: Path, extra: list[object]
 ) -> None:
-    arguments = train_arguments(
-        folders, tmp_path, "--difficulty-file", ranked / "difficulty.jsonl", "--num-dev", 0, *extra
-    )
+    arguments = train_arguments(folders, tmp_path, "--difficulty-file", short / "difficulty.jsonl", *SHORT, *extra)
     assert call(train, arguments).status == 0
-    assert losses(tmp_path / "tfkl" / "seed10") == pytest.approx(losses(ranked), rel=1e-4)
+    assert losses(tmp_path / "tfkl" / "seed10") == pytest.approx(losses(short), rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_every_zero_stage_trains_the_same_curve(ranked: Path, folders: Folders, tmp_path: Path, stage: int) -> None:
-    extra = [
-        "--difficulty-file",
-        ranked / "difficulty.jsonl",
-        "--deepspeed-config",
-        f"scripts/deepspeed/zero{stage}.json",
-    ]
+def test_every_zero_stage_trains_the_same_curve(short: Path, folders: Folders, tmp_path: Path, stage: int) -> None:
+    extra = [*SHORT, "--num-dev", 2, "--difficulty-file", short / "difficulty.jsonl"]
+    extra += ["--deepspeed-config", f"scripts/deepspeed/zero{stage}.json"]
     arguments = train_arguments(folders, tmp_path, *extra)
     # Stage 3 shares the weights out, so it is only itself on two ranks. It gathers them in every forward and backward
     # pass: ranks with other numbers of micro-batches (here 2 to 4) would wait for each other forever.
@@ -162,24 +181,34 @@ def test_every_zero_stage_trains_the_same_curve(ranked: Path, folders: Folders, 
     result = on_ranks("train.py", [*arguments, *cut], num_ranks=2) if stage == 3 else call(train, arguments)
     assert result.status == 0, result.output
     run = tmp_path / "tfkl" / "seed10"
-    assert losses(run) == pytest.approx(losses(ranked), rel=1e-4)
+    assert losses(run) == pytest.approx(losses(short), rel=1e-4)
     assert AutoModelForCausalLM.from_pretrained(run / "best").num_parameters() > 0
 
 
-def test_bf16_follows_the_fp32_curve(ranked: Path, folders: Folders, tmp_path: Path) -> None:
-    extra = ["--difficulty-file", ranked / "difficulty.jsonl", "--dtype", "bf16", "--num-dev", 0]
+def test_bf16_follows_the_fp32_curve(short: Path, folders: Folders, tmp_path: Path) -> None:
+    extra = [*SHORT, "--difficulty-file", short / "difficulty.jsonl", "--dtype", "bf16"]
     assert call(train, train_arguments(folders, tmp_path, *extra)).status == 0
-    assert losses(tmp_path / "tfkl" / "seed10") == pytest.approx(losses(ranked), rel=2e-2)
+    assert losses(tmp_path / "tfkl" / "seed10") == pytest.approx(losses(short), rel=2e-2)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_every_divergence_trains(folders: Folders, tmp_path: Path, name: str) -> None:
-    extra = ["--type", name, "--num-stages", 1, "--curriculum", "whole-pool", "--temperature", 2.0]
-    extra += ["--kd-ratio", 1.0, "--num-dev", 0, "--num-train", 16, "--epochs", 6]
-    if not LOSSES[name].tempered:
-        extra[extra.index("--temperature") + 1] = 1.0
-    assert call(train, train_arguments(folders, tmp_path, *extra)).status == 0
-    curve = [record["divergence"] for record in read_jsonl(tmp_path / name / "seed10" / "metrics.jsonl")]
+def test_every_divergence_falls_as_it_is_trained(folders: Folders, name: str) -> None:
+    """test_numbers trains each by train.py, along its golden curve."""
+    student, teacher = Student.load(str(folders.student)), Teacher.open(str(folders.teacher))
+    batch = load_split(folders.data, "train", max_length=MAX_LENGTH).batch(range(8))
+    known, loss = HiddenStates(teacher.states(batch), teacher.head), DistillationLoss(name)
+    optimizer, curve = torch.optim.AdamW(student.model.parameters(), lr=1e-3), []
+    for _ in range(6):
+        values = loss(
+            HiddenStates(student.states(batch), student.head),
+            known,
+            batch.response_labels(),
+            temperature=2.0 if loss.tempered else 1.0,
+        )
+        optimizer.zero_grad()
+        (values.loss / len(values.divergence)).backward()
+        optimizer.step()
+        curve.append(float(values.divergence.sum()))
     assert curve[-1] < curve[0]
     assert min(curve) > 0
 
@@ -287,16 +316,14 @@ def test_every_family_runs_from_ranking_to_scores(family: str, num_ranks: int | 
 
 def test_a_run_that_is_cut_off_ends_with_the_same_weights(ranked: Path, folders: Folders, tmp_path: Path) -> None:
     """The folder as it was after stage 2 (epoch checkpoints), gone on with, equals the run in one go, bit for bit."""
-    arguments = train_arguments(folders, tmp_path, "--difficulty-file", ranked / "difficulty.jsonl")
+    arguments = train_arguments(folders, tmp_path)
     train_until_stage(arguments, 2)
     cut = tmp_path / "tfkl" / "seed10"
     assert not (cut / "checkpoints" / "last.json").read_text().count('"done": true')
     assert call(train, arguments).status == 0
-    whole = tmp_path / "whole"
-    assert call(train, train_arguments(folders, whole, "--difficulty-file", ranked / "difficulty.jsonl")).status == 0
-    assert losses(cut) == losses(whole / "tfkl" / "seed10")
+    assert losses(cut) == losses(ranked)
     for name in ("best/model.safetensors", "ledger.json"):
-        assert (cut / name).read_bytes() == (whole / "tfkl" / "seed10" / name).read_bytes()
+        assert (cut / name).read_bytes() == (ranked / name).read_bytes()
 
 
 def test_a_finished_run_started_again_changes_nothing(ranked: Path, folders: Folders, tmp_path: Path) -> None:
