@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 from pocl.common import distributed
 from pocl.common.errors import UserError
 from pocl.curriculum.schedule import Update
+from pocl.curriculum.stages import Stage
 from pocl.data.batch import IGNORE, Batch
 from pocl.data.dataset import Split
 from pocl.integrations.transformers import Curriculum
@@ -72,9 +73,8 @@ class DistillationTrainer(Trainer):
         curriculum.attach(self)
 
     def follow(self, update: Update) -> None:
-        """Take the loss, T and r of a step's stage."""
-        stage = update.stage
-        self._stage = self.loss.named(stage.loss).objective(stage.temperature, stage.kd_ratio)
+        """Take the divergence, T and r of a step's stage."""
+        self._stage = _objective_of(update.stage, self.loss)
 
     def compute_loss(
         self,
@@ -85,10 +85,10 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """The objective of a micro-batch, as a part of the step's mean per response token; no model outputs."""
         batch, learns = _batch_of(inputs), model.training
-        teacher, stage, weights = None, self._stage if learns else StageObjective(), None
-        if learns and self.teacher is not None:
-            teacher = HiddenStates(self.teacher.states(batch), self.teacher.head)
-            weights = self._weights(inputs["positions"])
+        stage, teacher, weights = StageObjective(), None, None
+        if learns:
+            stage, weights = self._stage, self._weights(inputs["positions"])
+            teacher = HiddenStates(self.teacher.states(batch), self.teacher.head) if self.teacher else None
         with self.accelerator.autocast():
             loss, cross_entropy, divergence = through_wrapper(
                 model,
@@ -179,6 +179,10 @@ def through_wrapper(wrapper: nn.Module, model: nn.Module, method: Callable[..., 
         restore()
 
 
+def _objective_of(stage: Stage, loss: DistillationLoss) -> StageObjective:
+    return loss.named(stage.loss).objective(stage.temperature, stage.kd_ratio)
+
+
 def _check(teacher: Teacher | None, curriculum: Curriculum, loss: DistillationLoss, args: TrainingArguments) -> None:
     """Raise UserError for parts that do not fit each other."""
     if loss.needs_teacher and teacher is None:
@@ -186,7 +190,7 @@ def _check(teacher: Teacher | None, curriculum: Curriculum, loss: DistillationLo
     if teacher is not None and teacher.device.type != args.device.type:
         raise UserError(f"`teacher` is on {teacher.device}, the trainer on {args.device}; open it with that `device`")
     for stage in curriculum.schedule.stages:
-        loss.named(stage.loss).objective(stage.temperature, stage.kd_ratio)  # raises
+        _objective_of(stage, loss)  # raises for what the loss does not take
     if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
         raise UserError("`deepspeed` has ZeRO stage 3, which train.py trains with; use stage 0 to 2 here")
     if args.fsdp:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pocl.common.errors import UserError
 from pocl.curriculum.schedule import Update
+from pocl.curriculum.stages import Stage
 from pocl.data.batch import IGNORE
 from pocl.losses import DistillationLoss
 from pocl.losses.token import Weights
@@ -92,14 +93,14 @@ class _Objective:
 
     def __init__(self, trainer: Any, loss: DistillationLoss) -> None:
         self.trainer, self.loss = trainer, loss
-        self.temperature, self.kd_ratio = 1.0, 1.0
+        self.stage: Stage | None = None  # before the first step
         self._sampled = False
         self._sample = trainer.generate_on_policy_outputs
         trainer.generate_on_policy_outputs = self._note_samples
 
     def follow(self, update: Update) -> None:
-        """Take the T and r of a step's stage."""
-        self.temperature, self.kd_ratio = update.stage.temperature, update.stage.kd_ratio
+        """Take the divergence, T and r of a step's stage."""
+        self.stage = update.stage
 
     def __call__(
         self,
@@ -110,13 +111,13 @@ class _Objective:
         **others: Any,
     ) -> Tensor:
         """[B, T, V], [B, T, V], [B, T] -> []; ``others`` are what the hook's own divergence reads."""
-        learnt = labels != IGNORE
-        values = self.loss.of_logits(
+        learnt, stage = labels != IGNORE, self.stage
+        values = self.loss.named(stage.loss if stage else None).of_logits(
             student_logits[learnt],
             teacher_logits[learnt],
             labels[learnt],
-            temperature=self.temperature,
-            kd_ratio=self.kd_ratio,
+            temperature=stage.temperature if stage else 1.0,
+            kd_ratio=stage.kd_ratio if stage else 1.0,
             weights=self._weights(int(learnt.sum()), student_logits),
         )
         if num_items_in_batch is None:  # in evaluation
@@ -136,9 +137,9 @@ class _Objective:
             sampled = (
                 self.trainer.model.training and flags[(self.trainer._step - 1) % args.gradient_accumulation_steps]
             )
-        if not sampled:
+        if not sampled or self.stage is None:
             return None
-        ratio = torch.full((num_tokens,), self.kd_ratio, device=like.device)
+        ratio = torch.full((num_tokens,), self.stage.kd_ratio, device=like.device)
         return Weights(ratio, torch.zeros_like(ratio))
 
     @property

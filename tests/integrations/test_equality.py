@@ -177,7 +177,7 @@ def test_selective_reliance_weighs_each_example_by_its_rank(llama: Folders, tmp_
     num_tokens = torch.tensor(7.0)
     found = trainer.compute_loss(trainer.model.train(), inputs, num_items_in_batch=num_tokens)
     wanted = naive_loss(trainer, split, inputs["positions"].numpy(), ranking.order, update.stage.kd_ratio)
-    assert float(found) == pytest.approx(float(wanted) / 7.0, rel=1e-5)
+    assert found.item() == pytest.approx(wanted.item() / 7.0, rel=1e-5)
 
 
 def naive_loss(
@@ -209,6 +209,6 @@ def test_the_weights_of_tokens_without_cross_entropy_reach_the_objective_of_logi
     loss = pocl.DistillationLoss("tfkl").of_logits(student, teacher, torch.arange(5), temperature=2.0, weights=weights)
     loss.loss.backward()
     q, p = ((logits.detach() / 2.0).log_softmax(-1) for logits in (student, teacher))
-    assert float(loss.loss) == pytest.approx(0.7 * 4 * float((p.exp() * (p - q)).sum()), rel=1e-12)
+    assert loss.loss.item() == pytest.approx(0.7 * 4 * float((p.exp() * (p - q)).sum()), rel=1e-12)
     # Of KL(p || q) w.r.t. the logits: (q - p) / T.
     assert torch.allclose(student.grad, 0.7 * 4 * (q.exp() - p.exp()) / 2.0, atol=1e-12)

@@ -28,7 +28,7 @@ VARIANTS = ("cached", "online", "gkd")
 GLOBAL_BATCH, MICRO_BATCH, MAX_LENGTH, CPU = 16, 4, 512, torch.device("cpu")
 
 
-class Turns(TrainerCallback):  # type: ignore[misc]
+class Turns(TrainerCallback):
     """Waits for its turn, a line on stdin, before every ``steps`` steps; tells their seconds behind the last."""
 
     def __init__(self, steps: int) -> None:
