@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from pocl.training.trainer import Trainer as Trainer
     from pocl.training.trainer import TrainingData as TrainingData
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES_OF = {
     "common.errors": ("RunStopped", "UserError"),

@@ -15,7 +15,7 @@ from pocl.losses.divergences import loss_type
 
 def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
     """The checked options of train.py.  Raises UserError for values that cannot work together."""
-    groups = list(get_type_hints(TrainConfig).values())
+    groups = get_type_hints(TrainConfig)
     config = TrainConfig(
         *parse(groups, "Distil a language model with a curriculum (POCL), or train a baseline.", argv)
     )

@@ -5,16 +5,20 @@ import copy
 import dataclasses
 import math
 import operator
+import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
+from pocl.cli.config_file import as_yaml, flags_from, names_of
+from pocl.common.console import CONSOLE
 from pocl.common.errors import UserError, closest
 
 _HOLDS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
@@ -122,21 +126,32 @@ class _Parser(HfArgumentParser):
         raise UserError(re.sub(r"\s+", " ", message))
 
 
-def parse(dataclass_types: Sequence[type], description: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse(
+    dataclass_types: Sequence[type] | Mapping[str, type], description: str, argv: Sequence[str] | None = None
+) -> tuple[Any, ...]:
     """Parse flags into one object per dataclass, and check each by itself (``flag``).
 
     No abbreviations; of a flag given twice the last wins; an unknown flag raises UserError with the closest one.
+    --config FILE stands for the flags that the file gives, before all others; --print-config prints such a file and
+    ends the program. ``dataclass_types`` may name the groups that such a file has.
     """
+    groups = names_of(dataclass_types)
     parser = _Parser(
-        list(dataclass_types),
+        list(groups.values()),
         description=description,
         usage="%(prog)s [flags]",
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
+    _add_config_flags(parser)
     argv = list(sys.argv[1:] if argv is None else argv)
     # The launchers' own flag, in case somebody starts an older one.
     argv = [argument for argument in argv if not re.fullmatch(r"--local[_-]rank=\d+", argument)]
+    of_files = _Parser([], add_help=False, allow_abbrev=False)
+    _add_config_flags(of_files)
+    asked, argv = of_files.parse_known_args(argv)
+    for path in reversed(getattr(asked, "config", [])):
+        argv = [*flags_from(Path(path), groups), *argv]
     *objects, unknown = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False
     )
@@ -145,4 +160,24 @@ def parse(dataclass_types: Sequence[type], description: str, argv: Sequence[str]
         raise UserError(f"unknown argument {unknown[0]!r}{closest(unknown[0], flags)} (--help lists them all)")
     for options in objects:
         _check(options)
+    if hasattr(asked, "print_config"):
+        if os.environ.get("RANK", "0") == "0":
+            CONSOLE.print(as_yaml(dict(zip(groups, objects, strict=True))), markup=False, end="")
+        sys.exit(0)
     return tuple(objects)
+
+
+def _add_config_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("configuration")
+    group.add_argument(
+        "--config",
+        action="append",
+        default=argparse.SUPPRESS,
+        help="file of options, YAML or a run's config.json; flags of the command line win over it",
+    )
+    group.add_argument(
+        "--print-config",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print the options as such a file, and stop",
+    )
