@@ -31,6 +31,7 @@ from pocl.evaluation.answerer import Answerer, EvalProtocol
 from pocl.evaluation.answers import Record, mean_scores, score_answers, summarise
 from pocl.evaluation.contamination import trained_prompts, without_known
 from pocl.evaluation.kept_answers import GIVEN, ORIGIN, kept_answers, say_what_is_older, seed_files, write_summary
+from pocl.evaluation.metrics import metric_named
 from pocl.evaluation.sets import TestSet, load_set
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import BackendSettings, open_generator
@@ -51,7 +52,7 @@ def main() -> None:
         summary = score_file(Path(options.answers), options, generation)
     else:
         summary = score_checkpoint(options.model, options, generation)
-    show_evaluation(summary, options.answers or options.model)
+    show_evaluation(summary, options.answers or options.model, [metric_named(name) for name in options.metrics])
 
 
 def score_file(path: Path, options: EvaluateOptions, generation: GenerationOptions) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def distil(config: TrainConfig, run: RunFolder, device: torch.device) -> None:
     build.prepare_student(config, student.model)
     data = TrainingData(train, build.make_dev_set(config, dev), ranker)
     trainer = Trainer(student, teacher, schedule, loss, data=data, run=run, settings=settings)
-    report(run, trainer.fit())
+    report(run, trainer.fit(), trainer.selected)
 
 
 def run_folder(config: TrainConfig, device: torch.device) -> RunFolder:
@@ -107,9 +107,9 @@ def origin(config: TrainConfig, student: Student, teacher: Teacher | None, train
     )
 
 
-def report(run: RunFolder, position: Position) -> None:
+def report(run: RunFolder, position: Position, selected: str) -> None:
     """Say how the run ended."""
-    best = "" if position.best_rouge_l is None else f" (dev ROUGE-L {position.best_rouge_l:.2f})"
+    best = "" if position.best_rouge_l is None else f" (dev {selected} {position.best_rouge_l:.2f})"
     path = run.first_ranking()
     if path and distributed.is_main():
         for line in write_diagnostics(run.path / "diagnostics.json", read_jsonl(path), run.read_metrics()):

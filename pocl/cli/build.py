@@ -21,6 +21,8 @@ from pocl.difficulty.measuring import ScoringSettings
 from pocl.difficulty.ranker import Ranker
 from pocl.difficulty.ranking import columns_of
 from pocl.difficulty.ranking_file import read_ranking
+from pocl.difficulty.student import needs_answers
+from pocl.evaluation.metrics import metric_named
 from pocl.evaluation.sets import DevSet, Example, say_what_is_banned
 from pocl.evaluation.words import check_readable
 from pocl.generation.vllm_backend import choose_backend
@@ -89,7 +91,8 @@ def make_dev_set(config: TrainConfig, dev: Split) -> DevSet | None:
     rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
     examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
     words, batch_size = config.generation.rouge_tokenizer, config.sizes.eval_batch_size
-    return DevSet(examples, dev.column("prompt_ids"), sampling, batch_size, dev, words)
+    select_by = metric_named(config.run.select_by)
+    return DevSet(examples, dev.column("prompt_ids"), sampling, batch_size, dev, words, select_by)
 
 
 def answer_length(config: TrainConfig) -> int:
@@ -179,7 +182,7 @@ def check_before_start(config: TrainConfig, student: Student, train: Split) -> N
         lora_places(student.model, config.lora.lora_targets)
     if given.difficulty_file:
         read_ranking(Path(given.difficulty_file), train)
-    elif needs_ranking(config) and "rouge_l" in columns_of(given.difficulty):
+    elif needs_ranking(config) and needs_answers(columns_of(given.difficulty)):
         choose_backend(config.generation.generation_backend, config.models.model, student.device)
 
 

@@ -9,6 +9,7 @@ from pocl.cli.options import TrainConfig
 from pocl.common.errors import UserError
 from pocl.curriculum.stages import ramp
 from pocl.difficulty.ranking import columns_of, sources_of
+from pocl.evaluation.metrics import metric_named
 from pocl.losses.divergences import loss_type
 
 
@@ -28,6 +29,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
     _check_on_policy(config)
     if config.lora.lora_rank is not None and config.models.train_last_layers is not None:
         raise UserError("--lora-rank trains adapters, --train-last-layers layers; give only one of them")
+    metric_named(config.run.select_by)
     return resolve(config)
 
 

@@ -293,6 +293,11 @@ class RunOptions:
         "dev evaluation and checkpoint every N epochs, and at each stage's end [epochs]", 1, above=0
     )
     log_every: int = flag("print and record every N optimiser steps [steps]", 1, above=0)
+    select_by: str = flag(
+        "metric on dev that chooses the best student: rouge_l, chrf, token_f1, exact_match, rouge_1, rouge_2, or "
+        "MODULE:FUNCTION, your own function of an answer and its references [0 to 1]",
+        "rouge_l",
+    )
     keep_stages: bool = flag("keep the student at each stage's end, in stages/ of the run folder", False)
     resume_weights: bool = flag(
         "resume with another number of ranks than the checkpoint's: from its weights alone, without AdamW's moments, "

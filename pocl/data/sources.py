@@ -133,7 +133,7 @@ def _read_array(path: Path, content: bytes) -> Rows:
         raise UserError(f"{path} begins as a JSON array and is none ({error})") from error
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
-            raise UserError(f"{path}, record {number}: {json_kind(value)}; each wants to be a JSON object")
+            raise UserError(f"{path}:1: a list, of which record {number} is {json_kind(value)}, not a JSON object")
         yield f"{path}, record {number}", value
 
 

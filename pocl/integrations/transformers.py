@@ -88,13 +88,9 @@ class Curriculum:
             raise UserError(f"{kind} is no transformers Trainer; a loop of another kind can go through `Schedule`")
         check_arguments(self.schedule, trainer)
         apply = _adapter(trainer, loss)
-        own = any(stage.loss is not None for stage in self.schedule.stages) or self.schedule.weights is not None
-        if own and not hasattr(trainer, "curriculum"):
+        if self.schedule.weights is not None and not hasattr(trainer, "curriculum"):
             kind = type(trainer).__name__
-            raise UserError(
-                f"the schedule has losses of its stages or weights of examples, which {kind} cannot follow; use "
-                "pocl.DistillationTrainer"
-            )
+            raise UserError(f"the schedule weighs examples, which {kind} does not; use pocl.DistillationTrainer")
         if self._ids is None:
             trainer.train_dataset = self.select(trainer.train_dataset)
         self._check_selected(trainer.train_dataset)

@@ -18,6 +18,7 @@ from pocl.difficulty.forgetting import BucketProbe
 from pocl.difficulty.pass_rate import paced_weights
 from pocl.difficulty.ranker import Ranker, new_ranking
 from pocl.difficulty.ranking import Ranking
+from pocl.evaluation.metrics import METRICS
 from pocl.evaluation.sets import DevSet
 from pocl.losses import DistillationLoss
 from pocl.models.student import Student
@@ -78,6 +79,11 @@ class Trainer:
         self.checkpoints = Checkpoints(run, self.student.engine, student)
         self.log = MetricsLog(run, len(schedule.stages), distils=teacher is not None)
         self.probe = self._probe()
+
+    @property
+    def selected(self) -> str:
+        """What the metric is called that chooses the best student."""
+        return METRICS[self.dev.select_by if self.dev else "rouge_l"].name
 
     def fit(self) -> Position:
         """Train every stage, from the start or from the last checkpoint -> the final position.
@@ -151,7 +157,7 @@ class Trainer:
         last_stage = stage.index == len(self.schedule.stages) - 1
         end = after_epoch(position, stage, dev, patience=settings.patience, last_stage=last_stage)
         if end.converged:
-            say(f"stage {stage.index + 1} ends: dev ROUGE-L has not risen for {settings.patience} evaluations")
+            say(f"stage {stage.index + 1} ends: dev {self.selected} has not risen for {settings.patience} evaluations")
         self.state.position = end.position
         if end.stage_over and settings.keep_stages:
             self.checkpoints.save_stage(self.student.model, stage.index)
@@ -175,9 +181,10 @@ class Trainer:
         say(
             f"stage {stage.index + 1} epoch {epoch + 1}  step {step}  "
             f"dev ROUGE-L {scores['dev_rouge_l']:.2f}  exact match {scores['dev_exact_match']:.1f}"
+            + ("" if self.selected == "ROUGE-L" else f"  {self.selected} {scores[f'dev_{self.dev.select_by}']:.2f}")
         )
         self.log.record_dev(stage, epoch, step, scores)
-        return DevScores(scores["dev_rouge_l"], scores["dev_cross_entropy"])
+        return DevScores(scores[f"dev_{self.dev.select_by}"], scores["dev_cross_entropy"])
 
     def rank(self, stage: Stage, epoch: int) -> None:
         """Apply a new ranking of the examples if this epoch begins with one."""

@@ -14,6 +14,7 @@ import train
 from pocl.common.files import read_json, write_json, write_jsonl
 from pocl.data.dataset import load_split, read_manifest, template_of
 from pocl.data.templates import FILE, Template, saved_template
+from pocl.evaluation.metrics import METRICS
 from pocl.generation.decoding import Decoder
 from pocl.models.student import Student
 from pocl.training.batches import BatchCutter, GlobalBatch, Texts
@@ -24,6 +25,7 @@ from tools import generate_seqkd, make_student, make_tables, process_data
 
 KIND, END = "smollm2", "<|im_end|>"
 MAX_PROMPT, MAX_LENGTH = 200, 224
+BY_CHRF = ("--select-by", "chrf", "--difficulty", "chrf", "cross-entropy")
 
 
 def conversation(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, str]]:
@@ -99,10 +101,11 @@ def run(chat: Folders, tmp_path_factory: pytest.TempPathFactory, asked: list[Any
         patch.setattr(Decoder, "__init__", watched)
         patch.setattr(BatchCutter, "cut", seen)
         for result in (
-            trained(chat, folder, "--type", "tjsd", "--on-policy", "mixed", "--mixed-alpha", 1),
-            evaluated(chat, folder / "tjsd" / "seed10" / "best"),
+            trained(chat, folder, "--type", "tjsd", "--on-policy", "mixed", "--mixed-alpha", 1, *BY_CHRF),
+            evaluated(chat, folder / "tjsd" / "seed10" / "best", "--metrics", "chrf", "tests.chat:brevity"),
         ):
             assert result.status == 0, result.output
+    METRICS.pop("brevity")  # which the other tests do not know
     return folder / "tjsd" / "seed10"
 
 
@@ -138,6 +141,17 @@ def test_the_test_set_is_asked_as_the_template_asks_without_being_told(
     assert result.status == 0 and "POCL" in (run / "table.md").read_text(), result.output
 
 
+def test_other_metrics_rank_and_choose_and_one_of_the_users_own_is_kept(run: Path) -> None:
+    ranking = read_jsonl(run / "difficulty.jsonl")
+    by_chrf = sorted(ranking, key=lambda record: (-record["chrf"], record["id"]))
+    assert [record["chrf_rank"] for record in by_chrf] == list(range(1, len(ranking) + 1))
+    dev = [record["dev_chrf"] for record in read_jsonl(run / "metrics.jsonl") if "dev_chrf" in record]
+    assert max(dev) == read_json(run / "checkpoints" / "last.json")["position"]["best_rouge_l"]
+    (record, *_) = read_jsonl(run / "eval" / "talk" / "1.jsonl")
+    assert record["brevity"] == 100.0 / (1 + len(record["answer"]))
+    assert "brevity" in read_json(run / "eval" / "summary.json")["talk"]
+
+
 def test_the_template_lies_in_best_and_goes_with_a_cut_student(chat: Folders, run: Path, tmp_path: Path) -> None:
     wanted = template_of(read_manifest(chat.data))
     assert saved_template(run / "best") == wanted and wanted.jinja == chat_tokenizer(KIND).chat_template
@@ -153,7 +167,7 @@ def test_another_template_is_refused_with_both_named(chat: Folders, run: Path, t
         evaluated(chat, best, "--template", "plain"),
         evaluated(chat, best, "--train-data", plain.data),
         processed(replace(chat, student=best), tmp_path / "other", "--template", "alpaca", "--turns", "first"),
-        trained(replace(plain, student=best), tmp_path / "r", "--type", "sft"),
+        trained(replace(plain, student=best), tmp_path / "r"),
         trained(replace(plain, teacher=best), tmp_path / "r"),
     ):
         assert result.status == 2 and result.last_line.startswith("error: "), result.output
