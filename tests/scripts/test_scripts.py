@@ -654,7 +654,7 @@ def test_a_hostfile_that_is_not_there_is_refused(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["--num-train"], "--num-train wants a value"),
-        (["--epochs", "2", "--layers"], "--layers wants a value"),
+        (["--updates", "2", "--layers"], "--layers wants a value"),
         (["--num"], "unknown flag --num (--help lists them)"),
         (["--template", "mine"], "--template is alpaca or chat"),
         (["more"], "unknown flag more (--help lists them)"),
@@ -709,7 +709,7 @@ def test_the_quickstart_asks_what_is_there_and_makes_a_student_of_its_own_for_ot
     first = value(usual, "--output-dir")
     place = f"results/quickstart/eval/{Path(first).name}-60"
     asked = [value(command, "--output-dir") for command in commands("evaluate.py")]
-    assert asked == [f"{place}/{name}" for name in ("before", "warmup", "pocl-tfkl", "teacher")]
+    assert asked == [f"{place}/{name}" for name in ("before", "warmup", "sft", "kld", "pocl-tfkl", "teacher")]
     others = [
         value(command, "--output-dir") for command in commands("evaluate.py", "--type", "tjsd", "--num-eval", "9")
     ]
