@@ -23,7 +23,9 @@ from tools.testbedding.regimes import REGIMES, SHARED, Bench, Size
 from tools.testbedding.running import flags_of
 from tools.testbedding.tasks import KINDS, OPENINGS, Draw, make_records
 
-TINY = Size(teacher=(16, 1), student=(8, 1), teacher_examples=64, teacher_epochs=1, held_out=8, shrink=8)
+TINY = Size(
+    teacher=(16, 1), student=(8, 1), teacher_examples=64, warmup_examples=40, teacher_epochs=1, held_out=8, shrink=4
+)
 
 
 @pytest.mark.parametrize(
@@ -177,5 +179,5 @@ def test_a_tiny_comparison_trains_resumes_and_shows(tmp_path: Path, monkeypatch:
     places = [(benches[0].data, "dev"), (benches[0].data, "train"), (benches[0].place / "warmup-data", "train")]
     places.append((benches[0].shared / "data", "train"))
     prompts = [load_split(folder, split, max_length=64).column("prompt") for folder, split in places]
-    assert [len(of_split) for of_split in prompts] == [8, 80, 40, 64]
-    assert len(set().union(*prompts)) == 8 + 80 + 40 + 64  # none stands in two
+    assert [len(of_split) for of_split in prompts] == [8, 160, 40, 64]
+    assert len(set().union(*prompts)) == 8 + 160 + 40 + 64  # none stands in two

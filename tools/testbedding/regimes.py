@@ -44,7 +44,8 @@ class Size:
     teacher: tuple[int, int] = (128, 5)  # width, layers: 1.1M parameters
     student: tuple[int, int] = (64, 3)  # 0.2M
     teacher_examples: int = 4000
-    teacher_epochs: int = 16
+    warmup_examples: int = 1280
+    teacher_epochs: int = 8
     held_out: int = HELD_OUT
     shrink: int = 1  # what examples and batches of training are divided by
 
@@ -54,24 +55,23 @@ USUAL = Size()
 
 @dataclass(frozen=True)
 class Regime:
-    """What is trained on, how green the student is, and the batch: 20 updates an epoch, 400 in all."""
+    """What is trained on, how green the student is, and the batch."""
 
     name: str
     title: str
     num_train: int
     kinds: tuple[str, ...]
-    warmup_examples: int
-    warmup_epochs: int
     batch: int
+    warmup_epochs: int  # over 1,280 examples
     lr: float = 1e-3
 
 
 REGIMES = {
     regime.name: regime
     for regime in (
-        Regime("P", "640 examples of all tasks", 640, tuple(KINDS), 320, 8, 32),
-        Regime("G", "640 examples of one skill, a greener student", 640, ORDERING, 320, 4, 32),
-        Regime("O", "160 examples, until overfitted", 160, tuple(KINDS), 320, 8, 8),
+        Regime("P", "640 examples of all tasks", 640, tuple(KINDS), 16, 4),
+        Regime("G", "640 examples of one skill, a greener student", 640, ORDERING, 16, 2),
+        Regime("O", "160 examples, until overfitted", 160, tuple(KINDS), 8, 4),
     )
 }
 
@@ -145,7 +145,7 @@ class Bench:
         return {
             "held out": make_records(Draw(self.size.held_out, regime.kinds, noisy=False), dice, taken),
             "train": make_records(Draw(regime.num_train // shrink, regime.kinds), dice, taken),
-            "warmup": make_records(Draw(regime.warmup_examples // shrink, regime.kinds), dice, taken),
+            "warmup": make_records(Draw(self.size.warmup_examples, regime.kinds), dice, taken),
         }
 
     def _make_shared(self) -> None:
@@ -168,7 +168,7 @@ class Bench:
         write_data(records["warmup"], [], tokenizer, self.place / "warmup-data")
         write_data(records["train"], records["held out"], tokenizer, self.data)
         train_here(
-            [*PLAIN, "--model", str(untrained), "--data-dir", str(self.place / "warmup-data"), "--lr", "2e-3"]
+            [*PLAIN, "--model", str(untrained), "--data-dir", str(self.place / "warmup-data"), "--lr", "4e-3"]
             + ["--global-batch-size", "16", "--epochs", str(self.regime.warmup_epochs), "--seed", str(self.seed)],
             self.place / "warmup",
         )
@@ -201,6 +201,7 @@ def save_untrained(tokenizer: PreTrainedTokenizerFast, shape: tuple[int, int], s
     config = GPT2Config(
         vocab_size=len(tokenizer), n_embd=width, n_layer=layers, n_head=4, n_positions=MAX_LENGTH, **names, **dropout
     )
+    config.initializer_range = width**-0.5  # GPT-2's own 0.02 is for wide models: these would wait long to learn
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
