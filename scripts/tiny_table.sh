@@ -19,7 +19,7 @@ source scripts/common.sh
 FOLDER="${FOLDER:-$ROOT/results/tiny-table}"
 MODELS="$FOLDER/checkpoints/gpt2"
 mkdir -p "$FOLDER/data"
-export DATA=sample HF_HUB_OFFLINE=1
+export DATA=sample MATCHED=0 HF_HUB_OFFLINE=1
 command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
 if [[ "${DRY_RUN:-0}" != 1 ]]; then
     [[ -f $FOLDER/data/sample/valid.jsonl ]] || cp -r data/sample "$FOLDER/data/"

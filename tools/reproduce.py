@@ -165,7 +165,10 @@ def with_match(what: ReproduceOptions, different: Sequence[str]) -> ReproduceOpt
     if what.matched is not None:
         return what
     if different and what.table == "main":
-        say(f"the KD series has POCL's batch, rate and updates (not the paper's table: {', '.join(different)})")
+        comment = "# " if what.plan or os.environ.get("DRY_RUN") == "1" else ""
+        say(
+            f"{comment}the KD series has POCL's batch, rate and updates (not the paper's table: {', '.join(different)})"
+        )
     return replace(what, matched=bool(different))
 
 

@@ -155,8 +155,14 @@ class Scale:
     train: tuple[str, ...] = ()
     staged: tuple[str, ...] = ()  # of train.py, for rows in stages
     unstaged: tuple[str, ...] = ()  # and for the others
+    whole: tuple[str, ...] = ()  # and for those in stages over all examples
     evaluate: tuple[str, ...] = ()
     quickstart_pair: bool = False  # the quickstart's teacher and student in place of the family's
+
+    def flags(self, row: Row) -> tuple[str, ...]:
+        """The flags of train.py that make a row of this size."""
+        own = self.unstaged if not row.staged else self.whole if "whole-pool" in row.flags else self.staged
+        return (*self.train, *own)
 
 
 _SHORT = ("--max-length", "144", "--sampling-temperature", "0")
@@ -171,6 +177,7 @@ SCALES = {
         train=("--num-train", "1000", "--num-dev", "32", "--global-batch-size", "64", "--max-length", "384"),
         staged=("--epochs", "2"),
         unstaged=("--epochs", "5"),
+        whole=("--max-steps", "72"),
         evaluate=("--num-examples", "100", "--max-length", "384"),
     ),
     # For two CPU cores: the quickstart's pair on a few examples. Two epochs in each of four stages are as many updates
@@ -186,6 +193,7 @@ SCALES = {
         + ("--eval-every", "5", "--bucket-examples", "4", "--deepspeed-config", "scripts/deepspeed/zero0.json"),
         staged=("--epochs", "2"),
         unstaged=("--epochs", "5"),
+        whole=("--max-steps", "40"),
         evaluate=("--max-prompt-length", "100", "--num-examples", "30", *_SHORT),
         quickstart_pair=True,
     ),

@@ -15,9 +15,9 @@ import pytest
 
 from pocl.cli import checks as configuration
 from pocl.cli.flags import parse
+from pocl.cli.resolve import make_schedule
 from pocl.common.errors import UserError
 from pocl.common.files import write_json, write_text
-from pocl.curriculum.stages import plan_stages
 from tests.runs import Result, call
 from tests.scripts.test_scripts import FAMILIES, Command, planned, printed
 from tests.tiny import ROOT
@@ -106,17 +106,7 @@ def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
 
 def num_updates(command: Command, num_examples: int) -> int:
     """The optimiser steps of a printed command of train.py on so many examples."""
-    config = configuration.parse_train(command.arguments)
-    stages = plan_stages(
-        num_examples,
-        curriculum=config.curriculum.curriculum,
-        num_stages=config.curriculum.num_stages,
-        epochs=config.curriculum.epochs,
-        temperature=config.loss.temperature or [1.0],
-        kd_ratio=config.loss.kd_ratio or [1.0],
-        first_look=config.curriculum.difficulty == ["snapshot"],
-    )
-    return sum(stage.steps(config.optimiser.global_batch_size) for stage in stages)
+    return make_schedule(configuration.parse_train(command.arguments), num_examples).total_steps
 
 
 def test_subsets_make_the_number_of_updates_nearest_to_pocls_in_whole_epochs(tmp_path: Path) -> None:
@@ -204,7 +194,7 @@ def test_a_row_that_fails_is_told_and_keeps_no_other(base: Path, monkeypatch: py
     again = reproduced(monkeypatch, base, {}, *rows)
     assert again.status == 0, again.output
     assert "KLD: train is done" in again.output and "RKLD: train 0:00" in again.output
-    other = reproduced(monkeypatch, base, {}, *rows, "--", "--lr", 1)
+    other = reproduced(monkeypatch, base, {}, *rows, "--matched", 0, "--", "--lr", 1)
     assert "train is done" not in other.output  # another command
     assert "KLD: evaluate is done" in other.output
 
@@ -262,7 +252,8 @@ def test_a_half_trained_teacher_of_this_table_is_trained_on_and_a_whole_one_is_e
     (teacher / "best").mkdir(parents=True)
     write_json(teacher / "config.json", {})
     if ledger:
-        write_json(teacher / "ledger.json", ledger)
+        counts = dict.fromkeys(("samples", "tokens", "response_tokens", "optimizer_steps", "global_batch_size"), 1)
+        write_json(teacher / "ledger.json", ledger | counts | {"lr": 1.0, "teacher_forward_passes": 0})
     result = reproduced(monkeypatch, base, {}, "--rows", "teacher", "KLD", "--teacher", teacher / "best")
     assert result.status == 0, result.output
     trained = ledger is None or not ledger["finished"]
@@ -339,7 +330,7 @@ def test_a_few_rows_leave_the_others_in_the_files_and_show_their_own(
     assert "SFT" in shown and "KLD" not in shown.split("Below each mean")[0]
     assert "with 2 earlier row(s)" in " ".join(result.output.split())
     # Other seeds of one row alone: all rows are there, and the paper's figures are not.
-    assert reproduced(monkeypatch, base, {}, "--rows", "SFT", "--seeds", 1).status == 0
+    assert reproduced(monkeypatch, base, {}, "--rows", "SFT", "--seeds", 1, "--matched", 0).status == 0
     text = table.read_text()
     assert all(f"| {name} |" in text for name in names) and "paper" not in text
 
@@ -347,7 +338,7 @@ def test_a_few_rows_leave_the_others_in_the_files_and_show_their_own(
 def test_earlier_rows_of_another_setting_keep_the_papers_figures_away(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert reproduced(monkeypatch, base, {}, "--rows", "KLD", "--", "--lr", 1).status == 0
+    assert reproduced(monkeypatch, base, {}, "--rows", "KLD", "--matched", 0, "--", "--lr", 1).status == 0
     result = reproduced(monkeypatch, base, {}, "--rows", "SFT")
     assert result.status == 0, result.output
     assert "left out: earlier rows (KLD)" in " ".join(result.output.split())
@@ -505,7 +496,7 @@ def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: P
     scale, steps = SCALES["tiny"], {}
     for row in table_rows(table):
         flags = [flag.replace("{results}", str(tmp_path)) for flag in row.flags]
-        flags += [*scale.train, *(scale.staged if row.staged else scale.unstaged)]
+        flags += scale.flags(row)
         command = printed(f"smollm2/{row.script}", *flags, cwd=tmp_path, **dict(row.environment))
         assert configuration.parse_train(command.arguments).optimiser.global_batch_size == 8
         steps[row.name] = num_updates(command, 64)

@@ -94,7 +94,6 @@ def unpublished(work: Reproduction) -> list[str]:
         "--seeds": set(what.seeds or work.scale.seeds) != set(SCALES["full"].seeds),
         "--train-seed": what.train_seed != ReproduceOptions.train_seed,
         "--train-seeds": work.train_seeds != [ReproduceOptions.train_seed],
-        "--matched": bool(what.matched),
         "flags of train.py": bool(work.train_flags),
         "flags of evaluate.py": bool(work.evaluate_flags),
     }
@@ -102,6 +101,8 @@ def unpublished(work: Reproduction) -> list[str]:
     found = [name for name, differing in differs.items() if differing]
     if not found and Path(what.teacher).resolve() != usual_teacher(what.family, work.base):
         found.append("TEACHER")
+    if not found and what.matched:  # else it follows from the rest
+        found.append("--matched")
     return found
 
 
