@@ -194,9 +194,9 @@ def test_a_row_that_fails_is_told_and_keeps_no_other(base: Path, monkeypatch: py
     again = reproduced(monkeypatch, base, {}, *rows)
     assert again.status == 0, again.output
     assert "KLD: train is done" in again.output and "RKLD: train 0:00" in again.output
-    other = reproduced(monkeypatch, base, {}, *rows, "--matched", 0, "--", "--lr", 1)
+    other = reproduced(monkeypatch, base, {}, *rows, "--", "--lr", 1)
     assert "train is done" not in other.output  # another command
-    assert "KLD: evaluate is done" in other.output
+    assert "SFT: evaluate is done" in other.output  # KLD is another row now: the matched one
 
 
 def test_the_papers_figures_stand_beside_its_own_setting(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,8 +252,7 @@ def test_a_half_trained_teacher_of_this_table_is_trained_on_and_a_whole_one_is_e
     (teacher / "best").mkdir(parents=True)
     write_json(teacher / "config.json", {})
     if ledger:
-        counts = dict.fromkeys(("samples", "tokens", "response_tokens", "optimizer_steps", "global_batch_size"), 1)
-        write_json(teacher / "ledger.json", ledger | counts | {"lr": 1.0, "teacher_forward_passes": 0})
+        write_json(teacher / "ledger.json", ledger)
     result = reproduced(monkeypatch, base, {}, "--rows", "teacher", "KLD", "--teacher", teacher / "best")
     assert result.status == 0, result.output
     trained = ledger is None or not ledger["finished"]
@@ -425,6 +424,26 @@ def test_matched_from_the_environment_is_the_tables_flag(tmp_path: Path) -> None
         assert ("kd-matched/fkl" in result.output) == matched
 
 
+def test_rows_are_matched_unless_the_table_is_the_papers_own(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, matched in (([], False), (["--seeds", 1], True), (["--seeds", 1, "--matched", 0], False)):
+        plan = reproduced(monkeypatch, base, {}, "--rows", "KLD", "--plan", *arguments)
+        assert plan.status == 0, plan.output
+        assert ("kd-matched/fkl" in plan.output) == matched, arguments
+
+
+def test_every_training_seed_is_a_run_and_a_row_is_all_of_them(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ["--rows", "teacher", "SFT", "--train-seeds", 10, 20, 30]
+    result = reproduced(monkeypatch, base, {}, *rows)
+    assert result.status == 0, result.output
+    runs = base / "results" / "gpt2" / "sft" / "sft"
+    assert sorted(folder.name for folder in runs.iterdir()) == ["seed10", "seed20", "seed30"]
+    assert result.output.count("preparation: train 0:00") == result.output.count("teacher: evaluate 0:00") == 1
+    text = (base / "results" / "gpt2" / "table-main.md").read_text()
+    assert "mean of 3 training seeds" in text and "One training seed of teacher" in text and "paper" not in text
+    again = reproduced(monkeypatch, base, {}, *rows)
+    assert "SFT: train 0:00" not in again.output and again.output.count("SFT: train is done") == 3
+
+
 def test_without_a_teacher_nothing_is_trained(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = reproduced(monkeypatch, base, {"sft/teacher.sh": 1}, "--rows", "KLD")
     assert result.status == 1 and "nothing can be trained without it: error: no room left" in result.last_line
@@ -496,7 +515,8 @@ def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: P
     scale, steps = SCALES["tiny"], {}
     for row in table_rows(table):
         flags = [flag.replace("{results}", str(tmp_path)) for flag in row.flags]
-        flags += scale.flags(row)
+        flags += [*scale.train, *(scale.staged if row.staged else scale.unstaged)]
+        flags += ["--max-steps", str(scale.updates)] if row.whole_in_stages else []
         command = printed(f"smollm2/{row.script}", *flags, cwd=tmp_path, **dict(row.environment))
         assert configuration.parse_train(command.arguments).optimiser.global_batch_size == 8
         steps[row.name] = num_updates(command, 64)
