@@ -17,6 +17,7 @@ from pocl.common.errors import RankStopped, UserError, first_line
 from pocl.common.files import check_object, recover_folder, replace_folder, write_json
 from pocl.models.lora import merged_weights, save_adapter
 from pocl.training.engine import Engine
+from pocl.training.model_card import write_card
 from pocl.training.position import Position
 from pocl.training.run_folder import RunFolder
 from pocl.training.statefile import load_state, save_state
@@ -45,6 +46,7 @@ class Checkpoints:
                 student.save_pretrained(temporary, state_dict=merged_weights(student, weights))
                 self.tokenizer.save_pretrained(temporary)
             if adapter:
+                write_card(self.run, temporary)
                 new_adapter = adapter.with_name(adapter.name + ".tmp")
                 shutil.rmtree(new_adapter, ignore_errors=True)
                 with self._writing(new_adapter):
