@@ -10,6 +10,7 @@ and answers of other options are not written over. With --answers FILE the answe
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,30 @@ from pocl.cli.flags import parse
 from pocl.cli.resolve import prompts_together
 from pocl.cli.show_evaluation import show_evaluation
 from pocl.common import distributed
+from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import read_jsonl, write_json, write_jsonl
+from pocl.data.dataset import read_manifest, template_of
+from pocl.data.encoding import Encoder
+from pocl.data.processing import with_ends
+from pocl.data.templates import Template, check_template, choose_template
 from pocl.evaluation.answerer import Answerer, EvalProtocol
 from pocl.evaluation.answers import Record, mean_scores, score_answers, summarise
 from pocl.evaluation.contamination import trained_prompts, without_known
 from pocl.evaluation.kept_answers import GIVEN, ORIGIN, kept_answers, say_what_is_older, seed_files, write_summary
+from pocl.evaluation.metrics import metric_named
 from pocl.evaluation.sets import TestSet, load_set
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import BackendSettings, open_generator
 from pocl.models.identity import check_positions, tokenizer_fingerprint
-from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.loading import load_model, load_template, load_tokenizer
 from pocl.models.student import Student
 from pocl.training.model_card import write_card
 from pocl.training.run_folder import RunFolder
 
 # What summary.json keeps of the command beside the protocol, so that it can be given again.
-ASKED = ("model", "tokenizer", "num_examples", "max_length", "max_prompt_length", "dtype")
+ASKED = ("model", "tokenizer", "template", "system", "thinking", "num_examples", "max_length", "max_prompt_length")
+ASKED += ("dtype",)
 
 
 def main() -> None:
@@ -47,7 +55,7 @@ def main() -> None:
     else:
         summary = score_checkpoint(options.model, options, generation)
         tell_model_card(Path(options.model), summary)
-    show_evaluation(summary, options.answers or options.model)
+    show_evaluation(summary, options.answers or options.model, [metric_named(name) for name in options.metrics])
 
 
 def tell_model_card(model: Path, summary: dict[str, Any]) -> None:
@@ -79,10 +87,13 @@ def score_file(path: Path, options: EvaluateOptions, generation: GenerationOptio
 def score_checkpoint(path: str, options: EvaluateOptions, generation: GenerationOptions) -> dict[str, Any]:
     """Answer and score every set under every protocol and seed -> the scores by set."""
     root, words = Path(options.data_root), generation.rouge_tokenizer
-    sets = {name: load_set(root, name, options.num_examples, rouge_tokenizer=words) for name in options.sets}
-    protocols = protocols_of(options, generation)
     known = trained_prompts(Path(options.train_data)) if options.train_data else None
-    with open_answerer(path, options, generation) as answerer:
+    tokenizer = load_tokenizer(options.tokenizer or path)
+    encoder = Encoder(tokenizer, choose_prompts(path, tokenizer, options), max_prompt_length=options.max_prompt_length)
+    load = partial(load_set, root, num_examples=options.num_examples, rouge_tokenizer=words, encoder=encoder)
+    sets = {name: load(name) for name in options.sets}
+    protocols = protocols_of(options, generation)
+    with open_answerer(path, options, generation, encoder) as answerer:
         tests = [answerer.read(name, examples) for name, examples in sets.items()]
         # All of what is there already is looked at before anything is answered.
         kept = {(test.name, way): kept_answers(test, way, answerer) for test in tests for way in protocols}
@@ -138,18 +149,41 @@ def protocols_of(options: EvaluateOptions, generation: GenerationOptions) -> lis
     return both if options.clean else both[:1]
 
 
+def choose_prompts(path: str, tokenizer: Any, options: EvaluateOptions) -> Template:
+    """The template that the model was trained with, or one for a model that was not trained here.
+
+    That is the one that was asked for, that of --train-data, or the tokenizer's own, or Alpaca's.
+    """
+    trained, asked = load_template(path), options.template or options.system or options.thinking
+    if options.train_data:
+        trained_on = template_of(read_manifest(Path(options.train_data)))
+        check_template(trained_on, options.train_data, path, trained)
+        trained = trained or trained_on
+    if trained and not asked:
+        return trained
+    template = choose_template(tokenizer, options.template, system=options.system, thinking=options.thinking)
+    if trained and trained != template:
+        raise UserError(f"--template is {template}, but {path} was trained with {trained}; leave --template out")
+    if not options.template:
+        say(f"{path} does not say which template it was trained with; the prompts have {template}: --template")
+    return with_ends(template, tokenizer, ())
+
+
 @contextmanager
-def open_answerer(path: str, options: EvaluateOptions, generation: GenerationOptions) -> Iterator[Answerer]:
+def open_answerer(
+    path: str, options: EvaluateOptions, generation: GenerationOptions, encoder: Encoder
+) -> Iterator[Answerer]:
     """The checkpoint, ready to answer, for as long as the block runs."""
     device, dtype, max_length = process.start(), options.dtype, options.max_length
-    tokenizer = load_tokenizer(options.tokenizer or path)
+    tokenizer, template = encoder.tokenizer, encoder.template
     check_positions(path, max_length)
-    student = Student(load_model(path, dtype), tokenizer, path)
+    student = Student(load_model(path, dtype), tokenizer, path, template=template)
     batch_size = generation.eval_batch_size or prompts_together(path, dtype, max_length, device)
     settings = BackendSettings(generation.generation_backend, max_length, batch_size, device)
     fingerprints = {"model": student.fingerprint(), "tokenizer": tokenizer_fingerprint(tokenizer)}
     with open_generator(student, settings) as generator:
-        yield Answerer(generator, tokenizer, fingerprints, {option: getattr(options, option) for option in ASKED})
+        asked = {option: getattr(options, option) for option in ASKED}
+        yield Answerer(generator, tokenizer, fingerprints, asked, str(template))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from pocl.training.deepspeed_config import check_precision
 from pocl.training.model_card import has_scores, write_card
 from pocl.training.position import Position
 from pocl.training.run_folder import Origin, RunFolder
-from pocl.training.trainer import Trainer, TrainingData
+from pocl.training.trainer import Trainer, TrainingData, follow
 
 
 def main() -> None:
@@ -73,11 +73,11 @@ def distil(config: TrainConfig, run: RunFolder, device: torch.device) -> None:
     ranker = build.make_ranker(config, run, train, teacher)
     ranking = ranker.rank(FIRST, lambda: student) if ranker else None
     if ranking is not None:
-        schedule = schedule.rank(ranking.order)
+        schedule = follow(schedule, ranking)
     build.prepare_student(config, student.model)
     data = TrainingData(train, build.make_dev_set(config, dev), ranker)
     trainer = Trainer(student, teacher, schedule, loss, data=data, run=run, settings=settings)
-    report(run, trainer.fit())
+    report(run, trainer.fit(), trainer.selected)
     if distributed.is_main():
         publish(run, config.run.push_to_hub)
 
@@ -113,9 +113,9 @@ def origin(config: TrainConfig, student: Student, teacher: Teacher | None, train
     )
 
 
-def report(run: RunFolder, position: Position) -> None:
+def report(run: RunFolder, position: Position, selected: str) -> None:
     """Say how the run ended."""
-    best = "" if position.best_rouge_l is None else f" (dev ROUGE-L {position.best_rouge_l:.2f})"
+    best = "" if position.best_rouge_l is None else f" (dev {selected} {position.best_rouge_l:.2f})"
     path = run.first_ranking()
     if path and distributed.is_main():
         for line in write_diagnostics(run.path / "diagnostics.json", read_jsonl(path), run.read_metrics()):

@@ -12,6 +12,7 @@
 One folder a room, and imports run down only (tests/test_house.py holds it):
 
     cli          from the command line to the parts of a run
+    integrations the same in the loops of transformers and TRL
     training     stages to a student
     difficulty   how hard an example is
     evaluation   answers to scores
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
     from pocl.difficulty.ranking import Ranking as Ranking
     from pocl.difficulty.ranking import rank_examples as rank_examples
     from pocl.difficulty.ranking import reciprocal_rank_fusion as reciprocal_rank_fusion
+    from pocl.difficulty.ranking_file import read_ranking as read_ranking
+    from pocl.difficulty.ranking_file import write_ranking as write_ranking
+    from pocl.integrations.distillation import DistillationTrainer as DistillationTrainer
+    from pocl.integrations.transformers import Curriculum as Curriculum
     from pocl.losses import LOSSES as LOSSES
     from pocl.losses import DistillationLoss as DistillationLoss
     from pocl.losses import Head as Head
@@ -79,6 +84,9 @@ _NAMES_OF = {
     "difficulty.measuring": ("ScoringSettings",),
     "difficulty.ranker": ("rank",),
     "difficulty.ranking": ("Ranking", "rank_examples", "reciprocal_rank_fusion"),
+    "difficulty.ranking_file": ("read_ranking", "write_ranking"),
+    "integrations.distillation": ("DistillationTrainer",),
+    "integrations.transformers": ("Curriculum",),
     "losses": ("LOSSES", "DistillationLoss", "Head", "HiddenStates", "LossValues", "StageObjective"),
     "models.student": ("Student",),
     "models.teacher": ("Teacher",),

@@ -20,6 +20,7 @@ SETS=(dolly self-inst vicuna sinst uinst) # the paper's; other data is evaluated
 BAN=()
 [[ "$DATA" != sample ]] || BAN=(--no-repeat-ngram 0)
 
+SAID_MATCHED="${MATCHED:-}" # where nobody says it, tools/reproduce.py decides for a table
 MATCHED="${MATCHED:-0}" # of kd_train
 [[ "$MATCHED" == [01] ]] || die "MATCHED=$MATCHED: it must be 1 or 0"
 
@@ -27,6 +28,7 @@ MATCHED="${MATCHED:-0}" # of kd_train
 # SFT_TEACHER and KD. Batches are over all ranks; what nobody says (batch 64, lr 1e-4, 8 epochs a stage) is train.py's.
 KD_MATCHED=(--epochs 20)
 POCL=()
+TEMPLATE=() # --template of the data [default: the student's own chat template; Alpaca's where it has none]
 MEMORY=() # flags that change memory and speed, not the result
 # shellcheck source=scripts/gpt2/env.sh
 source "$ROOT/scripts/$FAMILY/env.sh"
@@ -47,7 +49,7 @@ process_data() {
     local num_dev=() path="$BASE_PATH/data/$DATA" # data may say how many of its first records are the dev split
     [[ ! -f "$path/num_dev" ]] || num_dev=(--num-dev "$(<"$path/num_dev")")
     run_python tools/process_data.py --raw "$path/raw.jsonl" --tokenizer "$TOKENIZER" --output-dir "$DATA_DIR" \
-        --data-root "$BASE_PATH/data" "${num_dev[@]}" "${FLAGS[@]}"
+        --data-root "$BASE_PATH/data" "${TEMPLATE[@]}" "${num_dev[@]}" "${FLAGS[@]}"
 }
 
 # The row SFT, and a start for distillation (STUDENT=.../best).
@@ -122,11 +124,13 @@ run_eval() {
 # would lie where the first one's are.
 #
 #     bash scripts/<family>/reproduce.sh [BASE_PATH] [--table main|selective|ablation] [--rows "KLD" "KLD + POCL" ...]
-#         [--sets dolly ...] [--seeds 10 ...] [--matched] [--jobs N] [--scale full|hour|tiny] [--plan]
+#         [--sets dolly ...] [--seeds 10 ...] [--train-seeds 10 20 ...] [--matched 1|0] [--jobs N] [--scale full|hour|tiny] [--plan]
 #         [-- flags of train.py] [-- flags of evaluate.py]
 reproduce() {
+    local matched=()
+    [[ -z "$SAID_MATCHED" ]] || matched=(--matched "$MATCHED")
     check_installed
     exec "$PYTHON" "$ROOT/tools/reproduce.py" --family "$FAMILY" --base-path "$BASE_PATH" --data "$DATA" \
         --student "$STUDENT" --teacher "$TEACHER" --teacher-base "$TEACHER_BASE" --scale "${SCALE:-full}" \
-        --matched "$MATCHED" "${FLAGS[@]}"
+        "${matched[@]}" "${FLAGS[@]}"
 }

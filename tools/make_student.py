@@ -21,7 +21,7 @@ from pocl.cli.process import quiet_libraries, run_main
 from pocl.common.console import say
 from pocl.common.errors import UserError, first_line
 from pocl.models.identity import count_parameters
-from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.loading import load_model, load_template, load_tokenizer
 from pocl.models.states import some_logits, text_config
 from pocl.models.tuning import layer_stack
 from tools.folders import check_place, written_whole
@@ -62,7 +62,7 @@ def main() -> None:
     (what,) = parse([StudentOptions], "Build a student from some layers of a larger model.")
     output_dir = Path(what.output_dir)
     check_output(output_dir, what.model)
-    model, tokenizer = load_model(what.model), load_tokenizer(what.model)
+    model, tokenizer, template = load_model(what.model), load_tokenizer(what.model), load_template(what.model)
     stack = layer_stack(model)
     layers = default_layers(len(stack), what.num_layers) if what.layers is None else what.layers
     check_layers(layers, len(stack))
@@ -71,6 +71,8 @@ def main() -> None:
         keep_layers(model, layers)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if template:
+            template.save(temporary)
         check_reloaded(model, temporary)
     say(
         f"{output_dir}: layers {' '.join(map(str, layers))} of {len(stack)}, "

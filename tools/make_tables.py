@@ -4,7 +4,7 @@ python tools/make_tables.py --results results/gpt2 --published gpt2 --output tab
 python tools/make_tables.py --rows "SFT=results/gpt2/sft/sft/seed10" "POCL=results/gpt2/pocl/tfkl/seed10"
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +15,7 @@ from pocl.common.console import say, show_table
 from pocl.common.errors import UserError
 from pocl.common.files import write_text
 from pocl.evaluation.metrics import METRICS, SHOWN
+from tools.reporting.compute import COLUMNS, compute_rows
 from tools.reporting.scores import find_evaluation
 from tools.reporting.tables import Table, comma_separated, latex, make_tables, markdown, notes, text_rows
 from tools.rows import TABLES, TEACHER, table_baselines, table_rows
@@ -31,10 +32,15 @@ class TableOptions:
     """Which runs."""
 
     _argument_group_name: ClassVar[str] = "table"
-    rows: list[str] | None = flag("NAME=FOLDER, one a row: a run folder, or a folder that evaluate.py wrote", None)
+    rows: list[str] | None = flag(
+        "NAME=FOLDER, one a row: a run folder, or a folder that evaluate.py wrote; a name that is given several times "
+        "is one row of as many training seeds",
+        None,
+    )
     results: str | None = flag("results folder of a family: the rows of --table that are evaluated there", None)
     table: str = flag(f"which rows to look for in --results: {', '.join(TABLES)}", "main", known=TABLES)
-    seed: int = flag("seed of the runs in --results", 10)
+    seed: int = flag("training seed of the runs in --results", 10)
+    train_seeds: list[int] | None = flag("training seeds, several runs a row [default: --seed alone]", None)
     matched: bool = flag("take the KD series that was trained with MATCHED=1", False)
     published: str | None = flag("put the paper's figures for this family beside the cells (gpt2)", None)
     metrics: list[str] = flag(f"one table a metric, of {', '.join(METRICS)}", list(SHOWN), known=METRICS)
@@ -55,12 +61,16 @@ def main() -> None:
     quiet_libraries()
     (what,) = parse([TableOptions], "Print the results of several runs as one table.")
     if what.results is not None:
-        rows = evaluated_rows(Path(what.results), what.table, what.seed, matched=what.matched)
+        seeds = what.train_seeds or [what.seed]
+        rows = rows_of_seeds(Path(what.results), what.table, seeds, matched=what.matched)
         baselines = table_baselines(what.table)
     else:
-        rows, baselines = dict(named_folders(what.rows or ())), None  # no table says the baselines of given names
+        rows, baselines = {}, None  # no table says the baselines of given names
+        for name, folder in named_folders(what.rows or ()):
+            rows.setdefault(name, []).append(folder)
     tables = make_tables(rows, what.metrics, published=what.published, baselines=baselines)
     show_tables(tables, what.title)
+    show_compute(rows)
     for name in what.output or ():
         write_tables(tables, Path(name))
         say(f"written to {name}")
@@ -88,6 +98,16 @@ def evaluated_rows(results: Path, table: str, seed: int, *, matched: bool) -> di
     return found
 
 
+def rows_of_seeds(results: Path, table: str, seeds: Sequence[int], *, matched: bool) -> dict[str, list[Path]]:
+    """The rows of a table that are evaluated under all of these training seeds, each with its runs.
+
+    A teacher that was not trained here is the same under each, and counts once.
+    """
+    found = [evaluated_rows(results, table, seed, matched=matched) for seed in seeds]
+    shared = [name for name in found[0] if all(name in of_seed for of_seed in found)]
+    return {name: list(dict.fromkeys(of_seed[name] for of_seed in found)) for name in shared}
+
+
 def show_tables(tables: Sequence[Table], title: str) -> None:
     """Print tables, one a metric, and below them what there is to note."""
     for table in tables:
@@ -95,6 +115,13 @@ def show_tables(tables: Sequence[Table], title: str) -> None:
         show_table(f"{METRICS[table.metric].name}: {title}", columns, body, in_blocks=True)
     for line in dict.fromkeys(note for table in tables for note in notes(table)):
         say(line)
+
+
+def show_compute(rows: Mapping[str, Path | Sequence[Path]]) -> None:
+    """Print what each row cost, where its run says it: the ranking is part of that."""
+    costs = compute_rows(rows)
+    if costs:
+        show_table("what each row cost (of several training seeds: the first)", COLUMNS, costs)
 
 
 def write_tables(tables: Sequence[Table], path: Path) -> None:

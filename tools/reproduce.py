@@ -1,7 +1,7 @@
 """Make a whole table: process the data, fine-tune the teacher, train and evaluate every row, print the table.
 
     bash scripts/gpt2/reproduce.sh [BASE_PATH] [--rows SFT "KLD + POCL" ...] [--sets dolly ...] [--seeds 10 ...]
-        [-- flags of train.py] [-- flags of evaluate.py]
+        [--train-seeds 10 20 30] [-- flags of train.py] [-- flags of evaluate.py]
 
 Every step is one script call, whose output goes to results/<family>/logs. A step that is done is skipped when the
 command is started again; a row that fails is reported at the end, and does not keep the others.
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 from threading import Lock
@@ -23,7 +24,7 @@ from pocl.common.console import say, show_table
 from pocl.common.errors import RunStopped, UserError, closest
 from pocl.common.files import read_json, write_json
 from tools.reproducing.needs import what_is_missing
-from tools.reproducing.results import write_table
+from tools.reproducing.results import unpublished, write_table
 from tools.reproducing.steps import ReproduceOptions, Reproduction, Step
 from tools.rows import SCALES, Row, table_rows
 
@@ -130,8 +131,8 @@ def main() -> None:
     quiet_libraries()
     argv, train_flags, evaluate_flags = split_arguments(sys.argv[1:])
     (what,) = parse([ReproduceOptions], "Make a whole table of the paper.", argv)
-    rows = choose_rows(what)
-    work = Reproduction(what, train_flags, evaluate_flags)
+    what = with_match(what, unpublished(Reproduction(what, train_flags, evaluate_flags)))
+    rows, work = choose_rows(what), Reproduction(what, train_flags, evaluate_flags)
     runner = Runner(work.results / "logs", what.scale, what.jobs)
     if os.environ.get("NNODES", "1") != "1":
         raise UserError("NNODES would do every step on every node; start a table on one node, with HOSTFILE for more")
@@ -158,6 +159,16 @@ def main() -> None:
         raise RunStopped(f"{len(failed)} of {len(rows)} rows failed; the same command goes on with them")
 
 
+def with_match(what: ReproduceOptions, different: Sequence[str]) -> ReproduceOptions:
+    """The options with --matched decided: where ``different`` keeps the table from being the paper's, rows are to be
+    compared with each other, and that at equal updates."""
+    if what.matched is not None:
+        return what
+    if different and what.table == "main":
+        say(f"the KD series has POCL's batch, rate and updates (not the paper's table: {', '.join(different)})")
+    return replace(what, matched=bool(different))
+
+
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """(own arguments, flags of train.py, flags of evaluate.py), which ``--`` keeps apart.
 
@@ -177,7 +188,7 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str
 
 def choose_rows(what: ReproduceOptions) -> list[Row]:
     """The rows that were asked for, in the table's order.  Raises UserError for names that are none."""
-    rows = table_rows(what.table, matched=what.matched)
+    rows = table_rows(what.table, matched=bool(what.matched))
     names = [row.name for row in rows]
     for name in what.rows or ():
         if name not in names:

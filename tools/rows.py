@@ -1,5 +1,6 @@
 """The rows of the paper's tables as data: which script makes each, with which flags, and where its run lies."""
 
+import re
 from dataclasses import dataclass
 
 DIVERGENCES = {
@@ -75,8 +76,14 @@ def selective_rows() -> list[Row]:
     ]
 
 
+_ONE_COSINE = ("--restart-optimizer", "false")
+_WHOLE = ("--curriculum", "whole-pool", "--epochs", "5")  # a stage: 3,560 updates in four, where POCL makes 3,552
+_NO_RAMPS = ("--temperature", "1", "--kd-ratio", "0.7")
+_PLAIN = (*_NO_RAMPS, *_ONE_COSINE)
+
+
 def ablation_rows() -> list[Row]:
-    """POCL with one part changed at a time.
+    """POCL with one part changed at a time, and with one part left, at equal updates.
 
     Other numbers of subsets make other numbers of updates. Their epochs a stage are those whose updates are closest
     to POCL's 3,552 (Dolly's 11,435 examples, 64 an update): with 2 subsets, an epoch of every stage is 267 updates, so
@@ -91,16 +98,33 @@ def ablation_rows() -> list[Row]:
         "hard to easy": ("--curriculum", "hard-to-easy"),
         "random pools": ("--curriculum", "random"),
         "no temperature ramp": ("--temperature", "1"),
+        "T = 1.5": ("--temperature", "1.5"),
+        "T = 2": ("--temperature", "2"),
+        "T falling": ("--temperature", "2", "1.67", "1.33", "1"),
         "no ratio ramp": ("--kd-ratio", "1"),
+        "r = 0.7": ("--kd-ratio", "0.7"),
         "ROUGE-L alone": ("--difficulty", "rouge-l"),
         "cross-entropy alone": ("--difficulty", "cross-entropy"),
+        "one cosine": _ONE_COSINE,
+        "T = 1, one cosine": ("--temperature", "1", *_ONE_COSINE),
+        "whole pool, ramps and restarts": _WHOLE,
+        "whole pool, restarts alone": (*_WHOLE, *_NO_RAMPS),
+        "pools alone, easy first": _PLAIN,
+        "pools alone, hard first": ("--curriculum", "hard-to-easy", *_PLAIN),
+        "pools alone, random": ("--curriculum", "random", *_PLAIN),
+        "same visits shuffled": ("--curriculum", "exposure-matched"),
+        "pools alone, same visits shuffled": ("--curriculum", "exposure-matched", *_PLAIN),
+        "pools alone, constant rate": (*_PLAIN, "--lr-schedule", "constant"),
     }
     rows = []
     for name, flags in variants.items():
-        folder = f"ablation/{name.replace(' ', '-').lower()}"
+        folder = f"ablation/{re.sub('[^a-z0-9.]+', '-', name.lower())}"
         where = ("--output-dir", f"{{results}}/{folder}")
         baseline = None if name == "POCL" else "POCL"
         rows.append(Row(name, "pocl/train.sh", f"{folder}/tfkl", (*flags, *where), staged=True, baseline=baseline))
+    matched = (("MATCHED", "1"),)
+    rows.append(Row("KLD, matched", "kd/train.sh", "kd-matched/fkl", environment=matched, baseline="POCL"))
+    rows.append(Row("KLD, its own batch and rate", "kd/train.sh", "kd/fkl", baseline="POCL"))
     return rows
 
 

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import stats
 
 from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main
 from pocl.common.console import say, show_table
 from pocl.common.errors import RunStopped, UserError
 from pocl.common.files import ROOT, read_json, read_jsonl, write_json
-from tools.reporting.intervals import holm
+from tools.reporting.intervals import holm, paired_t
 
 # Four stages of two epochs over N/4, N/2, 3N/4 and N make as many updates as five epochs over N.
 _POOLS = ("--num-stages", "4", "--epochs", "2")
@@ -143,7 +142,7 @@ def show(what: StudyOptions) -> None:
         shared = sorted(results.keys() & read.get(BASELINE, {}).keys())
         if arm != BASELINE and len(shared) > 1:
             differences = [results[s]["rouge_l"] - read[BASELINE][s]["rouge_l"] for s in shared]
-            mean, half, p = paired(differences)
+            mean, half, p = paired_t(differences)
             p_values.append(p)
             row += [f"{mean:+.1f} ± {half:.1f}", p]
         else:
@@ -157,19 +156,6 @@ def show(what: StudyOptions) -> None:
         ["arm", "seeds", "ROUGE-L", "exact match", f"to {BASELINE} (95 %)", "p, Holm"],
         rows,
     )
-
-
-def paired(differences: list[float]) -> tuple[float, float, float]:
-    """(mean, half the 95 % t-interval, two-sided p of the paired t-test) of differences over training seeds.
-
-    No difference at all has p = 1.
-    """
-    values = np.asarray(differences)
-    error = float(values.std(ddof=1) / len(values) ** 0.5)
-    if error == 0.0:
-        return float(values.mean()), 0.0, 1.0 if values.mean() == 0 else 0.0
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    return float(values.mean()), half, float(2 * stats.t.sf(abs(values.mean()) / error, len(values) - 1))
 
 
 if __name__ == "__main__":

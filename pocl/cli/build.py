@@ -1,6 +1,7 @@
 """From options to the parts of a run: data, student, teacher, ranker, settings. train.py puts them together."""
 
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,10 +16,13 @@ from pocl.common.errors import UserError
 from pocl.common.files import ROOT, value_sha256
 from pocl.data.dataset import Split, load_split, read_manifest
 from pocl.data.micro_batches import OVERHEAD_TOKENS, MicroBatchLimits
+from pocl.data.templates import check_template
 from pocl.difficulty.measuring import ScoringSettings
 from pocl.difficulty.ranker import Ranker
 from pocl.difficulty.ranking import columns_of
 from pocl.difficulty.ranking_file import read_ranking
+from pocl.difficulty.student import needs_answers
+from pocl.evaluation.metrics import metric_named
 from pocl.evaluation.sets import DevSet, Example, say_what_is_banned
 from pocl.evaluation.words import check_readable
 from pocl.generation.vllm_backend import choose_backend
@@ -27,13 +31,14 @@ from pocl.losses.fused import why_not_fused
 from pocl.models.identity import (
     check_ids,
     check_positions,
+    check_same_ids,
     check_same_tokenizer,
     count_parameters,
     vocab_rows,
     weights_bytes,
     weights_fingerprint,
 )
-from pocl.models.loading import DTYPES, load_model, load_tokenizer
+from pocl.models.loading import DTYPES, load_model, load_template, load_tokenizer
 from pocl.models.lora import add_adapters, lora_places
 from pocl.models.packing import why_not_packed
 from pocl.models.states import check_head
@@ -44,6 +49,8 @@ from pocl.training.engine import OptimiserSettings
 from pocl.training.on_policy import OnPolicy
 from pocl.training.run_folder import RunFolder
 from pocl.training.settings import TrainSettings
+
+_LOOKED_AT = 32  # examples whose special tokens are compared with the teacher's
 
 
 def load_data(config: TrainConfig) -> tuple[Split, Split]:
@@ -62,6 +69,12 @@ def load_data(config: TrainConfig) -> tuple[Split, Split]:
         raise UserError(
             f"{data_dir} holds no dev examples, but --advance converged and --on-policy adaptive need them"
         )
+    for model in models:
+        check_template(train.template, str(data_dir), model, load_template(model))
+    if config.models.teacher and train.template.jinja:
+        some = train.table.select(range(min(_LOOKED_AT, len(train))))
+        ids = chain.from_iterable(chain(some["prompt_ids"], some["response_ids"]))
+        check_same_ids(ids, load_tokenizer(config.models.model), config.models.teacher)
     check_ids(max(train.highest_id, dev.highest_id), str(data_dir), *models)
     ranks_by_rouge = needs_ranking(config) and "rouge_l" in columns_of(config.curriculum.difficulty)
     for split, name in ((dev, "dev"), *(((train, "train"),) if ranks_by_rouge else ())):
@@ -78,7 +91,8 @@ def make_dev_set(config: TrainConfig, dev: Split) -> DevSet | None:
     rows = zip(dev.column("id"), dev.column("prompt"), dev.column("response"), strict=True)
     examples = [Example(example_id, prompt, (response,)) for example_id, prompt, response in rows]
     words, batch_size = config.generation.rouge_tokenizer, config.sizes.eval_batch_size
-    return DevSet(examples, dev.column("prompt_ids"), sampling, batch_size, dev, words)
+    select_by = metric_named(config.run.select_by)
+    return DevSet(examples, dev.column("prompt_ids"), sampling, batch_size, dev, words, select_by)
 
 
 def answer_length(config: TrainConfig) -> int:
@@ -146,6 +160,7 @@ def make_ranker(config: TrainConfig, run: RunFolder, train: Split, teacher: Teac
         chunk_tokens=config.sizes.chunk_tokens,
         backend=config.generation.generation_backend,
         rouge_tokenizer=config.generation.rouge_tokenizer,
+        samples=given.pass_samples,
     )
     return Ranker(
         run.path,
@@ -167,7 +182,7 @@ def check_before_start(config: TrainConfig, student: Student, train: Split) -> N
         lora_places(student.model, config.lora.lora_targets)
     if given.difficulty_file:
         read_ranking(Path(given.difficulty_file), train)
-    elif needs_ranking(config) and "rouge_l" in columns_of(given.difficulty):
+    elif needs_ranking(config) and needs_answers(columns_of(given.difficulty)):
         choose_backend(config.generation.generation_backend, config.models.model, student.device)
 
 

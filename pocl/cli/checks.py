@@ -8,7 +8,8 @@ from pocl.cli.flags import parse
 from pocl.cli.options import TrainConfig
 from pocl.common.errors import UserError
 from pocl.curriculum.stages import ramp
-from pocl.difficulty.ranking import sources_of
+from pocl.difficulty.ranking import columns_of, sources_of
+from pocl.evaluation.metrics import metric_named
 from pocl.losses.divergences import loss_type
 
 
@@ -20,12 +21,15 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
     )
     _check_teacher(config)
     _check_difficulty(config)
+    if config.loss.weighting == "paced" and "pass_rate" not in columns_of(config.curriculum.difficulty):
+        raise UserError("--weighting paced weighs by the pass rate; give --difficulty pass-rate, alone or with others")
     given, num_stages = config.loss.type_of_stage, config.curriculum.num_stages
     if given and len(given) != num_stages:
         raise UserError(f"--type-of-stage has {len(given)} names for {num_stages} stage(s); give one per stage")
     _check_on_policy(config)
     if config.lora.lora_rank is not None and config.models.train_last_layers is not None:
         raise UserError("--lora-rank trains adapters, --train-last-layers layers; give only one of them")
+    metric_named(config.run.select_by)
     return resolve(config)
 
 

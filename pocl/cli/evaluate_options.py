@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pocl.cli.flags import flag
 from pocl.common.errors import UserError
+from pocl.evaluation.metrics import METRICS, SHOWN, metric_named
 from pocl.evaluation.words import RougeTokenizer
 from pocl.generation.sampling import Sampling
 from pocl.generation.vllm_backend import Backend
@@ -53,6 +54,18 @@ class EvaluateOptions:
     model: str | None = flag("model folder or hub name whose answers are sampled", None)
     answers: str | None = flag("score this JSONL of answers (key: text) instead of a model's; one set", None)
     tokenizer: str | None = flag("tokenizer folder [default: the model's]", None)
+    template: str | None = flag(
+        "form of the prompts, for a model that does not say which it was trained with: alpaca, chat, plain or a Jinja "
+        "file [default: that of --train-data; the tokenizer's chat template; alpaca]",
+        None,
+    )
+    system: str | None = flag("system prompt of that template [default: none]", None)
+    thinking: bool = flag("give that template enable_thinking", False)
+    metrics: list[str] = flag(
+        f"what the table shows: {', '.join(METRICS)}, or MODULE:FUNCTION, your own function of an answer and its "
+        f"references [0 to 1]; all are kept in summary.json",
+        list(SHOWN),
+    )
     seeds: list[int] = flag("one sampled answer per prompt and seed", [10, 20, 30, 40, 50], at_least=0)
     data_root: str = flag("folder that holds the evaluation sets", "data")
     clean: bool = flag("also answer greedily without the n-gram ban; results in clean/ of the results folder", False)
@@ -70,7 +83,9 @@ class EvaluateOptions:
     dtype: Literal["fp32", "bf16", "fp16"] = flag("precision of the model", "fp32")
 
     def check(self) -> None:
-        """Raise UserError unless one thing is evaluated, with room for its answers."""
+        """Raise UserError unless one thing is evaluated, with room for its answers, by metrics that there are."""
+        for name in self.metrics:
+            metric_named(name)
         if (self.model is None) == (self.answers is None):
             raise UserError("give either --model FOLDER or --answers FILE")
         if self.answers and len(self.sets) != 1:

@@ -119,6 +119,10 @@ class LossOptions:
     reliance_threshold: float = flag(
         "difficulty percentile of --selective-reliance hard [0 to 1]", 0.5, at_least=0, at_most=1
     )
+    weighting: Literal["off", "paced"] = flag(
+        "weigh examples. paced: by p(1 - p), p the pass rate that --difficulty pass-rate measures (arXiv 2603.11178)",
+        "off",
+    )
     skew: float = flag("weight of the teacher (sfkl) or the student (srkl) in the mixture [0 to 1]", 0.1)
     teacher_weight: float = flag("weight of the teacher in the mixture of jsd [0 to 1]", 0.1)
     chunk_tokens: int | None = flag(
@@ -137,6 +141,10 @@ class LossOptions:
             loss.bind(**vars(self))
         elif self.selective_reliance != "off":
             raise UserError(f"--type {self.type} has no teacher to rely on; drop --selective-reliance")
+        elif self.weighting != "off":
+            raise UserError(
+                f"--weighting {self.weighting} weighs a teacher's lessons, and --type {self.type} has none"
+            )
         for name in self.type_of_stage or ():
             other = loss_type(name)
             if loss is None or other is None or other.tempered != loss.tempered:
@@ -177,6 +185,7 @@ class CurriculumOptions:
     difficulty: list[str] = flag(
         f"signals that rank the examples, fused if several are named: {', '.join(SIGNALS)}", ["student"], known=SIGNALS
     )
+    pass_samples: int = flag("answers that are sampled for --difficulty pass-rate [answers]", 4, above=0)
     rerank: Literal["off", "stage", "epoch"] | None = flag(
         "rank again before each stage or epoch [default: stage with --difficulty snapshot, else off]", None
     )
@@ -286,6 +295,11 @@ class RunOptions:
         "dev evaluation and checkpoint every N epochs, and at each stage's end [epochs]", 1, above=0
     )
     log_every: int = flag("print and record every N optimiser steps [steps]", 1, above=0)
+    select_by: str = flag(
+        "metric on dev that chooses the best student: rouge_l, chrf, token_f1, exact_match, rouge_1, rouge_2, or "
+        "MODULE:FUNCTION, your own function of an answer and its references [0 to 1]",
+        "rouge_l",
+    )
     keep_stages: bool = flag("keep the student at each stage's end, in stages/ of the run folder", False)
     resume_weights: bool = flag(
         "resume with another number of ranks than the checkpoint's: from its weights alone, without AdamW's moments, "

@@ -107,6 +107,7 @@ def make_schedule(config: TrainConfig, num_examples: int) -> Schedule:
         rate=rate,
         scheme=scheme,
         reliance=Reliance(config.loss.selective_reliance, config.loss.reliance_threshold),
+        weighs=config.loss.weighting == "paced",
     )
 
 
@@ -125,7 +126,8 @@ def show_schedule(schedule: Schedule, type_name: str) -> None:
 
 def needs_ranking(config: TrainConfig) -> bool:
     """Whether the run orders its examples from easy to hard."""
-    return CURRICULA[config.curriculum.curriculum].order == "ranked" or config.loss.selective_reliance != "off"
+    ordered = CURRICULA[config.curriculum.curriculum].order == "ranked"
+    return ordered or config.loss.selective_reliance != "off" or config.loss.weighting != "off"
 
 
 def wants_packing(config: TrainConfig) -> bool:

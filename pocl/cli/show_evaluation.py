@@ -1,6 +1,6 @@
 """The table that evaluate.py prints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,10 +10,10 @@ from pocl.evaluation.metrics import METRICS, SHOWN
 Scores = Mapping[str, Any]  # of one set, as summary.json has them
 
 
-def show_evaluation(summary: Mapping[str, Scores], title: str) -> None:
+def show_evaluation(summary: Mapping[str, Scores], title: str, metrics: Sequence[str] = SHOWN) -> None:
     """Print mean and spread over seeds by set; beside them the clean protocol, and the mean without known prompts."""
     columns: dict[str, Callable[[Scores], object]] = {"seeds": lambda scores: len(scores["rouge_l"]["seeds"])}
-    columns |= {METRICS[metric].name: partial(_with_spread, metric=metric) for metric in SHOWN}
+    columns |= {METRICS[metric].name: partial(_with_spread, metric=metric) for metric in metrics}
     notes = []
     if any("clean" in scores for scores in summary.values()):
         columns["clean"] = _clean

@@ -16,11 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]  # of a checkout: where scripts/ and 
 
 def write_text(path: Path, text: str) -> None:
     """Write under a temporary name in the same folder, then rename.  Raises UserError where the disk refuses."""
+    write_parts(path, [text])
+
+
+def write_parts(path: Path, parts: Iterable[str]) -> None:
+    """The same with a text that comes in parts."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -36,7 +41,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_parts(path, (json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def read_json(path: Path) -> Any:

@@ -97,6 +97,8 @@ class Schedule:
     scheme: Scheme = CURRICULA["baby-step"]
     reliance: Reliance = field(default_factory=Reliance)
     ranked: Positions | None = None  # [N], from the easiest to the hardest; None before there is a ranking
+    weighs: bool = False  # whether a ranking gives examples weights, by their pass rates
+    weights: NDArray[np.float64] | None = None  # [N], of an example's loss, by position in the data; None: 1 for all
 
     def __post_init__(self) -> None:
         for stage in self.stages:

@@ -82,6 +82,12 @@ class Encoder:
         except UserError as error:
             raise UserError(f"{record.get('place', 'a record')}: {error}") from error
 
+    def references(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        """The right answers to ``prompt``, in the form in which answers are decoded."""
+        if "messages" in record:
+            return (self.examples(record)[-1].response,)
+        return (record["output"],) if isinstance(record["output"], str) else tuple(record["output"])
+
     # Without a Jinja text: one instruction, one answer.
 
     def _single_turns(self, record: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:

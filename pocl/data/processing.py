@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK = 256  # records that one process is given at a time
+_TOO_FEW = 4  # chunks: starting processes takes longer than such work
 _AHEAD = 3  # chunks for each process that are under way
 # What may be done to the texts of an example, as manifest.json counts it and as it is said.
 CHANGES = {
@@ -105,23 +106,21 @@ def encode_stream(records: Iterable[Mapping[str, Any]], encoder: Encoder, *, num
     """
     rows = iter(records)
     parts = iter(lambda: list(islice(rows, CHUNK)), [])
-    first = next(parts, None)
-    if first is None:
-        return
-    if num_workers == 1 or len(first) < CHUNK:  # starting processes takes longer than such work
-        yield from (encode_chunk(part, encoder) for part in chain([first], parts))
+    first = list(islice(parts, _TOO_FEW))
+    if num_workers == 1 or len(first) < _TOO_FEW:
+        yield from (encode_chunk(part, encoder) for part in chain(first, parts))
         return
     with ProcessPoolExecutor(num_workers, initializer=_start, initargs=(encoder,)) as pool:
         waiting: deque[Future[Chunk]] = deque()
         try:
-            for part in chain([first], parts):
+            for part in chain(first, parts):
                 waiting.append(pool.submit(_encode, part))
                 if len(waiting) > _AHEAD * num_workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 _encoder: list[Encoder] = []  # of this process, where it is one of several

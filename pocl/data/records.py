@@ -7,7 +7,6 @@ A record has its ``place``, its ``category`` and either ``instruction``, ``input
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pocl.common.console import say
@@ -58,6 +57,8 @@ def read_records(
             chosen = choose_columns(row, columns, source.name, evaluation=evaluation)
             if any(field != column for field, column in chosen.items()):
                 say(f"{source.name}: " + ", ".join(f"{field} is {column!r}" for field, column in chosen.items()))
+        if evaluation and source.has_cells:
+            row = _with_lists(row, chosen.get("output"))
         yield _record(row, chosen, place, evaluation)
     if chosen is None:
         raise UserError(f"{source.name} holds no record")
@@ -162,13 +163,16 @@ def _label(value: Any) -> str:
 
 
 def _references(value: Any, what: str) -> list[str]:
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a list in a cell of a table
-        parsed = _parsed(value)
-        value = parsed if isinstance(parsed, list) and all(isinstance(one, str) for one in parsed) else value
     references = [value] if isinstance(value, str) else value
     if not isinstance(references, list) or not references or not all(isinstance(one, str) for one in references):
         raise UserError(f"{what} must be a reference answer or a list of them")
     return [check_text(one, what, empty=True) for one in references]
+
+
+def _with_lists(row: Row, column: str | None) -> Row:
+    """A row of cells in which references that are written as a JSON list are one."""
+    found = _parsed(row[column]) if column and column in row else None
+    return dict(row) | ({column: found} if column and isinstance(found, list) and found else {})
 
 
 def _parsed(text: str) -> Any:
@@ -228,8 +232,3 @@ def _tools(value: Any, place: str) -> list[Any] | None:
     if tools is not None and not isinstance(tools, list):
         raise UserError(f"{place}: 'tools' is {json_kind(value)}; it wants a list of functions' descriptions")
     return tools or None
-
-
-def records_of_set(path: Path) -> list[Record]:
-    """The records of an evaluation set's file, each with a list of references as its ``output``."""
-    return list(read_records(open_source(path), evaluation=True))

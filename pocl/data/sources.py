@@ -32,6 +32,11 @@ class Source:
     rows: Callable[[], Rows]
     files: tuple[Path, ...] = ()
 
+    @property
+    def has_cells(self) -> bool:
+        """Whether every value is a text, since it comes from a cell."""
+        return any(_suffix(path) in (".csv", ".tsv") for path in self.files)
+
     def sha256(self) -> str:
         """SHA-256 of the file, of the files of a folder, or of the rows of a data set."""
         if len(self.files) == 1:
@@ -86,8 +91,8 @@ def _suffix(path: Path) -> str:
 def _read_file(path: Path) -> Rows:
     suffix = _suffix(path)
     try:
-        opened: Any = gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
-        with opened as file:
+        opener: Any = gzip.open if path.name.lower().endswith(".gz") else open
+        with opener(path, "rb") as file:
             if suffix == ".parquet":
                 yield from _read_parquet(path, file)
             elif suffix in (".csv", ".tsv"):
@@ -128,7 +133,7 @@ def _read_array(path: Path, content: bytes) -> Rows:
         raise UserError(f"{path} begins as a JSON array and is none ({error})") from error
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
-            raise UserError(f"{path}, record {number}: {json_kind(value)}; each wants to be a JSON object")
+            raise UserError(f"{path}:1: a list, of which record {number} is {json_kind(value)}, not a JSON object")
         yield f"{path}, record {number}", value
 
 

@@ -42,6 +42,10 @@ class Template:
         details += [f"Jinja {self.sha256[:8]}" if self.jinja else ""]
         return self.name + "".join(f", {detail}" for detail in details if detail)
 
+    def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """The token that ends a response."""
+        return int(tokenizer.convert_tokens_to_ids(self.ends[0]) if self.ends else tokenizer.eos_token_id)
+
     def save(self, folder: Path) -> None:
         """Write it into the folder of a model."""
         write_json(folder / FILE, asdict(self))
@@ -168,15 +172,10 @@ def choose_template(
         raise UserError(f"`template` {name} cannot be read: {first_line(error)}") from error
 
 
-def check_template(wanted: Template, place: str, models: Mapping[str, str]) -> None:
-    """Raise UserError where a model was trained with another template than ``wanted``, which is that of ``place``.
-
-    ``models`` are folders, by what the model is to the caller.
-    """
-    for role, folder in models.items():
-        trained = saved_template(folder)
-        if trained is not None and trained != wanted:
-            raise UserError(
-                f"{place} has the template {wanted}, but the {role} {folder} was trained with {trained}; process the "
-                f"data with that one, or give another {role} (to train it on: delete {Path(folder) / FILE})"
-            )
+def check_template(wanted: Template, place: str, model: str, trained: Template | None) -> None:
+    """Raise UserError where a model was ``trained`` with another template than ``wanted``, that of ``place``."""
+    if trained is not None and trained != wanted:
+        raise UserError(
+            f"{place} has the template {wanted}, but {model} was trained with {trained}; process the data with that "
+            f"one, or give another model (to go on with it all the same, delete its {FILE})"
+        )

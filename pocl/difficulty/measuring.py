@@ -44,6 +44,7 @@ class ScoringSettings:
     chunk_tokens: int = 1024  # response tokens whose logits are in memory together
     backend: Backend = "builtin"  # what generates
     rouge_tokenizer: RougeTokenizer = "rouge"  # what ROUGE takes for words
+    samples: int = 4  # answers of a pass rate
 
     def key(self) -> dict[str, Any]:
         """What the result depends on."""

@@ -19,6 +19,8 @@ from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import RunStopped, UserError, closest
 from pocl.data.dataset import Split
+from pocl.data.processing import encode
+from pocl.data.records import load_records
 from pocl.difficulty.measuring import Request, ScoringSettings
 from pocl.difficulty.ranking import COLUMNS, FILES, SIGNALS, Ranking, columns_of, rank_examples, sources_of
 from pocl.difficulty.ranking_file import read_ranking, write_ranking
@@ -31,7 +33,7 @@ _DEFAULTS = ScoringSettings()
 
 
 def rank(
-    train: Split,
+    train: Split | Any,
     student: Student | None,
     *,
     signals: Sequence[str] = ("student",),
@@ -42,12 +44,18 @@ def rank(
 ) -> Ranking:
     """The training examples from easy to hard, by these signals (``SIGNALS``) fused. Collective.
 
+    ``train`` is a Split, or what ``load_records`` reads: a ``datasets.Dataset``, a file, a list of rows. Such rows are
+    encoded for the student (``encode``; the last answer of a conversation counts), and the ranking has the ids of
+    their column ``id``, or else their numbers from 0.
+
     ``student``, ``teacher`` and ``losses`` ([N] nats per response token in training, NaN where an example had none)
     may be None if no signal asks for them. With a ``folder`` an interrupted pass resumes there; nothing is left in
     it at the end.  Raises UserError for an unknown signal or one that lacks what it is measured with, StopRequested
     if a rank was asked to stop (``pocl.common.interrupt``), and RunStopped for a measure that is not finite.
     """
-    ranking = _measured(Request(train, student, teacher, losses, settings, folder), signals)
+    split, ids = (train, None) if isinstance(train, Split) else _encoded(train, student)
+    ranking = _measured(Request(split, student, teacher, losses, settings, folder), signals)
+    ranking = ranking if ids is None else _renamed(ranking, ids)
     if folder is not None and distributed.is_main():
         for source in sources_of(signals):
             shutil.rmtree(folder / source, ignore_errors=True)
@@ -134,10 +142,16 @@ class Ranker:
 
     def teacher_passes(self) -> int:
         """How many examples the trunk of an online teacher has read to rank them."""
-        if self.teacher is None or not self.teacher.online or "teacher" not in sources_of(self.signals):
-            return 0
+        return self._num_measured("teacher") if self.teacher is not None and self.teacher.online else 0
+
+    def student_passes(self) -> int:
+        """How many examples the student has read to rank them, and answered where ROUGE-L is a signal."""
+        return self._num_measured("student")
+
+    def _num_measured(self, source: str) -> int:
+        """Examples, over all rankings that were measured here by this source."""
         measured = self._known if self._measured_first else self._known - {FIRST}
-        return len(measured) * len(self.train)
+        return len(measured) * len(self.train) if source in sources_of(self.signals) else 0
 
     def _keep(self, name: str, ranking: Ranking) -> None:
         if distributed.is_main():
@@ -148,6 +162,26 @@ class Ranker:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl"
+
+
+def _encoded(rows: Any, student: Student | None) -> tuple[Split, list[Any]]:
+    """Rows as a split, whose ids are their numbers, and the ids that they have."""
+    if student is None:
+        raise UserError("`student` is None, but its tokenizer encodes the rows; give it, or an encoded Split")
+    records = load_records(rows)
+    split = encode(records, student.tokenizer, turns="last")
+    if len(split) < len(records):
+        say(f"{len(records) - len(split)} of {len(records)} examples are not ranked: their prompts are too long")
+    if hasattr(rows, "column_names") and "id" in rows.column_names:
+        return split, list(rows["id"])
+    return split, list(range(len(records)))
+
+
+def _renamed(ranking: Ranking, ids: Sequence[Any]) -> Ranking:
+    """The ranking with the ids of the rows that the examples were made from; positions count the rows."""
+    numbers = [record["id"] for record in ranking.records]
+    records = [dict(record) | {"id": ids[record["id"]]} for record in ranking.records]
+    return Ranking(np.array(numbers), ranking.scores, records)
 
 
 def plain_records(train: Split) -> dict[int, dict[str, Any]]:

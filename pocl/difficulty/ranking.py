@@ -4,19 +4,23 @@ A difficulty signal is a name on the command line (``--difficulty teacher length
 difficulty.jsonl that it ranks by. To add one, write a file like ``length.py`` and name it in ``FILES``.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from pocl.difficulty import length, student, teacher, training_losses
+from pocl.common.errors import UserError, closest
+from pocl.difficulty import length, pass_rate, student, teacher, training_losses
 from pocl.difficulty.measuring import Column, Source
+
+Easiest = Literal["highest", "lowest"]  # which value of a score the easiest example has
 
 RRF_K = 60  # Source: Cormack, Clarke and Buettcher, SIGIR 2009; POCL keeps it.
 
 # Each names its columns (``COLUMNS``) and its signals (``SIGNALS``), and measures them (``measure``).
-FILES = (student, teacher, training_losses, length)
+FILES = (student, pass_rate, teacher, training_losses, length)
 COLUMNS: dict[str, Column] = {name: column for file in FILES for name, column in file.COLUMNS.items()}
 SIGNALS: dict[str, tuple[str, ...]] = {name: columns for file in FILES for name, columns in file.SIGNALS.items()}
 
@@ -33,6 +37,12 @@ class Ranking:
     scores: np.ndarray
     records: Sequence[Mapping[str, Any]]
 
+    def by_position(self, column: str) -> np.ndarray:
+        """What a column holds of each example, in the order of the split.  -> [N], float64."""
+        values = np.empty(len(self.order))
+        values[self.order] = [record[column] for record in self.records]
+        return values
+
     @classmethod
     def fuse(cls, measured: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "Ranking":
         """The ranking of measured examples by these columns; positions are those in ``measured``.
@@ -40,6 +50,19 @@ class Ranking:
         See ``rank_examples``.
         """
         return cls.of(rank_examples(measured, columns), np.array([record["id"] for record in measured]))
+
+    @classmethod
+    def of_scores(cls, rows: Iterable[Mapping[str, Any]], easiest: Mapping[str, Easiest]) -> "Ranking":
+        """The ranking by scores that you have: columns of rows with an ``id``, such as a ``datasets.Dataset``.
+
+        ``easiest`` says for each column whether its highest or its lowest value is the easiest example's; several are
+        fused. An example whose value is None comes after those that have one.  Raises UserError for a column that is
+        not there and for a value that is no finite number.
+        """
+        measured = [_scores_of(row, number, easiest) for number, row in enumerate(rows, start=1)]
+        if not measured or not easiest:
+            raise UserError("`rows` holds no example" if easiest else "`easiest` names no column")
+        return cls.of(rank_examples(measured, easiest), np.array([row["id"] for row in measured]))
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]], ids: np.ndarray) -> "Ranking":
@@ -100,14 +123,18 @@ def easy_to_hard(scores: np.ndarray, example_ids: np.ndarray) -> np.ndarray:
     return order
 
 
-def rank_examples(measured: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+def rank_examples(
+    measured: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, Easiest]
+) -> list[dict[str, Any]]:
     """The records of difficulty.jsonl, easiest first: what was measured, the rank by each column, the fused score.
 
-    ``measured`` has one record per example, with its ``id``; None in a column means that the example has no value
+    ``measured`` has one record per example, with its ``id``. ``columns`` are names of ``COLUMNS``, or any with what is
+    the easiest there. None in a column means that the example has no value
     there yet, and ranks it after those that have one.  Raises ValueError for a value that is not finite.
     """
     ids = np.array([record["id"] for record in measured])
-    ranks = {column: _ranks_of_column(measured, ids, column) for column in columns}
+    easiest = columns if isinstance(columns, Mapping) else {name: _easiest(COLUMNS[name]) for name in columns}
+    ranks = {column: _ranks_of_column(measured, ids, column, best == "highest") for column, best in easiest.items()}
     scores = reciprocal_rank_fusion(list(ranks.values()))
     return [
         dict(measured[i])
@@ -117,12 +144,32 @@ def rank_examples(measured: Sequence[Mapping[str, Any]], columns: Sequence[str])
     ]
 
 
-def _ranks_of_column(measured: Sequence[Mapping[str, Any]], ids: np.ndarray, column: str) -> np.ndarray:
+def _easiest(column: Column) -> Easiest:
+    return "highest" if column.highest_is_easiest else "lowest"
+
+
+def _scores_of(row: Mapping[str, Any], number: int, easiest: Mapping[str, Easiest]) -> dict[str, Any]:
+    """The id and the scores of a row.  Raises UserError where one is missing or cannot be ordered."""
+    for column in ("id", *easiest):
+        if column not in row:
+            raise UserError(f"row {number} has no column {column!r}{closest(column, row)} (it has {', '.join(row)})")
+    for column, best in easiest.items():
+        value = row[column]
+        if best not in ("highest", "lowest"):
+            raise UserError(f"`easiest` has {best!r} for {column!r}; it must be 'highest' or 'lowest'")
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise UserError(f"row {number}: {column!r} is {value!r}; it must be a finite number, or None")
+    return {"id": row["id"]} | {column: row[column] for column in easiest}
+
+
+def _ranks_of_column(
+    measured: Sequence[Mapping[str, Any]], ids: np.ndarray, column: str, highest_first: bool
+) -> np.ndarray:
     values = [record[column] for record in measured]
     known = np.array([i for i, value in enumerate(values) if value is not None], dtype=np.int64)
     unknown = np.array([i for i, value in enumerate(values) if value is None], dtype=np.int64)
     ranks = np.empty(len(values), dtype=np.int64)
     values_known = np.array([values[i] for i in known], dtype=np.float64)
-    ranks[known] = ordinal_ranks(values_known, ids[known], highest_first=COLUMNS[column].highest_is_easiest)
+    ranks[known] = ordinal_ranks(values_known, ids[known], highest_first=highest_first)
     ranks[unknown] = len(known) + ordinal_ranks(np.zeros(len(unknown)), ids[unknown], highest_first=False)
     return ranks

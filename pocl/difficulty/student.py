@@ -19,21 +19,32 @@ if TYPE_CHECKING:
     from pocl.generation.decoding import Generator
     from pocl.models.student import Student
 
+# Of the student's greedy answer against the reference: keys of METRICS in pocl.evaluation.metrics.
+_OF_ANSWERS = ("rouge_l", "chrf", "token_f1")
 COLUMNS = {
     # of the student's greedy answer against the reference
     "rouge_l": Column("ROUGE-L", "0 to 1", "student", highest_is_easiest=True),
     # of the reference under the student
     "cross_entropy": Column("cross-entropy", "nats/token", "student"),
+    "chrf": Column("chrF", "0 to 1", "student", highest_is_easiest=True),
+    "token_f1": Column("token F1", "0 to 1", "student", highest_is_easiest=True),
 }
 SIGNALS = {
     "student": ("rouge_l", "cross_entropy"),  # POCL
     "rouge-l": ("rouge_l",),
     "cross-entropy": ("cross_entropy",),
+    "chrf": ("chrf",),
+    "token-f1": ("token_f1",),
 }
 
 
+def needs_answers(columns: Sequence[str]) -> bool:
+    """Whether the student has to answer for one of these columns."""
+    return any(column in _OF_ANSWERS for column in columns)
+
+
 def measure(request: Request, columns: Sequence[str]) -> Values:
-    """The student's ``cross_entropy`` of every example and, if ``rouge_l`` is asked for, that and its ``answer``.
+    """The student's ``cross_entropy`` of every example and, if a measure of answers is asked for, that and ``answer``.
 
     Collective: the ranks share the work, and each gets all of it.
     """
@@ -43,21 +54,25 @@ def measure(request: Request, columns: Sequence[str]) -> Values:
     student, train, settings = request.student, request.train, request.settings
     if student is None:
         raise UserError(f"`signals` {' '.join(columns)} are the student's; give `student`")
+    student = student.asked_by(train.template)
     was_training = student.model.training
     student.model.train(False)
-    answers = "rouge_l" in columns
-    if answers:
+    answers, others = needs_answers(columns), [name for name in _OF_ANSWERS[1:] if name in columns]
+    if "rouge_l" in columns:
         check_readable(train.column("response"), settings.rouge_tokenizer, "the training examples")
     # Another backend reads the weights from their folder, which must hold those in memory.
     backend = settings.backend if answers and student.path else "builtin"
     how = BackendSettings(backend, train.max_length, settings.batch_size, student.device)
     with open_generator(student, how) as generator:
         key = settings.key() | {"dtype": str(student.model.dtype), "answers": generator.name if answers else None}
+        key |= {"metrics": others} if others else {}
         with request.resumable("student", student=student.fingerprint(), **key) as scoring:
             found = scoring.fill(
                 generator.blocks(train.prompt_lengths),
                 train.ids,
-                lambda block: score_block(student, train, block, settings, generator if answers else None),
+                lambda block: score_block(
+                    student, train, block, settings, generator if answers else None, metrics=("rouge_l", *others)
+                ),
                 title="scoring",
             )
     student.model.train(was_training)
@@ -65,12 +80,18 @@ def measure(request: Request, columns: Sequence[str]) -> Values:
 
 
 def score_block(
-    student: Student, train: Split, block: np.ndarray, settings: ScoringSettings, generator: Generator | None
+    student: Student,
+    train: Split,
+    block: np.ndarray,
+    settings: ScoringSettings,
+    generator: Generator | None,
+    *,
+    metrics: Sequence[str] = ("rouge_l",),
 ) -> list[dict[str, Any]]:
     """The records of one block of positions in the split; see ``measure``. No ``generator``: no answers."""
     from pocl.data.blocks import blocks_to_read
     from pocl.evaluation.likelihood import example_cross_entropy
-    from pocl.evaluation.metrics import rouge_l
+    from pocl.evaluation.metrics import METRICS
     from pocl.generation.decoding import decode
     from pocl.generation.sampling import Sampling
 
@@ -87,5 +108,6 @@ def score_block(
         sampling = Sampling(settings.max_new_tokens, temperature=0.0, no_repeat_ngram=settings.no_repeat_ngram)
         tokens = generator(rows["prompt_ids"], rows["id"], sampling)
         for record, text, reference in zip(records, decode(student.tokenizer, tokens), rows["response"], strict=True):
-            record |= {"rouge_l": rouge_l(text, [reference], settings.rouge_tokenizer), "answer": text}
+            scores = {name: METRICS[name].score(text, [reference], settings.rouge_tokenizer) for name in metrics}
+            record |= scores | {"answer": text}
     return records

@@ -40,6 +40,7 @@ class Answerer:
     tokenizer: PreTrainedTokenizerBase
     fingerprints: Mapping[str, str]  # of the weights ("model") and of the tokenizer
     asked: Mapping[str, Any]
+    template: str = "alpaca"  # of the prompts, as it is shown
 
     def read(self, name: str, examples: Sequence[Example]) -> TestSet:
         """A set with its prompts as tokens; says how many are cut."""
@@ -72,7 +73,7 @@ class Answerer:
         """What answers come from, beside the seed: where two are equal but for what was asked, so are the answers."""
         sampling = {key: value for key, value in asdict(protocol.sampling).items() if key != "seed"}
         limits = {"generator": self.generator.name, "max_prompt_length": self.asked["max_prompt_length"]}
-        limits["rouge_tokenizer"] = protocol.rouge_tokenizer
+        limits |= {"rouge_tokenizer": protocol.rouge_tokenizer, "template": self.template}
         return {
             "examples": len(test_set.examples),
             "cut_prompts": test_set.num_cut,

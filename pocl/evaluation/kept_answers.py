@@ -13,7 +13,8 @@ from pocl.common.errors import UserError
 from pocl.common.files import read_json, read_jsonl, read_object, write_json
 from pocl.common.lock import locked_folder
 from pocl.evaluation.answerer import Answerer, EvalProtocol
-from pocl.evaluation.answers import Record
+from pocl.evaluation.answers import Record, score_answers
+from pocl.evaluation.metrics import METRICS
 from pocl.evaluation.sets import TestSet
 
 ORIGIN = "origin.json"  # of a set: what its answers come from, written before the first of them
@@ -49,9 +50,17 @@ def kept_answers(test_set: TestSet, protocol: EvalProtocol, answerer: Answerer) 
     ids = [example.id for example in test_set.examples]
     read = distributed.broadcast({seed: read_jsonl(path) for seed, path in files.items() if path.is_file()})
     kept = {seed: records for seed, records in read.items() if [record.get("id") for record in records] == ids}
+    kept = {seed: _with_every_metric(test_set, protocol, records) for seed, records in kept.items()}
     if kept:
         say(f"{name}: seeds {_words(kept)} are there already ({place})")
     return kept
+
+
+def _with_every_metric(test_set: TestSet, protocol: EvalProtocol, records: list[Record]) -> list[Record]:
+    """The records, scored anew where they are from before a metric was there."""
+    if all(name in record for record in records for name in METRICS):
+        return records
+    return score_answers(test_set.examples, [record["answer"] for record in records], protocol.rouge_tokenizer)
 
 
 def seed_files(place: Path) -> dict[int, Path]:
@@ -83,7 +92,7 @@ def _options_of(origin: Mapping[str, Any]) -> dict[str, Any]:
     """The options that made answers, by parameter."""
     protocol: dict[str, Any] = dict(origin["protocol"])
     options = {"num_examples": origin["examples"], "dtype": origin["dtype"], "model": origin["asked"]["model"]}
-    options["rouge_tokenizer"] = "rouge"  # of answers from before there was a choice
+    options |= {"rouge_tokenizer": "rouge", "template": "alpaca"}  # of answers from before there was a choice
     options["max_length"] = protocol.pop("max_new_tokens") + protocol["max_prompt_length"]
     names = {"temperature": "sampling_temperature", "generator": "generation_backend"}
     return options | {names.get(key, key): value for key, value in protocol.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from pocl.common.console import say
 from pocl.common.errors import UserError, closest
-from pocl.common.files import json_kind, read_jsonl
 from pocl.data.dataset import Split
-from pocl.data.prompts import encode_text, make_prompt
+from pocl.data.encoding import Encoder
+from pocl.data.prompts import encode_text
+from pocl.data.records import read_records
+from pocl.data.sources import SUFFIXES, open_source
+from pocl.data.templates import ALPACA
 from pocl.evaluation.words import RougeTokenizer, check_readable
 from pocl.generation.sampling import Sampling, is_banned
 
@@ -26,6 +30,7 @@ class Example:
     id: int  # number of its line in valid.jsonl, from 0
     prompt: str
     references: tuple[str, ...]
+    prompt_ids: tuple[int, ...] | None = None  # where a template has made them; else they are the text's
 
 
 @dataclass(frozen=True)
@@ -48,57 +53,70 @@ class DevSet:
     batch_size: int  # prompts that are answered together
     split: Split
     rouge_tokenizer: RougeTokenizer = "rouge"
+    select_by: str = "rouge_l"  # the metric by which the best student is chosen
 
 
 def set_path(data_root: Path, name: str) -> Path:
-    """The valid.jsonl of an evaluation set.  Raises UserError for an unknown set; it names the known ones."""
-    path = data_root / SET_FOLDERS.get(name, name) / "valid.jsonl"
-    if not path.is_file():
-        known = [key for key in SET_FOLDERS if (data_root / SET_FOLDERS[key] / "valid.jsonl").is_file()]
-        known += sorted(file.parent.name for file in data_root.glob("*/valid.jsonl"))
+    """The file of an evaluation set, valid.jsonl or in another form.
+
+    Raises UserError for an unknown set, naming the known ones, and where there are several files.
+    """
+    folder = data_root / SET_FOLDERS.get(name, name)
+    found = _valid_files(folder)
+    if len(found) > 1:
+        raise UserError(f"{folder} holds {' and '.join(path.name for path in found)}; keep one of them")
+    if not found:
+        known = known_sets(data_root)
         raise UserError(
-            f"no evaluation set {name!r}: {path} does not exist{closest(name, known)} "
+            f"no evaluation set {name!r}: {folder / 'valid.jsonl'} does not exist{closest(name, known)} "
             f"(known: {', '.join(known) or 'none'}; tools/fetch.py downloads the paper's)"
         )
-    return path
+    return found[0]
+
+
+def known_sets(data_root: Path) -> list[str]:
+    """The evaluation sets that are there: those of the paper that lie deeper, then the folders by name."""
+    deeper = [name for name, place in SET_FOLDERS.items() if _valid_files(data_root / place)]
+    folders = sorted(data_root.iterdir()) if data_root.is_dir() else []
+    return deeper + [folder.name for folder in folders if folder.is_dir() and _valid_files(folder)]
+
+
+def _valid_files(folder: Path) -> list[Path]:
+    names = [f"valid{suffix}{zipped}" for suffix in SUFFIXES for zipped in ("", ".gz")]
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def load_set(
-    data_root: Path, name: str, num_examples: int | None = None, *, rouge_tokenizer: RougeTokenizer | None = None
+    data_root: Path,
+    name: str,
+    num_examples: int | None = None,
+    *,
+    rouge_tokenizer: RougeTokenizer | None = None,
+    encoder: Encoder | None = None,
 ) -> list[Example]:
-    """The examples of data_root/name/valid.jsonl, in the order of the file.
+    """The examples of an evaluation set, in the order of its file.
 
-    A record holds ``prompt`` or ``instruction`` and ``input``; ``output`` is one reference or a list of them.
-    ``rouge_tokenizer`` is what is to score answers to them: UserError where it cannot read the references.
+    A record is one of those that are trained on, where the answer may be a list of references; or it holds a
+    ``prompt`` that is taken as it stands. ``encoder`` makes the prompts; without one they are Alpaca's texts, or what
+    a conversation says. ``rouge_tokenizer`` is what is to score answers: UserError where it cannot read the
+    references.
     """
     path = set_path(data_root, name)
-    examples = [_example(record, i, f"{path}:{i + 1}") for i, record in enumerate(read_jsonl(path))][:num_examples]
+    records = islice(read_records(open_source(path), evaluation=True), num_examples)
+    examples = [_example(record, number, encoder) for number, record in enumerate(records)]
     if rouge_tokenizer:
         check_readable([text for example in examples for text in example.references], rouge_tokenizer, str(path))
     return examples
 
 
-def _example(record: Mapping[str, Any], number: int, place: str) -> Example:
-    references = record.get("output")
-    if isinstance(references, str):
-        references = [references]
-    if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
-        raise UserError(f"{place}: 'output' must be a reference answer or a list of them")
-    prompt = record.get("prompt")
-    if prompt is None:
-        instruction, input_text = record.get("instruction"), record.get("input", "")
-        if not isinstance(instruction, str) or not instruction.strip():
-            raise UserError(f"{place}: neither 'prompt' nor 'instruction' is a non-empty string")
-        if not isinstance(input_text, str):
-            raise UserError(f"{place}: 'input' is {json_kind(input_text)}; it must be a string")
-        prompt = make_prompt(instruction, input_text)
-    if not isinstance(prompt, str) or not prompt:
-        raise UserError(f"{place}: 'prompt' must be a non-empty string")
-    try:
-        "".join([prompt, *references]).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place}: a lone surrogate, which is not valid text") from error
-    return Example(number, prompt, tuple(references))
+def _example(record: Mapping[str, Any], number: int, encoder: Encoder | None) -> Example:
+    if encoder is not None:
+        text, ids = encoder.prompt(record)
+        return Example(number, text, encoder.references(record), tuple(ids))
+    if "messages" not in record:
+        return Example(number, ALPACA.text_prompt(record), tuple(record["output"]))
+    *before, last = record["messages"]
+    return Example(number, "\n\n".join(f"{one['role']}: {one['content']}" for one in before), (last["content"],))
 
 
 def say_what_is_banned(
@@ -117,5 +135,8 @@ def tokenise_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_prompt_length: int
 ) -> tuple[list[list[int]], int]:
     """(token ids of each prompt, how many were left-truncated to the limit); the end holds the answer's mark."""
-    prompts = [encode_text(tokenizer, example.prompt) for example in examples]
+    prompts = [
+        encode_text(tokenizer, example.prompt) if example.prompt_ids is None else list(example.prompt_ids)
+        for example in examples
+    ]
     return [prompt[-max_prompt_length:] for prompt in prompts], sum(len(p) > max_prompt_length for p in prompts)

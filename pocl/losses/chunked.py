@@ -64,6 +64,26 @@ def distillation_objective(
     return _with_gradient(student, chunks, fused=fused) if torch.is_grad_enabled() else _values_alone(student, chunks)
 
 
+def logits_objective(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    objective: StageObjective,
+    weights: Weights | None = None,
+) -> LossValues:
+    """``distillation_objective`` where the logits exist already.  [N, V], [N, V], [N] -> [], [N], [N].
+
+    If they require a gradient, ``loss`` carries it w.r.t. the student's, and can be differentiated once.
+    """
+    learns = torch.is_grad_enabled() and student_logits.requires_grad
+    logits = student_logits.detach().clone() if learns else student_logits  # becomes the gradient
+    losses, cross_entropies, divergences = _in_blocks(
+        logits, teacher_logits, labels, objective, weights, learns=learns
+    )
+    loss = _with_known_gradient(losses.sum(), [logits], student_logits) if learns else losses.sum()
+    return LossValues(loss, cross_entropies, divergences)
+
+
 def _check(student: HiddenStates, teacher: HiddenStates | None, labels: Tensor) -> None:
     teacher_rows = len(labels) if teacher is None else len(teacher)
     if not len(student) == teacher_rows == len(labels):

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from pocl.common.errors import UserError, closest
-from pocl.losses.chunked import LossValues, automatic_chunk_tokens, chunks_needed, distillation_objective
+from pocl.losses.chunked import (
+    LossValues,
+    automatic_chunk_tokens,
+    chunks_needed,
+    distillation_objective,
+    logits_objective,
+)
 from pocl.losses.divergences import ALIASES, SCALINGS, Divergence, loss_type
 from pocl.losses.head import HiddenStates
 from pocl.losses.token import StageObjective, Weights
@@ -133,3 +139,23 @@ class DistillationLoss:
             num_chunks=chunks_needed(len(labels), chunk_tokens),
             fused=self.fused,
         )
+
+    def of_logits(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        labels: Tensor,
+        *,
+        temperature: float = 1.0,
+        kd_ratio: float = 1.0,
+        weights: Weights | None = None,
+    ) -> LossValues:
+        """The same from logits, for a loop that has made them anyway: they take up N x V numbers of each model.
+
+        [N, V], [N, V], [N].  Raises as a call does.
+        """
+        objective = self.objective(temperature, kd_ratio)
+        if self.needs_teacher and teacher_logits is None:
+            raise UserError(f"`teacher_logits` is None, but {self.name} distils from a teacher; give them, or use sft")
+        compared = teacher_logits if self.needs_teacher else None
+        return logits_objective(student_logits, compared, labels, objective, weights)

@@ -1,6 +1,7 @@
 """What a model and a tokenizer are, and whether they fit each other: fingerprints, vocabularies, sizes, end tokens."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
@@ -10,6 +11,7 @@ from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import value_sha256
 from pocl.data.dataset import read_manifest
+from pocl.data.templates import Template
 from pocl.models.loading import load_config, load_tokenizer
 
 _PROBE = "Below is an instruction.\n\n  naïve 北京 \t 3.14 don't"
@@ -78,6 +80,18 @@ def check_same_tokenizer(student: str, teacher: str, tokenizer: PreTrainedTokeni
         )
 
 
+def check_same_ids(ids: Iterable[int], tokenizer: PreTrainedTokenizerBase, teacher: str) -> None:
+    """Raise UserError if one of these ids of a template's texts is another token to the teacher's tokenizer."""
+    others = load_tokenizer(teacher)
+    for token in sorted(set(ids)):
+        mine, theirs = tokenizer.convert_ids_to_tokens(token), others.convert_ids_to_tokens(token)
+        if mine != theirs:
+            raise UserError(
+                f"the template writes {mine!r}, token {token}, which is {theirs!r} to the teacher {teacher!r}; give a "
+                f"teacher of the same chat format, or process the data with --template alpaca"
+            )
+
+
 def _differences(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, shown: int = 3) -> str:
     """In which tokens that stand in texts two tokenizers differ, the first of them by id; empty if in none."""
     ids, other_ids = one.get_vocab(), other.get_vocab()
@@ -95,11 +109,12 @@ def _split(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer.encode(_PROBE, add_special_tokens=False))
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the tokenizer's end-of-text, and those that the model's own settings name."""
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Template) -> list[int]:
+    """The tokens that end an answer: the tokenizer's end-of-text, the template's ends of turns, and those that the
+    model's own settings name."""
     own = getattr(model.generation_config, "eos_token_id", None)
     own = [] if own is None else [own] if isinstance(own, int) else list(own)
-    return sorted({tokenizer.eos_token_id, *own})
+    return sorted({tokenizer.eos_token_id, *map(tokenizer.convert_tokens_to_ids, template.ends), *own})
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:

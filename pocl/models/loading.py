@@ -29,6 +29,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pocl.common.errors import UserError, first_line
+from pocl.data.templates import Template, saved_template
 from pocl.models import fields
 from pocl.models.attention import attend_by_example
 from pocl.models.lora import about_base, adapter_chain, merge_adapter
@@ -57,6 +58,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     base, adapters = adapter_chain(path)
     with about_base(path, base):
         return _load_tokenizer(next((str(folder) for folder in reversed(adapters) if _has_tokenizer(folder)), base))
+
+
+def load_template(path: str) -> Template | None:
+    """The template that a model folder or adapter folder says it was trained with; None where none says one."""
+    base, adapters = adapter_chain(path)
+    found = (saved_template(folder) for folder in [*map(str, reversed(adapters)), base])
+    return next((template for template in found if template is not None), None)
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.data.batch import Batch
+from pocl.data.templates import ALPACA, Template
 from pocl.losses.head import Head
 from pocl.models.identity import end_ids, shared_vocabulary, used_vocabulary, weights_fingerprint
-from pocl.models.loading import load_model, load_tokenizer
+from pocl.models.loading import load_model, load_template, load_tokenizer
 from pocl.models.states import check_head, make_head, response_states
 
 
@@ -23,6 +24,7 @@ class Student:
     tokenizer: PreTrainedTokenizerBase
     path: str = ""
     most_tokens: int | None = None
+    template: Template = ALPACA  # of the prompts that it is asked
 
     @classmethod
     def load(
@@ -44,7 +46,7 @@ class Student:
         model = load_model(path, dtype, attention)
         model.to(device)
         check_head(model, path, torch.device(device))
-        return cls(model, tokenizer, path, most_tokens)
+        return cls(model, tokenizer, path, most_tokens, load_template(path) or ALPACA)
 
     @cached_property
     def head(self) -> Head:
@@ -60,7 +62,7 @@ class Student:
     @property
     def end_ids(self) -> list[int]:
         """The tokens that end an answer."""
-        return end_ids(self.model, self.tokenizer)
+        return end_ids(self.model, self.tokenizer, self.template)
 
     def states(self, batch: Batch) -> Tensor:
         """The hidden states after the final norm at the batch's response positions, in order.  -> [N, H]."""
@@ -69,6 +71,10 @@ class Student:
     def fingerprint(self) -> str:
         """SHA-256 of a sample of every weight."""
         return weights_fingerprint(self.model)
+
+    def asked_by(self, template: Template) -> "Student":
+        """The same student, which ends its answers as this template does."""
+        return self if template == self.template else replace(self, template=template)
 
     def with_model(self, model: PreTrainedModel) -> "Student":
         """The same student with another model in memory, such as one whose sharded weights were gathered."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.errors import RankStopped, UserError, first_line
 from pocl.common.files import check_object, recover_folder, replace_folder, write_json
 from pocl.models.lora import merged_weights, save_adapter
+from pocl.models.student import Student
 from pocl.training.engine import Engine
 from pocl.training.model_card import write_card
 from pocl.training.position import Position
@@ -26,8 +27,8 @@ from pocl.training.statefile import load_state, save_state
 class Checkpoints:
     """The folders best/ and checkpoints/ of a run, and stages/ if they are kept."""
 
-    def __init__(self, run: RunFolder, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.run, self.engine, self.tokenizer = run, engine, tokenizer
+    def __init__(self, run: RunFolder, engine: Engine, student: Student) -> None:
+        self.run, self.engine, self.tokenizer, self.template = run, engine, student.tokenizer, student.template
 
     def save_best(self, student: PreTrainedModel) -> None:
         """Save the student and its tokenizer to best/, a Hugging Face folder; its adapter, if any, to adapter/."""
@@ -45,6 +46,7 @@ class Checkpoints:
             with self._writing(temporary):
                 student.save_pretrained(temporary, state_dict=merged_weights(student, weights))
                 self.tokenizer.save_pretrained(temporary)
+                self.template.save(temporary)
             if adapter:
                 write_card(self.run, temporary)
                 new_adapter = adapter.with_name(adapter.name + ".tmp")
@@ -52,6 +54,7 @@ class Checkpoints:
                 with self._writing(new_adapter):
                     adapted = save_adapter(student, weights, new_adapter)
                 if adapted:
+                    self.template.save(new_adapter)
                     replace_folder(new_adapter, adapter)
             replace_folder(temporary, folder)
         distributed.barrier()

@@ -29,6 +29,7 @@ def evaluate_dev(student: Student, dev: DevSet, chunk_tokens: int, *, where: str
     )
     scores = mean_scores(records)
     return {
+        f"dev_{dev.select_by}": scores[dev.select_by],
         "dev_rouge_l": scores["rouge_l"],
         "dev_exact_match": scores["exact_match"],
         "dev_cross_entropy": loss,

@@ -24,6 +24,7 @@ from pocl.models.loading import DTYPES, fuse_activations
 from pocl.models.lora import merged_weights
 from pocl.training.deepspeed_config import check_precision, zero_stage
 from pocl.training.module import StudentObjective
+from pocl.training.moments import clear_moments
 
 # fp16 loss scaling: starts at 2^16, as torch's own scaler does.
 _FP16 = {"enabled": True, "initial_scale_power": 16}
@@ -131,13 +132,7 @@ class Engine:
 
     def fresh_optimizer(self) -> None:
         """Reset AdamW's moments and its step count, as in a new optimiser; weights stay."""
-        optimizer = self._optimizer
-        while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
-            optimizer = optimizer.optimizer
-        # In place: ZeRO keeps references to these tensors.
-        for state in optimizer.state.values():
-            for name, value in state.items():
-                state[name] = value.zero_() if isinstance(value, Tensor) else type(value)(0)
+        clear_moments(self._optimizer)
 
     def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """The full weights of ``model`` (a part of the module), on the CPU of every rank; tied ones once."""

@@ -45,7 +45,7 @@ def make_card(run: RunFolder, model: str | None = None) -> str:
             f"# {_shown(student)}, {_how(options)}\n",
             *_method(options, _read(run.path / "stages.json", [])),
             *_use(),
-            *_score_lines(run, scores),
+            *_score_lines(run, options["run"].get("select_by", "rouge_l").rpartition(":")[2], scores),
             *_ledger(_read(run.path / "ledger.json", {})),
             *_again(options),
             "## Licences\n",
@@ -105,7 +105,7 @@ def _use() -> Iterable[str]:
     yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
     yield 'tokenizer, model = (kind.from_pretrained("FOLDER") for kind in (AutoTokenizer, AutoModelForCausalLM))'
     yield "```\n"
-    yield "Give it its prompts in the template that its training data was processed with.\n"
+    yield "Give it its prompts in the template that its training data was processed with (`prompt_template.json`).\n"
 
 
 def _scores(run: RunFolder, model: str) -> dict[str, Any]:
@@ -114,11 +114,12 @@ def _scores(run: RunFolder, model: str) -> dict[str, Any]:
     return {name: scores for name, scores in found.items() if scores.get("model") == model}
 
 
-def _score_lines(run: RunFolder, scores: Mapping[str, Any]) -> Iterable[str]:
+def _score_lines(run: RunFolder, chosen_by: str, scores: Mapping[str, Any]) -> Iterable[str]:
     metrics = run.read_metrics() if run.metrics.is_file() else []
-    dev = [record["dev_rouge_l"] for record in metrics if "dev_rouge_l" in record]
+    dev = [record[f"dev_{chosen_by}"] for record in metrics if f"dev_{chosen_by}" in record]
     if dev:
-        yield f"The best ROUGE-L on its dev split, by which it was chosen: {max(dev):.2f}.\n"
+        name = _METRICS.get(chosen_by, chosen_by)
+        yield f"The best {name} on its dev split, by which it was chosen: {max(dev):.2f}.\n"
     if not scores:
         return
     yield _SCORES + "\n"

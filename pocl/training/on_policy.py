@@ -146,8 +146,8 @@ class StudentTexts:
             sampling = Sampling(self.max_new_tokens, no_repeat_ngram=0, seed=seed)
             answers = generate(student, rows["prompt_ids"], rows["id"], sampling)
         found = distributed.gather_by_id(dict(zip(mine, answers, strict=True)))
-        end = [student.tokenizer.eos_token_id]
-        # An answer cut at max_new_tokens did not end: it gets no end-of-text token.
+        end = [self.train.template.end_id(student.tokenizer)]
+        # An answer cut at max_new_tokens did not end: it gets no end.
         return [
             (position, found[position] + end if len(found[position]) < self.max_new_tokens else found[position])
             for position in positions.tolist()

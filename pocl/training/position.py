@@ -15,7 +15,7 @@ class Position:
     epoch: int = 0
     step_in_epoch: int = 0  # optimiser steps of that epoch already done
     step: int = 0  # of the whole run
-    best_rouge_l: float | None = None  # on dev, of the whole run
+    best_rouge_l: float | None = None  # on dev, of the whole run; of the metric that selects, if that is another
     best_cross_entropy: float | None = None  # on dev, of the same student [nats per token]
     stage_best_rouge_l: float | None = None  # of the current stage
     evaluations_without_rise: int = 0  # dev evaluations since then
@@ -74,7 +74,7 @@ class Position:
 class DevScores(NamedTuple):
     """What a dev evaluation found."""
 
-    rouge_l: float  # 0 to 100
+    rouge_l: float  # 0 to 100; or the metric that selects, if that is another
     cross_entropy: float  # of the references [nats per token]
 
 

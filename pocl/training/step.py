@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from signal import SIGTERM
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from pocl.training.batches import BatchCutter, GlobalBatch, Texts
 from pocl.training.log import peak_memory_gb
 from pocl.training.on_policy import StudentTexts
 from pocl.training.state import RunState
-from pocl.training.student import StudentInTraining
+from pocl.training.student import Factors, StudentInTraining
 
 
 class NotFinite(ArithmeticError):
@@ -50,8 +49,8 @@ class Stepper:
         self.state, self.max_skipped_steps = state, max_skipped_steps
         self.interrupt = Interrupt()
 
-    def step(self, update: Update, following: Update | None, factors: np.ndarray | None) -> StepResult:
-        """One optimiser step; ``factors`` multiplies the KD ratio by position in the data (None: 1 for all).
+    def step(self, update: Update, following: Update | None, factors: Factors | None) -> StepResult:
+        """One optimiser step; ``factors`` are those of each example, by position in the data (None: 1 for all).
 
         The objective is summed over response tokens and divided once by their number in the whole step, so ranks and
         micro-batches of any size give the same gradient. The ``following`` batch is prepared while a GPU computes
@@ -91,7 +90,7 @@ class Stepper:
         texts, state.on_policy = self.student_texts.choose(update.examples, state.position.step, state.on_policy)
         return texts
 
-    def _accumulate(self, batch: GlobalBatch, objective: StageObjective, factors: np.ndarray | None) -> list[Tensor]:
+    def _accumulate(self, batch: GlobalBatch, objective: StageObjective, factors: Factors | None) -> list[Tensor]:
         """Add the gradient of a global batch -> for each micro-batch its sums [3], see ``forward_backward``."""
         sums = []
         for micro in batch.micro_batches:

@@ -1,5 +1,7 @@
 """The student in training: gradients of its objective, updates of its weights."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,20 @@ from pocl.training.batches import MicroBatch
 from pocl.training.engine import Engine
 from pocl.training.module import StudentObjective
 from pocl.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What multiplies each example's KD ratio and its whole loss, by position in the data; None: 1 for all.  [N]."""
+
+    ratio: np.ndarray | None
+    loss: np.ndarray | None
+
+    def of(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both of some examples.  [B] -> [B], [B]."""
+        ones = np.ones(len(positions))
+        ratio, loss = (ones if each is None else each[positions] for each in (self.ratio, self.loss))
+        return ratio, loss
 
 
 class StudentInTraining:
@@ -41,11 +57,10 @@ class StudentInTraining:
         return self.teacher is not None and self.teacher.online
 
     def forward_backward(
-        self, micro: MicroBatch, objective: StageObjective, factors: np.ndarray | None, num_tokens: int
+        self, micro: MicroBatch, objective: StageObjective, factors: Factors | None, num_tokens: int
     ) -> tuple[Tensor, Tensor]:
         """Add one micro-batch's gradient, divided by ``num_tokens``, the response tokens of the whole step.
 
-        ``factors`` multiplies the KD ratio of each example, by position in the data; None is 1 for all.
         -> (summed objective, cross-entropy, divergence) [3], float64, and the cross-entropy of each token [N].
         """
         values = self.engine.forward(
@@ -67,11 +82,12 @@ class StudentInTraining:
         known = micro.teacher_states
         return HiddenStates(self.teacher.states(micro.batch) if known is None else known, self.teacher.head)
 
-    def _weights(self, micro: MicroBatch, objective: StageObjective, factors: np.ndarray | None) -> Weights | None:
+    def _weights(self, micro: MicroBatch, objective: StageObjective, factors: Factors | None) -> Weights | None:
         """The weights of each example of a micro-batch [B]; None if they are the stage's for all."""
         no_cross_entropy = micro.of_student & (not self.student_cross_entropy)
         if factors is None and not no_cross_entropy.any():
             return None
-        ratio = objective.kd_ratio * (np.ones(len(micro.positions)) if factors is None else factors[micro.positions])
-        both = torch.from_numpy(np.stack([ratio, np.where(no_cross_entropy, 0.0, 1.0 - ratio)])).float()
-        return Weights(*send(both, self.device).unbind())
+        ratio, weight = (factors or Factors(None, None)).of(micro.positions)
+        ratio = objective.kd_ratio * ratio
+        both = np.stack([weight * ratio, weight * np.where(no_cross_entropy, 0.0, 1.0 - ratio)])
+        return Weights(*send(torch.from_numpy(both).float(), self.device).unbind())

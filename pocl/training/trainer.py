@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -15,8 +15,10 @@ from pocl.curriculum.schedule import Schedule, Update
 from pocl.curriculum.stages import Stage
 from pocl.data.dataset import Split
 from pocl.difficulty.forgetting import BucketProbe
+from pocl.difficulty.pass_rate import paced_weights
 from pocl.difficulty.ranker import Ranker, new_ranking
 from pocl.difficulty.ranking import Ranking
+from pocl.evaluation.metrics import METRICS
 from pocl.evaluation.sets import DevSet
 from pocl.losses import DistillationLoss
 from pocl.models.student import Student
@@ -31,7 +33,7 @@ from pocl.training.run_folder import RunFolder
 from pocl.training.settings import TrainSettings
 from pocl.training.state import RunState
 from pocl.training.step import NotFinite, Stepper, StepResult
-from pocl.training.student import StudentInTraining
+from pocl.training.student import Factors, StudentInTraining
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class TrainingData:
     train: Split
     dev: DevSet | None = None
     ranker: Ranker | None = None
+
+
+def follow(schedule: Schedule, ranking: Ranking, before: Stage | None = None) -> Schedule:
+    """The schedule under a new ranking, made before a stage is trained (None: before the first), and the weights that
+    it gives where the schedule weighs by them."""
+    schedule = schedule.rank(ranking.order, before)
+    if not schedule.weighs:
+        return schedule
+    return replace(schedule, weights=paced_weights(ranking.by_position("pass_rate")))
 
 
 class Trainer:
@@ -59,14 +70,20 @@ class Trainer:
     ) -> None:
         self.schedule, self.run, self.settings = schedule, run, settings
         self.train, self.dev, self.ranker = data.train, data.dev, data.ranker
+        student = student.asked_by(data.train.template)
         self.student = StudentInTraining(student, teacher, loss, settings)
         self.state = RunState(len(data.train))
         self.student_texts = self._student_texts()
         batches = BatchCutter(data.train, teacher, settings.limits, student.device)
         self.stepper = Stepper(self.student, loss, batches, self.student_texts, self.state, settings.max_skipped_steps)
-        self.checkpoints = Checkpoints(run, self.student.engine, student.tokenizer)
+        self.checkpoints = Checkpoints(run, self.student.engine, student)
         self.log = MetricsLog(run, len(schedule.stages), distils=teacher is not None, report_to=settings.report_to)
         self.probe = self._probe()
+
+    @property
+    def selected(self) -> str:
+        """What the metric is called that chooses the best student."""
+        return METRICS[self.dev.select_by if self.dev else "rouge_l"].name
 
     def fit(self) -> Position:
         """Train every stage, from the start or from the last checkpoint -> the final position.
@@ -121,9 +138,13 @@ class Trainer:
         Raises RunStopped, which says what was kept, for a loss or gradient that is not finite.
         """
         try:
-            return self.stepper.step(update, following, self.schedule.ratio_factors)
+            return self.stepper.step(update, following, self._factors())
         except NotFinite as error:
             raise RunStopped(f"{error}; {self.checkpoints.kept()}") from error
+
+    def _factors(self) -> Factors | None:
+        ratio, loss = self.schedule.ratio_factors, self.schedule.weights
+        return None if ratio is None and loss is None else Factors(ratio, loss)
 
     def end_epoch(self, stage: Stage) -> None:
         """Evaluate on dev and write checkpoints, if this epoch is due; move on to the next epoch or stage."""
@@ -136,7 +157,7 @@ class Trainer:
         last_stage = stage.index == len(self.schedule.stages) - 1
         end = after_epoch(position, stage, dev, patience=settings.patience, last_stage=last_stage)
         if end.converged:
-            say(f"stage {stage.index + 1} ends: dev ROUGE-L has not risen for {settings.patience} evaluations")
+            say(f"stage {stage.index + 1} ends: dev {self.selected} has not risen for {settings.patience} evaluations")
         self.state.position = end.position
         if end.stage_over and settings.keep_stages:
             self.checkpoints.save_stage(self.student.model, stage.index)
@@ -160,9 +181,10 @@ class Trainer:
         say(
             f"stage {stage.index + 1} epoch {epoch + 1}  step {step}  "
             f"dev ROUGE-L {scores['dev_rouge_l']:.2f}  exact match {scores['dev_exact_match']:.1f}"
+            + ("" if self.selected == "ROUGE-L" else f"  {self.selected} {scores[f'dev_{self.dev.select_by}']:.2f}")
         )
         self.log.record_dev(stage, epoch, step, scores)
-        return DevScores(scores["dev_rouge_l"], scores["dev_cross_entropy"])
+        return DevScores(scores[f"dev_{self.dev.select_by}"], scores["dev_cross_entropy"])
 
     def rank(self, stage: Stage, epoch: int) -> None:
         """Apply a new ranking of the examples if this epoch begins with one."""
@@ -176,7 +198,7 @@ class Trainer:
 
     def _follow(self, ranking: Ranking | None, stage: Stage) -> None:
         if ranking is not None:
-            self.schedule = self.schedule.rank(ranking.order, stage)
+            self.schedule = follow(self.schedule, ranking, stage)
             self.probe = self.probe or self._probe()
 
     def _probe(self) -> BucketProbe | None:
@@ -253,6 +275,7 @@ class Trainer:
             "skipped_steps": position.skipped_steps,
             "global_batch_size": self.schedule.global_batch_size,
             "lr": self.schedule.rate.peak,
+            "ranking_passes": self.ranker.student_passes() if self.ranker else 0,
             "teacher_forward_passes": position.teacher_forward_passes + to_cache + to_rank,
             "world_size": distributed.world_size(),
             "finished": position.done,

@@ -11,3 +11,4 @@ SFT_STUDENT=(--global-batch-size 32 --lr 5e-4 --epochs 20)
 SFT_TEACHER=(--global-batch-size 8 --lr 5e-5 --epochs 10)
 KD=(--global-batch-size 8 --lr 5e-4 --epochs 20)
 POCL=(--loss-scaling published)
+TEMPLATE=(--template alpaca) # the paper's

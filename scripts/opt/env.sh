@@ -8,3 +8,4 @@ SFT_TEACHER=(--global-batch-size 16 --lr 5e-5 --epochs 10)
 KD=(--global-batch-size 32 --lr 5e-5 --epochs 20)
 POCL=(--loss-scaling published)
 MEMORY=(--gradient-checkpointing)
+TEMPLATE=(--template alpaca) # the paper's

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
+from pocl.common.errors import UserError
 from pocl.common.files import read_jsonl
 from pocl.evaluation.answers import mean_scores, score_answers
-from pocl.evaluation.metrics import exact_match, rouge_l, rouge_n
+from pocl.evaluation.metrics import chrf, exact_match, metric_named, rouge_l, rouge_n, token_f1
 from pocl.evaluation.sets import Example, load_set
 
 WORD_LIST = (
@@ -150,3 +151,29 @@ def test_exact_match_ignores_case_punctuation_and_white_space(answer: str, refer
 def test_exact_match_takes_any_reference() -> None:
     assert exact_match("Paris", ["London", "Paris."])
     assert not exact_match("Paris", ["London", "Rome"])
+
+
+def test_chrf_is_the_hand_count_of_character_ngrams() -> None:
+    # 3 of 4 characters, 2 of 3 pairs, 1 of 2 triples, none of 1.
+    assert chrf("ab cd", ["abce"]) == pytest.approx((3 / 4 + 2 / 3 + 1 / 2 + 0) / 4)
+    # Precision 1; recall 2/3 of characters and 1/2 of pairs, and a triple that the answer is too short for.
+    assert chrf("ab", ["abc", "xyz"]) == pytest.approx(5 * (7 / 12) / (4 + 7 / 12))
+    assert chrf("北京上海", ["北京 上海"]) == 1.0 and chrf("", ["a"]) == chrf("x", ["y"]) == 0.0
+
+
+def test_token_f1_is_the_hand_count_of_shared_words_without_articles() -> None:
+    assert token_f1("The cat sat.", ["a cat", "dogs"]) == pytest.approx(2 / 3)  # 1 of 2, 1 of 1
+    assert token_f1("it is, it is", ["it was"]) == pytest.approx(2 * (1 / 4) * (1 / 2) / (3 / 4))
+    assert token_f1("the", ["an"]) == 1.0 and token_f1("", ["word"]) == 0.0
+    assert token_f1("北京", ["北海"], "unicode") == pytest.approx(1 / 2)
+
+
+def test_a_metric_that_there_is_not_is_refused() -> None:
+    assert metric_named("chrf") == "chrf"
+    for name, told in (
+        ("chrff", "did you mean 'chrf'"),
+        ("nowhere:score", "No module named"),
+        ("math:f1", "no metric"),
+    ):
+        with pytest.raises(UserError, match=told):
+            metric_named(name)

@@ -154,9 +154,9 @@ def answers(model: PreTrainedModel, by_example: PreTrainedModel) -> str | None:
     return None if found == wanted else "differs"
 
 
-def adapts(model: PreTrainedModel) -> str | None:
-    """The merged weights are the adapted model; the model has them afterwards."""
-    adapted, plain = copy.deepcopy(model), some_logits(model)
+def adapts(model: PreTrainedModel, adapted: PreTrainedModel) -> str | None:
+    """The merged weights are the adapted model, a copy; the model has them afterwards."""
+    plain = some_logits(model)
     add_adapters(adapted, "x", lora_rank=2, lora_alpha=None, lora_dropout=0.0, lora_targets=["all-linear"], seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -199,14 +199,14 @@ def findings(family: str, folder: Path) -> dict[str, str]:
     refused = tried(loads)
     if refused is not None:
         return {"loaded": refused}
-    by_example = copy.deepcopy(model)
+    by_example, adapted = copy.deepcopy(model), copy.deepcopy(model)  # before a forward pass leaves states in it
     attend_by_example(by_example)
     found = {
         "packed": tried(partial(packs, by_example)),
         "answers": tried(partial(answers, model, by_example)),
         "cut": tried(partial(cuts, folder, model)),
         "trained": tried(partial(learns, model)),
-        "adapters": tried(partial(adapts, model)),
+        "adapters": tried(partial(adapts, model, adapted)),
     }
     return {name: why for name, why in found.items() if why is not None}
 

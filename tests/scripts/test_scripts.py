@@ -30,7 +30,7 @@ SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*/*/*.sh"))
 NAMES = [str(path.relative_to(ROOT / "scripts")) for path in SCRIPTS]
 METHODS = ROOT / "scripts" / "methods.sh"
 SOURCED = [ROOT / "scripts" / "common.sh", METHODS, *sorted((ROOT / "scripts").glob("*/env.sh"))]
-FAMILIES = ("gpt2", "opt", "qwen2", "smollm2")
+FAMILIES = ("gpt2", "opt", "qwen2", "smollm2", "qwen3", "llama3", "gemma3")
 TRAINING = [name for name in NAMES if name.split("/")[1] in ("sft", "kd", "pocl")]
 MODELS = {"STUDENT", "TEACHER", "TEACHER_BASE", "TOKENIZER", "DATA", "DTYPE", "MODEL"}
 PLACES = {"NUM_GPUS", "HOSTFILE", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS"}
@@ -290,6 +290,8 @@ def test_processing_is_the_papers(family: str) -> None:
     assert (what.num_dev, what.max_prompt_length) == (1000, 256)
     assert what.raw == str(ROOT / "data" / "dolly" / "raw.jsonl")
     assert what.output_dir == trained(f"{family}/pocl/train.sh").data.data_dir
+    # The others have their own template, which is chosen where none is asked for.
+    assert what.template == ("alpaca" if family in ("gpt2", "opt") else None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -327,6 +329,8 @@ def test_gpt2_models_stand_where_fetch_puts_them() -> None:
     assert pocl.teacher == str(checkpoints / MODELS["teacher-gpt2-1.5B"].path)
     starts = {"gpt2/sft/teacher.sh": "gpt2-xl", "opt/sft/base.sh": "opt-350m", "opt/sft/teacher.sh": "opt-2.7b"}
     starts |= {"qwen2/sft/base.sh": "Qwen2-0.5B", "qwen2/sft/teacher.sh": "Qwen2-1.5B"}
+    starts |= {"qwen3/sft/base.sh": "Qwen3-0.6B", "llama3/sft/teacher.sh": "Llama-3.2-3B-Instruct"}
+    starts |= {"gemma3/sft/base.sh": "gemma-3-270m-it", "gemma3/sft/teacher.sh": "gemma-3-1b-it"}
     starts |= {"smollm2/sft/base.sh": "SmolLM2-135M", "smollm2/sft/teacher.sh": "SmolLM2-360M"}
     for script, name in starts.items():
         assert trained(script).models.model == str(checkpoints / MODELS[name].path)
@@ -650,8 +654,9 @@ def test_a_hostfile_that_is_not_there_is_refused(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["--num-train"], "--num-train wants a value"),
-        (["--epochs", "2", "--layers"], "--layers wants a value"),
+        (["--updates", "2", "--layers"], "--layers wants a value"),
         (["--num"], "unknown flag --num (--help lists them)"),
+        (["--template", "mine"], "--template is alpaca or chat"),
         (["more"], "unknown flag more (--help lists them)"),
     ],
     ids=str,
@@ -695,11 +700,16 @@ def test_the_quickstart_asks_what_is_there_and_makes_a_student_of_its_own_for_ot
     def value(arguments: list[str], flag: str) -> str:
         return arguments[arguments.index(flag) + 1]
 
+    for template, folder in (("alpaca", "quickstart"), ("chat", "quickstart-chat")):
+        (processing,) = commands("process_data.py", "--template", template)
+        assert value(processing, "--template") == template
+        assert value(processing, "--output-dir") == f"processed_data/{folder}/sample"
+        assert value(processing, "--tokenizer") == "checkpoints/quickstart/smollm2-135m"
     (usual,) = commands("make_student.py")
     first = value(usual, "--output-dir")
     place = f"results/quickstart/eval/{Path(first).name}-60"
     asked = [value(command, "--output-dir") for command in commands("evaluate.py")]
-    assert asked == [f"{place}/{name}" for name in ("before", "warmup", "pocl-tfkl", "teacher")]
+    assert asked == [f"{place}/{name}" for name in ("before", "warmup", "sft", "kld", "pocl-tfkl", "teacher")]
     others = [
         value(command, "--output-dir") for command in commands("evaluate.py", "--type", "tjsd", "--num-eval", "9")
     ]

@@ -71,6 +71,7 @@ def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
         found = dataclasses.asdict(config)
         return {f"{group}.{name}": value for group, part in found.items() for name, value in part.items()}
 
+    ramps = ("loss.temperature", "loss.kd_ratio")
     wanted = {
         "2 subsets": {"curriculum.num_stages", "curriculum.epochs", "loss.temperature", "loss.kd_ratio"},
         "8 subsets": {"curriculum.num_stages", "curriculum.epochs", "loss.temperature", "loss.kd_ratio"},
@@ -80,9 +81,25 @@ def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
         "no ratio ramp": {"loss.kd_ratio"},
         "ROUGE-L alone": {"curriculum.difficulty"},
         "cross-entropy alone": {"curriculum.difficulty"},
+        "T = 1.5": {"loss.temperature"},
+        "T = 2": {"loss.temperature"},
+        "T falling": {"loss.temperature"},
+        "r = 0.7": {"loss.kd_ratio"},
+        "one cosine": {"curriculum.restart_optimizer"},
+        "T = 1, one cosine": {"loss.temperature", "curriculum.restart_optimizer"},
+        "whole pool, ramps and restarts": {"curriculum.curriculum", "curriculum.epochs"},
+        "whole pool, restarts alone": {"curriculum.curriculum", "curriculum.epochs", *ramps},
+        "pools alone, easy first": {"curriculum.restart_optimizer", *ramps},
+        "pools alone, hard first": {"curriculum.curriculum", "curriculum.restart_optimizer", *ramps},
+        "pools alone, random": {"curriculum.curriculum", "curriculum.restart_optimizer", *ramps},
+        "same visits shuffled": {"curriculum.curriculum"},
+        "pools alone, same visits shuffled": {"curriculum.curriculum", "curriculum.restart_optimizer", *ramps},
+        "pools alone, constant rate": {"curriculum.restart_optimizer", "optimiser.lr_schedule", *ramps},
     }
     reference = values(plain)
     for row in variants:
+        if row.script != "pocl/train.sh":
+            continue
         changed = {name for name, value in values(row).items() if value != reference[name]}
         assert changed - {"run.output_dir"} == wanted[row.name]
 
@@ -108,8 +125,10 @@ def test_subsets_make_the_number_of_updates_nearest_to_pocls_in_whole_epochs(tmp
     assert abs(13 * two - 3552) < min(abs(12 * two - 3552), abs(14 * two - 3552))
     assert abs(4 * eight - 3552) < min(abs(3 * eight - 3552), abs(5 * eight - 3552))
     wanted = {row.name: 3552 for row in table_rows("ablation")} | {"2 subsets": 13 * two, "8 subsets": 4 * eight}
+    whole = {name for name in wanted if name.startswith("whole pool")} | {"KLD, matched"}
+    wanted |= dict.fromkeys(whole, 20 * 178) | {"KLD, its own batch and rate": 20 * (11_435 // 8)}
     found = {
-        row.name: num_updates(printed(f"gpt2/{row.script}", *row.flags, cwd=tmp_path), 11_435)
+        row.name: num_updates(printed(f"gpt2/{row.script}", *row.flags, cwd=tmp_path, **dict(row.environment)), 11_435)
         for row in table_rows("ablation")
     }
     assert found == wanted

@@ -217,7 +217,7 @@ def test_published_figures_are_of_the_papers_rows_and_average_as_printed() -> No
 
 
 def test_the_interval_of_one_seed_is_the_normal_one_of_a_mean() -> None:
-    values = np.random.default_rng(1).gamma(2.0, 10.0, size=(1, 400))
+    values = np.random.default_rng(1).gamma(2.0, 10.0, size=(1, 1, 400))
     ((low, high),) = bootstrap_intervals([[values]], resamples=20_000)
     half = norm.ppf(0.975) * values.std() / 20
     assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
@@ -226,7 +226,7 @@ def test_the_interval_of_one_seed_is_the_normal_one_of_a_mean() -> None:
 
 def test_seeds_that_differ_widen_the_interval() -> None:
     dice = np.random.default_rng(2)
-    alike = np.repeat(dice.normal(20, 5, size=(1, 100)), 5, axis=0)
+    alike = np.repeat(dice.normal(20, 5, size=(1, 1, 100)), 5, axis=1)
     apart = alike + np.array([[-8.0], [-4.0], [0.0], [4.0], [8.0]])
     narrow, wide = bootstrap_intervals([[alike], [apart]])
     assert mean_of_sets([apart]) == pytest.approx(mean_of_sets([alike]))
@@ -235,14 +235,70 @@ def test_seeds_that_differ_widen_the_interval() -> None:
 
 def test_the_interval_is_a_naive_bootstrap_and_the_same_every_time() -> None:
     dice = np.random.default_rng(3)
-    sets = [dice.normal(20, 6, size=(3, 40)), dice.normal(10, 3, size=(3, 25))]
+    sets = [dice.normal(20, 6, size=(1, 3, 40)), dice.normal(10, 3, size=(1, 3, 25))]
     means = []
     for _ in range(4000):
-        drawn = [s[dice.integers(0, 3, 3)][:, dice.integers(0, s.shape[1], s.shape[1])].mean() for s in sets]
+        drawn = [s[0][dice.integers(0, 3, 3)][:, dice.integers(0, s.shape[2], s.shape[2])].mean() for s in sets]
         means.append(np.mean(drawn))
     naive = np.quantile(means, [0.025, 0.975])
     assert bootstrap_intervals([sets]) == bootstrap_intervals([sets])
     assert bootstrap_intervals([sets], resamples=4000)[0] == pytest.approx(naive, abs=0.15)
+
+
+def test_training_seeds_are_drawn_with_their_own_answers() -> None:
+    dice = np.random.default_rng(7)
+    scores = dice.normal(20, 6, size=(4, 2, 30)) + dice.normal(0, 3, size=(4, 1, 1))
+    means = []
+    for _ in range(4000):
+        prompts = dice.integers(0, 30, 30)
+        runs = [scores[run][dice.integers(0, 2, 2)][:, prompts].mean() for run in dice.integers(0, 4, 4)]
+        means.append(np.mean(runs))
+    naive = np.quantile(means, [0.025, 0.975])
+    (interval,) = bootstrap_intervals([[scores]], resamples=4000)
+    assert interval == pytest.approx(naive, abs=0.2)
+    (alone,) = bootstrap_intervals([[scores.reshape(1, 8, 30)]])  # as if one training had answered eight times
+    assert interval[1] - interval[0] > 1.2 * (alone[1] - alone[0])
+
+
+def test_a_row_of_several_training_seeds_is_tested_over_them(tmp_path: Path) -> None:
+    runs = {"KLD": [10.0, 20.0, 30.0], "KLD + POCL": [11.0, 22.0, 33.0], "SFT": [7.0]}
+    rows = []
+    for name, values in runs.items():
+        for seed, value in enumerate(values):
+            folder = save_evaluation(tmp_path / name / f"seed{seed}", "dolly", {"1": [value, value]})
+            rows.append(f"{name}={folder}")
+    result = call(make_tables, ["--rows", *rows, "--metrics", "rouge_l", "--output", tmp_path / "t.csv"])
+    assert result.status == 0, result.output
+    with open(tmp_path / "t.csv", encoding="utf-8") as file:
+        records = {record["row"]: record for record in csv.DictReader(file)}
+    assert {name: float(record["mean"]) for name, record in records.items()} == {
+        "KLD": 20.0,
+        "KLD + POCL": 22.0,
+        "SFT": 7.0,
+    }
+    # Differences 1, 2, 3: t = 2 sqrt(3) with two degrees of freedom, whose p is 1 - t / sqrt(t^2 + 2).
+    assert float(records["KLD + POCL"]["p"]) == pytest.approx(1 - 3.4641016 / 14**0.5, abs=1e-6)
+    said = " ".join(result.output.split())
+    assert "A row is the mean of 3 training seeds." in said and "One training seed of SFT:" in said
+    assert "paired t-test over training seeds against" in said
+
+
+def test_a_table_of_one_training_seed_says_so(tmp_path: Path) -> None:
+    folder = save_evaluation(tmp_path / "a", "dolly", {"1": [1.0, 2.0]})
+    assert any(
+        note.startswith("One training seed:")
+        for note in tables.notes(tables.make_tables({"A": folder}, ["rouge_l"])[0])
+    )
+
+
+def test_runs_of_a_row_that_were_asked_otherwise_are_refused(tmp_path: Path) -> None:
+    a = save_evaluation(tmp_path / "a", "dolly", {"1": [1.0, 2.0]})
+    b = save_evaluation(tmp_path / "b", "dolly", {"1": [1.0, 2.0], "2": [1.0, 2.0]})
+    result = call(make_tables, ["--rows", f"A={a}", f"A={b}"])
+    assert result.status == 2
+    assert (
+        "the runs of A answered dolly differently (1 seed(s) of 2 prompts, 2 seed(s) of 2 prompts)" in result.last_line
+    )
 
 
 def test_p_is_that_of_scipys_permutation_test() -> None:
@@ -251,20 +307,20 @@ def test_p_is_that_of_scipys_permutation_test() -> None:
     exact = permutation_test(
         (one[0] - other[0],), lambda d, axis: d.mean(axis=axis), permutation_type="samples", vectorized=True
     ).pvalue
-    assert paired_p_values([([one], [other])], flips=50_000) == pytest.approx([exact], abs=0.01)
+    assert paired_p_values([([one[None]], [other[None]])], flips=50_000) == pytest.approx([exact], abs=0.01)
 
 
 def test_no_difference_has_p_1_and_a_large_one_the_smallest_p() -> None:
-    values = np.random.default_rng(5).normal(size=(2, 50))
+    values = np.random.default_rng(5).normal(size=(1, 2, 50))
     assert paired_p_values([([values], [values])]) == [1.0]
     assert paired_p_values([([values + 3], [values])], flips=999) == pytest.approx([0.001])
     with pytest.raises(ValueError, match="50 prompts against 49"):
-        paired_p_values([([values], [values[:, 1:]])])
+        paired_p_values([([values], [values[..., 1:]])])
 
 
 def test_among_others_a_row_has_the_interval_and_the_p_that_it_has_alone() -> None:
     dice = np.random.default_rng(6)
-    shapes = [((3, 300), (3, 25)), ((3, 300), (3, 25)), ((1, 300), (2, 25)), ((3, 40),), ((3, 300), (3, 25))]
+    shapes = [((1, 3, 300), (1, 3, 25))] * 2 + [((1, 1, 300), (1, 2, 25)), ((2, 3, 40),), ((2, 3, 300), (2, 3, 25))]
     rows = [[dice.normal(20, 6, size=shape) for shape in row] for row in shapes]
     pairs = [(row, [values + dice.normal(0, 1, size=values.shape) for values in row]) for row in rows]
     intervals, p_values = bootstrap_intervals(rows, resamples=300), paired_p_values(pairs, flips=300)

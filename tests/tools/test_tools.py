@@ -156,7 +156,8 @@ def test_a_chat_template_that_is_not_used_is_told_in_one_line(tmp_path: Path) ->
         tokenizer.chat_template = template
         tokenizer.save_pretrained(tmp_path / str(bool(template)))
         arguments = ["--raw", tmp_path / "raw.jsonl", "--tokenizer", tmp_path / str(bool(template)), "--num-dev", 0]
-        result = call(process_data, [*arguments, "--output-dir", tmp_path / "out", "--data-root", tmp_path])
+        arguments += ["--output-dir", tmp_path / "out", "--data-root", tmp_path, "--template", "alpaca"]
+        result = call(process_data, arguments)
         assert result.status == 0, result.output
         assert ("has a chat template, which is not used" in " ".join(result.output.split())) == bool(template)
 

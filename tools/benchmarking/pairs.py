@@ -5,7 +5,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from tokenizers import ByteLevelBPETokenizer
@@ -21,9 +20,9 @@ from transformers import (
 from pocl.common.errors import UserError
 from pocl.common.files import ROOT
 from pocl.data.dataset import Split, load_split
-from pocl.data.sources import read_instructions
+from pocl.data.processing import encode
+from pocl.data.records import load_records
 from pocl.models.loading import DTYPES
-from tools.process_data import tokenised
 
 
 def _gpt2(width: int, layers: int, heads: int, vocab_size: int = 50257) -> GPT2Config:
@@ -87,6 +86,5 @@ def shipped_split(max_length: int) -> Split:
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator([raw.read_text(encoding="utf-8")], vocab_size=8000, show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="\n")
-    table, _ = tokenised(read_instructions(raw), tokenizer, num_workers=1)
-    datasets.disable_progress_bars()
-    return Split(table, max_length)
+    records = load_records(raw)
+    return encode(records, tokenizer, template="alpaca", max_length=max_length, max_prompt_length=max_length - 1)

@@ -246,10 +246,13 @@ def read_stages(path: Path) -> list[Stage]:
         raise UserError(f"{path} holds no list of stages; start the run's own command again to write it") from error
 
 
-def _stage(*, index: int, pool: Sequence[int], epochs: int, temperature: float, kd_ratio: float) -> Stage:
+def _stage(*, pool: Sequence[int], temperature: float, kd_ratio: float, **others: Any) -> Stage:
     start, stop = pool
-    for number in (index, start, stop, epochs):
+    stage = Stage(pool=range(start, stop), temperature=float(temperature), kd_ratio=float(kd_ratio), **others)
+    for number in (stage.index, start, stop, stage.epochs, *(() if stage.max_steps is None else (stage.max_steps,))):
         if type(number) is not int or number < 0:
             raise ValueError(f"{number!r} is no count")
+    if not isinstance(stage.loss, str | None):
+        raise TypeError(f"{stage.loss!r} is no name")
     len(range(start, stop))  # raises OverflowError
-    return Stage(index, range(start, stop), epochs, float(temperature), float(kd_ratio))
+    return stage

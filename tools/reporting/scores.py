@@ -9,13 +9,33 @@ from pocl.common.errors import UserError
 from pocl.common.files import read_json, read_jsonl
 
 
-def comparable_scores(rows: Mapping[str, Path], metrics: Sequence[str]) -> list[dict[str, dict[str, np.ndarray]]]:
-    """The scores as [metric][row][set].  Raises UserError where rows answered other prompts of a set."""
-    read = {name: read_scores(folder, metrics) for name, folder in rows.items()}
+def comparable_scores(
+    rows: Mapping[str, Sequence[Path]], metrics: Sequence[str]
+) -> list[dict[str, dict[str, np.ndarray]]]:
+    """The scores as [metric][row][set], each [T, S, P], of rows made of T runs.
+
+    Raises UserError where rows, or runs of one, answered other prompts of a set or under other seeds.
+    """
+    read = {name: read_runs(name, folders, metrics) for name, folders in rows.items()}
     scores = [{name: row[metric] for name, row in read.items()} for metric in metrics]
     _check_prompts(scores[0])
-    _check_sets(rows)
+    _check_sets([(name, folder) for name, folders in rows.items() for folder in folders])
     return scores
+
+
+def read_runs(name: str, folders: Sequence[Path], metrics: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Metric -> set -> scores [T, S, P] of a row's runs, one a training seed, of the sets that all of them have.
+
+    Raises UserError where they were not evaluated alike.
+    """
+    runs = [read_scores(folder, metrics) for folder in folders]
+    sets = [key for key in runs[0][metrics[0]] if all(key in run[metrics[0]] for run in runs)]
+    for key in sets:
+        shapes = {run[metrics[0]][key].shape for run in runs}
+        if len(shapes) > 1:
+            said = ", ".join(f"{seeds} seed(s) of {prompts} prompts" for seeds, prompts in sorted(shapes))
+            raise UserError(f"the runs of {name} answered {key} differently ({said}); evaluate them alike")
+    return {metric: {key: np.stack([run[metric][key] for run in runs]) for key in sets} for metric in metrics}
 
 
 def read_scores(folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
@@ -59,16 +79,16 @@ def answers_file(evaluation: Path, name: str, seed: str | int) -> Path:
 
 def _check_prompts(scores: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     for key in dict.fromkeys(key for row in scores.values() for key in row):
-        counts = {name: row[key].shape[1] for name, row in scores.items() if key in row}
+        counts = {name: row[key].shape[-1] for name, row in scores.items() if key in row}
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise UserError(f"the rows answered different numbers of prompts of {key} ({said}); evaluate them alike")
 
 
-def _check_sets(rows: Mapping[str, Path]) -> None:
+def _check_sets(rows: Sequence[tuple[str, Path]]) -> None:
     """Raise UserError where two rows were asked other prompts under a set's name, by the fingerprints of the sets."""
     first: dict[str, tuple[str, str]] = {}  # set -> fingerprint, row
-    for row, folder in rows.items():
+    for row, folder in rows:
         for name, summary in read_json(evaluation_of(folder) / "summary.json").items():
             if "set" in summary and first.setdefault(name, (summary["set"], row))[0] != summary["set"]:
                 raise UserError(f"{first[name][1]} and {row} answered other prompts of {name}; evaluate them alike")

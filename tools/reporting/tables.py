@@ -14,7 +14,8 @@ import numpy as np
 from pocl.common.errors import UserError
 from pocl.common.files import read_json
 from pocl.evaluation.metrics import METRICS
-from tools.reporting.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
+from tools.reporting.compute import ledger_of
+from tools.reporting.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values, paired_t
 from tools.reporting.scores import comparable_scores
 
 AVERAGE = "average"
@@ -29,7 +30,7 @@ class Cell:
     low: float
     high: float
     prompts: int
-    seeds: int
+    seeds: int  # of sampling
     published: float | None = None
 
 
@@ -37,8 +38,9 @@ class Cell:
 class TableRow:
     """One row.
 
-    ``p`` is that of the paired sign-flip permutation test against the row called ``baseline``, on the average of the
-    sets, with Holm's correction for all such rows.
+    ``p`` is against the row called ``baseline``, on the average of the sets, with Holm's correction for all such rows:
+    of the paired t-test over training seeds where both have the same two or more, else of the paired sign-flip
+    permutation test over prompts.
     """
 
     name: str
@@ -46,6 +48,7 @@ class TableRow:
     p: float | None = None
     unlike: str | None = None  # how its updates differ from its baseline's
     baseline: str | None = None  # None as well where that row is not in the table
+    trainings: int = 1  # runs of other training seeds that it is the mean of
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Table:
 
 
 def make_tables(
-    rows: Mapping[str, Path],
+    rows: Mapping[str, Path | Sequence[Path]],
     metrics: Sequence[str],
     *,
     published: str | None = None,
@@ -70,19 +73,22 @@ def make_tables(
 ) -> list[Table]:
     """One table a metric of evaluated runs, or of folders that evaluate.py wrote, in the order of ``rows``.
 
+    A row with several folders is the mean of as many runs, one a training seed, in the same order in all rows.
+
     ``published`` names a table of published.json. ``baselines`` maps a row to the one that it is compared with; where
     it is not given, rows that end in " + POCL" are compared with those of the same name without it. A row has no cell
     for a set that it was not evaluated on, and then no average.
     Raises UserError where a folder holds no evaluation, or rows answered other prompts of a set.
     """
     figures = published_figures(published) if published and "rouge_l" in metrics else {}
-    scores = comparable_scores(rows, metrics)
+    folders = {name: [given] if isinstance(given, Path) else list(given) for name, given in rows.items()}
+    scores = comparable_scores(folders, metrics)
     sets = list(dict.fromkeys(key for row in scores[0].values() for key in row))
     if baselines is None:
         baselines = {name: name.removesuffix(POCL) for name in rows if name.endswith(POCL)}
     against = _compared(scores[0], baselines)
     # All metrics together, so that what is drawn for one serves the others.
-    p_values = paired_p_values([_pair(of_metric, *pair) for of_metric in scores for pair in against.items()])
+    p_values = _p_values([_pair(of_metric, *pair) for of_metric in scores for pair in against.items()])
     samples = [_samples(row, sets) for of_metric in scores for row in of_metric.values()]
     intervals = iter(bootstrap_intervals([arrays for columns in samples for arrays in columns.values()]))
     tables = []
@@ -94,11 +100,29 @@ def make_tables(
             given = given | {AVERAGE: _mean_figure(given, sets)}
             cells = {key: _cell(arrays, next(intervals), given.get(key)) for key, arrays in columns.items()}
             baseline = against.get(name)
-            unlike = _other_updates(rows[name], rows[baseline]) if baseline else None
-            made.append(TableRow(name, cells, corrected.get(name), unlike, baseline))
+            unlike = _other_updates(folders[name][0], folders[baseline][0]) if baseline else None
+            made.append(TableRow(name, cells, corrected.get(name), unlike, baseline, len(folders[name])))
         columns = [*sets, *([AVERAGE] if len(sets) > 1 else [])]
         tables.append(Table(metric, columns, made, _other_sizes(made, published)))
     return tables
+
+
+def _p_values(pairs: Sequence[tuple[list[np.ndarray], list[np.ndarray]]]) -> list[float]:
+    """p of each pair of rows: over training seeds where both have the same number, of two or more; else over prompts.
+
+    Flips of prompts would take the luck of one training for a property of the method.
+    """
+    over_prompts = paired_p_values(pairs)
+    return [
+        paired_t(np.mean([a.mean((1, 2)) - b.mean((1, 2)) for a, b in zip(*pair, strict=True)], axis=0).tolist())[2]
+        if _trainings(pair[0]) == _trainings(pair[1]) > 1
+        else p
+        for pair, p in zip(pairs, over_prompts, strict=True)
+    ]
+
+
+def _trainings(scores: Sequence[np.ndarray]) -> int:
+    return scores[0].shape[0]
 
 
 @cache
@@ -141,8 +165,8 @@ def _samples(row: Mapping[str, np.ndarray], sets: Sequence[str]) -> dict[str, li
 
 
 def _cell(scores: Sequence[np.ndarray], interval: tuple[float, float], published: float | None) -> Cell:
-    prompts = sum(values.shape[1] for values in scores)
-    return Cell(mean_of_sets(scores), *interval, prompts, max(values.shape[0] for values in scores), published)
+    prompts = sum(values.shape[2] for values in scores)
+    return Cell(mean_of_sets(scores), *interval, prompts, max(values.shape[1] for values in scores), published)
 
 
 def _mean_figure(figures: Mapping[str, float], sets: Sequence[str]) -> float | None:
@@ -160,7 +184,7 @@ def _pair(
 
 def _other_updates(ours: Path, theirs: Path) -> str | None:
     """How the updates of two runs differ, by their ledgers; None where they do not, or where one has no ledger."""
-    ledgers = [ledger for ledger in map(_ledger, (ours, theirs)) if ledger]
+    ledgers = [ledger for ledger in map(ledger_of, (ours, theirs)) if ledger]
     if len(ledgers) < 2:
         return None
     names = {"optimizer_steps": "steps", "global_batch_size": "batch"}
@@ -169,14 +193,6 @@ def _other_updates(ours: Path, theirs: Path) -> str | None:
         return None
     said = [", ".join(f"{label} {value}" for label, value in row.items()) for row in (other, one)]
     return " against ".join(said)
-
-
-def _ledger(folder: Path) -> dict[str, Any] | None:
-    """The ledger of a run, by its folder or its eval/."""
-    for place in (folder, folder.parent) if folder.name == "eval" else (folder,):
-        if (place / "ledger.json").is_file():
-            return read_json(place / "ledger.json")
-    return None
 
 
 def text_rows(table: Table, *, line: str = "\n") -> tuple[list[str], list[list[str]]]:
@@ -206,11 +222,21 @@ def _p_text(p: float) -> str:
 
 def notes(table: Table) -> list[str]:
     """What stands below the table."""
-    lines = ["Below each mean: 95 % bootstrap interval over prompts and seeds."]
+    several = [row for row in table.rows if row.trainings > 1]
+    over = "prompts and seeds" if not several else "training seeds, prompts and sampling seeds"
+    lines = [f"Below each mean: 95 % bootstrap interval over {over}."]
+    if several:
+        counts = dict.fromkeys(row.trainings for row in several)
+        lines.append(f"A row is the mean of {' or '.join(map(str, counts))} training seeds.")
+    alone = [row.name for row in table.rows if row.trainings == 1]
+    if alone:
+        of = "" if not several else f" of {', '.join(alone)}"
+        lines.append(f"One training seed{of}: intervals and p leave out how another training would have ended.")
     against = list(dict.fromkeys(row.baseline for row in table.rows if row.p is not None))
     if against:
         other = against[0] if len(against) == 1 else f"the row of the same name without {POCL.strip()!r}"
-        lines.append(f"p: paired sign-flip permutation test against {other}, with Holm's correction.")
+        test = "paired t-test over training seeds" if several else "paired sign-flip permutation test"
+        lines.append(f"p: {test} against {other}, with Holm's correction.")
     lines += [
         f"{name}: {here:,} prompts here and {paper:,} in the paper, whose figure is of a set of another size."
         for name, (here, paper) in table.other_sizes.items()

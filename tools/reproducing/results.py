@@ -11,7 +11,7 @@ from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import ROOT
 from pocl.evaluation.metrics import SHOWN
-from tools.make_tables import WRITERS, show_tables, write_tables
+from tools.make_tables import WRITERS, show_compute, show_tables, write_tables
 from tools.reporting.tables import Table, make_tables, published_families
 from tools.reproducing.steps import ReproduceOptions, Reproduction
 from tools.rows import SCALES, Row, table_baselines, table_rows
@@ -23,6 +23,7 @@ def write_table(work: Reproduction, made: Sequence[Row]) -> None:
     names = {row.name for row in made}
     shown = [replace(table, rows=[row for row in table.rows if row.name in names]) for table in tables]
     show_tables(shown, f"{work.what.table} table")
+    show_compute({name: folders for name, folders in rows.items() if name in names})
     earlier = f", with {len(rows) - len(names)} earlier row(s)" if len(rows) > len(names) else ""
     for ending in WRITERS:
         path = work.results / f"table-{work.what.table}{ending}"
@@ -30,10 +31,10 @@ def write_table(work: Reproduction, made: Sequence[Row]) -> None:
         say(f"written to {path}{earlier}")
 
 
-def whole_table(work: Reproduction, made: Sequence[Row]) -> tuple[dict[str, Path], list[Table]]:
+def whole_table(work: Reproduction, made: Sequence[Row]) -> tuple[dict[str, list[Path]], list[Table]]:
     """(the rows with their folders, the tables), without the earlier rows where these answered other prompts."""
     rows, baselines = rows_that_are_there(work, made), table_baselines(work.what.table)
-    alone = {row.name: work.evaluation_folder(row) for row in made}
+    alone = {row.name: work.evaluation_folders(row) for row in made}
     try:
         return rows, make_tables(rows, SHOWN, published=published(work, rows), baselines=baselines)
     except UserError as error:
@@ -43,16 +44,18 @@ def whole_table(work: Reproduction, made: Sequence[Row]) -> tuple[dict[str, Path
         return alone, make_tables(alone, SHOWN, published=published(work, alone), baselines=baselines)
 
 
-def rows_that_are_there(work: Reproduction, made: Sequence[Row]) -> dict[str, Path]:
-    """Row -> evaluation folder of the rows that were made and of those that were evaluated before on the same models.
+def rows_that_are_there(work: Reproduction, made: Sequence[Row]) -> dict[str, list[Path]]:
+    """Row -> evaluation folders, one a training seed, of the rows that were made and of earlier ones.
 
-    They are in the table's order. A row that was trained and evaluated by hand, without a note, is taken as it is.
+    Those were evaluated before on the same models. They are in the table's order. A row that was trained and
+    evaluated by hand, without a note, is taken as it is.
     """
     found = {}
-    for row in table_rows(work.what.table, matched=work.what.matched):
-        folder = work.evaluation_folder(row)
-        if row in made or ((folder / "summary.json").is_file() and on_the_same_models(work, row)):
-            found[row.name] = folder
+    for row in table_rows(work.what.table, matched=bool(work.what.matched)):
+        folders = work.evaluation_folders(row)
+        there = all((folder / "summary.json").is_file() for folder in folders)
+        if row in made or (there and on_the_same_models(work, row)):
+            found[row.name] = folders
     return found
 
 
@@ -68,13 +71,13 @@ def models_of(line: str) -> dict[str, str]:
     return {name: value for name, value in settings.items() if name not in ("MODEL", "MATCHED", "ROW")}
 
 
-def published(work: Reproduction, rows: Mapping[str, Path]) -> str | None:
+def published(work: Reproduction, rows: Mapping[str, Sequence[Path]]) -> str | None:
     """The family whose published figures belong beside the cells; None, and a line that says why, for none."""
     if work.what.table != "main" or work.what.family not in published_families():
         return None
     different = unpublished(work)
     if not different:
-        of_table = [row for row in table_rows("main", matched=work.what.matched) if row.name in rows]
+        of_table = [row for row in table_rows("main", matched=bool(work.what.matched)) if row.name in rows]
         others = [row.name for row in of_table if not all(step.is_done() for step in work.steps_of(row))]
         different = [f"earlier rows ({', '.join(others)})"] if others else []
     if different:
@@ -90,7 +93,8 @@ def unpublished(work: Reproduction) -> list[str]:
         "--data": what.data != ReproduceOptions.data,
         "--seeds": set(what.seeds or work.scale.seeds) != set(SCALES["full"].seeds),
         "--train-seed": what.train_seed != ReproduceOptions.train_seed,
-        "--matched": what.matched,
+        "--train-seeds": work.train_seeds != [ReproduceOptions.train_seed],
+        "--matched": bool(what.matched),
         "flags of train.py": bool(work.train_flags),
         "flags of evaluate.py": bool(work.evaluate_flags),
     }

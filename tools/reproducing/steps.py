@@ -38,8 +38,18 @@ class ReproduceOptions:
         "evaluation sets [default: the paper's five; the valid.jsonl of other data than dolly]", None
     )
     seeds: list[int] | None = flag("one sampled answer per prompt and seed [default: 10 20 30 40 50]", None)
-    train_seed: int = flag("seed of every training run", 10)
-    matched: bool = flag("the KD series with POCL's batch, learning rate and number of updates", False)
+    train_seed: int = flag("seed of every training run, the teacher's too", 10)
+    train_seeds: list[int] | None = flag(
+        "train every row once under each of these seeds, on one teacher; a row is then the mean of its runs "
+        "[default: --train-seed alone]",
+        None,
+        at_least=0,
+    )
+    matched: bool | None = flag(
+        "the KD series with POCL's batch, learning rate and number of updates [default: unless the table is the "
+        "paper's own, with its figures beside it]",
+        None,
+    )
     plan: bool = flag("print every command with the time that it is likely to take, and run none", False)
     jobs: int = flag("rows at a time, each on a GPU of its own; 1: one after the other on all GPUs [rows]", 1, above=0)
 
@@ -100,9 +110,14 @@ class Reproduction:
         self.teacher_given = self.scale.quickstart_pair or (given.is_dir() and not self.is_half_trained(given))
         self.teacher = given if self.teacher_given else self.run_folder(TEACHER) / "best"
 
-    def run_folder(self, row: Row) -> Path:
-        """Where the run of a row lies."""
-        return self.results / row.run / f"seed{self.what.train_seed}"
+    @property
+    def train_seeds(self) -> list[int]:
+        """Under which every row is trained."""
+        return list(dict.fromkeys(self.what.train_seeds or [self.what.train_seed]))
+
+    def run_folder(self, row: Row, seed: int | None = None) -> Path:
+        """Where the run of a row lies, under this training seed (None: the teacher's)."""
+        return self.results / row.run / f"seed{self.what.train_seed if seed is None else seed}"
 
     def is_half_trained(self, teacher: Path) -> bool:
         """Whether it is the best so far of this table's own teacher, whose training was cut off."""
@@ -111,10 +126,16 @@ class Reproduction:
             return False
         return not ((run / "ledger.json").is_file() and read_json(run / "ledger.json")["finished"])
 
-    def evaluation_folder(self, row: Row) -> Path:
+    def evaluation_folder(self, row: Row, seed: int | None = None) -> Path:
         """Where its evaluation lies."""
         given = row == TEACHER and self.teacher.resolve() != (self.run_folder(row) / "best").resolve()
-        return self.results / "teacher-evaluation" if given else self.run_folder(row) / "eval"
+        return self.results / "teacher-evaluation" if given else self.run_folder(row, seed) / "eval"
+
+    def evaluation_folders(self, row: Row) -> list[Path]:
+        """Where those of all its training seeds lie; there is one teacher."""
+        if row == TEACHER:
+            return [self.evaluation_folder(row)]
+        return [self.evaluation_folder(row, seed) for seed in self.train_seeds]
 
     @property
     def teacher_text(self) -> Path:
@@ -164,24 +185,28 @@ class Reproduction:
             made=self.teacher_text / "manifest.json",
         )
 
-    def training(self, row: Row) -> Step:
-        """The script call that trains a row."""
+    def training(self, row: Row, seed: int | None = None) -> Step:
+        """The script call that trains a row under this seed (None: the teacher's)."""
         flags = [flag.replace("{results}", str(self.results)) for flag in row.flags]
         flags += ["--data-dir", str(self.teacher_text)] if row.teacher_text and self.scale.generate else []
         flags += [*self.scale.train, *(self.scale.staged if row.staged else self.scale.unstaged)]
-        flags += ["--seed", str(self.what.train_seed), *self.train_flags]
-        mark = self.run_folder(row) / "reproduce.json"
+        flags += ["--seed", str(self.what.train_seed if seed is None else seed), *self.train_flags]
+        mark = self.run_folder(row, seed) / "reproduce.json"
         return self.step("train", row.script, flags, environment=row.environment, mark=mark)
 
-    def evaluation(self, row: Row) -> Step:
+    def evaluation(self, row: Row, seed: int | None = None) -> Step:
         """The script call that evaluates a row."""
-        model = self.teacher if row == TEACHER else self.run_folder(row) / "best"
+        model, folder = self.teacher, self.evaluation_folder(row, seed)
+        if row != TEACHER:
+            model = self.run_folder(row, seed) / "best"
         seeds = map(str, self.what.seeds or self.scale.seeds)
-        flags = ["--sets", *self.sets, "--seeds", *seeds, "--output-dir", str(self.evaluation_folder(row))]
+        flags = ["--sets", *self.sets, "--seeds", *seeds, "--output-dir", str(folder)]
         flags += [*self.scale.evaluate, *self.evaluate_flags]
-        mark = self.evaluation_folder(row) / "reproduce.json"
+        mark = folder / "reproduce.json"
         return self.step("evaluate", "eval/run_eval.sh", flags, environment=(("MODEL", str(model)),), mark=mark)
 
     def steps_of(self, row: Row) -> list[Step]:
-        """Train, then evaluate; the teacher was trained before."""
-        return [self.evaluation(row)] if row == TEACHER else [self.training(row), self.evaluation(row)]
+        """Train, then evaluate, under each training seed; the teacher was trained before."""
+        if row == TEACHER:
+            return [self.evaluation(row)]
+        return [step for seed in self.train_seeds for step in (self.training(row, seed), self.evaluation(row, seed))]
