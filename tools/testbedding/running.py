@@ -56,7 +56,10 @@ def read_result(results: Path, bench: Bench, arm: Arm) -> dict[str, Any] | None:
 
 
 def run_arm(results: Path, bench: Bench, arm: Arm) -> dict[str, Any]:
-    """Train and score; the result is written, and nothing else is left."""
+    """Train and score, unless another command has meanwhile; the result is written, and nothing else is left."""
+    known = read_result(results, bench, arm)
+    if known is not None:
+        return known
     started = time.perf_counter()
     bench.make()
     agreement = rank_once(bench)
