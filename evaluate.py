@@ -38,6 +38,8 @@ from pocl.generation.vllm_backend import BackendSettings, open_generator
 from pocl.models.identity import check_positions, tokenizer_fingerprint
 from pocl.models.loading import load_model, load_template, load_tokenizer
 from pocl.models.student import Student
+from pocl.training.model_card import write_card
+from pocl.training.run_folder import RunFolder
 
 # What summary.json keeps of the command beside the protocol, so that it can be given again.
 ASKED = ("model", "tokenizer", "template", "system", "thinking", "num_examples", "max_length", "max_prompt_length")
@@ -52,7 +54,15 @@ def main() -> None:
         summary = score_file(Path(options.answers), options, generation)
     else:
         summary = score_checkpoint(options.model, options, generation)
+        tell_model_card(Path(options.model), summary)
     show_evaluation(summary, options.answers or options.model, [metric_named(name) for name in options.metrics])
+
+
+def tell_model_card(model: Path, summary: dict[str, Any]) -> None:
+    """Put the scores of a run's best student on its model card."""
+    run = RunFolder(model.parent)
+    if model.name == "best" and run.config.is_file() and distributed.is_main():
+        write_card(run, model=next(iter(summary.values()))["model"])
 
 
 def score_file(path: Path, options: EvaluateOptions, generation: GenerationOptions) -> dict[str, Any]:

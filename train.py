@@ -28,7 +28,9 @@ from pocl.models.identity import check_tokenizer, vocabulary_size
 from pocl.models.loading import load_tokenizer
 from pocl.models.student import Student
 from pocl.models.teacher import Teacher
+from pocl.training import hub
 from pocl.training.deepspeed_config import check_precision
+from pocl.training.model_card import has_scores, write_card
 from pocl.training.position import Position
 from pocl.training.run_folder import Origin, RunFolder
 from pocl.training.trainer import Trainer, TrainingData, follow
@@ -46,6 +48,8 @@ def main() -> None:
     # Before anything is loaded.
     run.check_options(run_options(config), distributed.world_size(), weights_only=config.run.resume_weights)
     check_tokenizer(Path(config.data.data_dir), tokenizer, config.models.model)
+    if config.run.push_to_hub and distributed.is_main():
+        hub.check_account(config.run.push_to_hub)
     if config.run.plan:
         show_plan(config, run, build.load_data(config)[0], device)
         return
@@ -74,6 +78,8 @@ def distil(config: TrainConfig, run: RunFolder, device: torch.device) -> None:
     data = TrainingData(train, build.make_dev_set(config, dev), ranker)
     trainer = Trainer(student, teacher, schedule, loss, data=data, run=run, settings=settings)
     report(run, trainer.fit(), trainer.selected)
+    if distributed.is_main():
+        publish(run, config.run.push_to_hub)
 
 
 def run_folder(config: TrainConfig, device: torch.device) -> RunFolder:
@@ -85,9 +91,9 @@ def run_folder(config: TrainConfig, device: torch.device) -> RunFolder:
 
 
 def run_options(config: TrainConfig) -> dict[str, dict[str, object]]:
-    """The options that define a run: all but where it is written, whether it is only planned and how it resumes."""
+    """The options that define a run: all but where it and its curves go, whether it is planned and how it resumes."""
     values = asdict(config)
-    for name in ("output_dir", "plan", "resume_weights"):
+    for name in ("output_dir", "plan", "resume_weights", "report_to", "push_to_hub"):
         values["run"].pop(name)
     return values
 
@@ -115,6 +121,14 @@ def report(run: RunFolder, position: Position, selected: str) -> None:
         for line in write_diagnostics(run.path / "diagnostics.json", read_jsonl(path), run.read_metrics()):
             say(line)
     say(f"done after {position.step} optimiser steps; the best student{best} is in {run.best}")
+
+
+def publish(run: RunFolder, hub_name: str | None) -> None:
+    """Put the model card beside the best student, and both on the hub if that was asked for."""
+    if run.best.is_dir() and not has_scores(run.best):  # a card with scores is newer than the run
+        write_card(run)
+    if hub_name:
+        say(f"{run.best} is at {hub.push(run.best, hub_name)}")
 
 
 if __name__ == "__main__":

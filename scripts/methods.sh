@@ -124,8 +124,8 @@ run_eval() {
 # would lie where the first one's are.
 #
 #     bash scripts/<family>/reproduce.sh [BASE_PATH] [--table main|selective|ablation] [--rows "KLD" "KLD + POCL" ...]
-#         [--sets dolly ...] [--seeds 10 ...] [--train-seeds 10 20 ...] [--matched 1|0] [--jobs N] [--scale full|hour|tiny] [--plan]
-#         [-- flags of train.py] [-- flags of evaluate.py]
+#         [--sets dolly ...] [--seeds 10 ...] [--train-seeds 10 20 ...] [--matched 1|0] [--jobs N]
+#         [--scale full|hour|tiny] [--plan] [-- flags of train.py] [-- flags of evaluate.py]
 reproduce() {
     local matched=()
     [[ -z "$SAID_MATCHED" ]] || matched=(--matched "$MATCHED")

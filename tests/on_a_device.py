@@ -38,7 +38,7 @@ from pocl.models.states import make_head, response_states
 from pocl.models.teacher import Teacher
 from pocl.models.teacher_cache import StatesCache
 from pocl.training.batches import MicroBatch
-from pocl.training.student import StudentInTraining
+from pocl.training.student import Factors, StudentInTraining
 from tests.parts import module_of
 from tests.tiny import FAMILIES, tiny_model
 
@@ -142,7 +142,7 @@ def micro_batch(
     learner: Any = object.__new__(StudentInTraining)  # whose engine is not DeepSpeed
     learner.teacher, learner.device, learner.student_cross_entropy = source, DEVICE, False
     learner.engine = PlainEngine(module_of(student, 8))
-    factor = np.linspace(0, 1, 6) if reliance else None
+    factor = Factors(np.linspace(0, 1, 6), None) if reliance else None
     positions = np.array([4, 1, 2])
     batch = split.batch(positions).packed() if packed else split.batch(positions)
     of_student = np.array([False, True, False]) if on_policy else np.zeros(3, dtype=bool)

@@ -279,7 +279,11 @@ def test_a_runs_options_are_read_or_refused(run: SimpleNamespace) -> None:
 
 
 def test_a_runs_last_checkpoint_is_read_or_refused(run: SimpleNamespace) -> None:
-    checkpoints = Checkpoints(run.dir, SimpleNamespace(load=lambda weights, optimizer: None), None)  # type: ignore
+    engine, student = (
+        SimpleNamespace(load=lambda weights, optimizer: None),
+        SimpleNamespace(tokenizer=None, template=None),
+    )
+    checkpoints = Checkpoints(run.dir, engine, student)  # type: ignore[arg-type]
     run.dir.best.mkdir(exist_ok=True)
 
     def read() -> None:

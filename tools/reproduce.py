@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 from threading import Lock
@@ -131,8 +130,10 @@ def main() -> None:
     quiet_libraries()
     argv, train_flags, evaluate_flags = split_arguments(sys.argv[1:])
     (what,) = parse([ReproduceOptions], "Make a whole table of the paper.", argv)
-    what = with_match(what, unpublished(Reproduction(what, train_flags, evaluate_flags)))
-    rows, work = choose_rows(what), Reproduction(what, train_flags, evaluate_flags)
+    work = Reproduction(what, train_flags, evaluate_flags)
+    if not any(word.split("=")[0] == "--matched" for word in argv):
+        work.matched = bool(unpublished(work))  # a table that is not the paper's compares its rows with each other
+    rows = choose_rows(what, matched=work.matched)
     runner = Runner(work.results / "logs", what.scale, what.jobs)
     if os.environ.get("NNODES", "1") != "1":
         raise UserError("NNODES would do every step on every node; start a table on one node, with HOSTFILE for more")
@@ -159,16 +160,6 @@ def main() -> None:
         raise RunStopped(f"{len(failed)} of {len(rows)} rows failed; the same command goes on with them")
 
 
-def with_match(what: ReproduceOptions, different: Sequence[str]) -> ReproduceOptions:
-    """The options with --matched decided: where ``different`` keeps the table from being the paper's, rows are to be
-    compared with each other, and that at equal updates."""
-    if what.matched is not None:
-        return what
-    if different and what.table == "main":
-        say(f"the KD series has POCL's batch, rate and updates (not the paper's table: {', '.join(different)})")
-    return replace(what, matched=bool(different))
-
-
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """(own arguments, flags of train.py, flags of evaluate.py), which ``--`` keeps apart.
 
@@ -186,9 +177,9 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str
     return own, train_flags, evaluate_flags
 
 
-def choose_rows(what: ReproduceOptions) -> list[Row]:
+def choose_rows(what: ReproduceOptions, *, matched: bool) -> list[Row]:
     """The rows that were asked for, in the table's order.  Raises UserError for names that are none."""
-    rows = table_rows(what.table, matched=bool(what.matched))
+    rows = table_rows(what.table, matched=matched)
     names = [row.name for row in rows]
     for name in what.rows or ():
         if name not in names:

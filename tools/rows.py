@@ -29,6 +29,7 @@ class Row:
     teacher_text: bool = False  # trains on the teacher's answers, which seqkd/generate.sh makes
     staged: bool = False  # trains on widening pools; the other rows on all examples from the start
     baseline: str | None = None
+    whole_in_stages: bool = False  # all examples in every stage: a scale's epochs a stage would make more updates
 
 
 TEACHER = Row("teacher", "sft/teacher.sh", "teacher/sft")
@@ -120,8 +121,8 @@ def ablation_rows() -> list[Row]:
     for name, flags in variants.items():
         folder = f"ablation/{re.sub('[^a-z0-9.]+', '-', name.lower())}"
         where = ("--output-dir", f"{{results}}/{folder}")
-        baseline = None if name == "POCL" else "POCL"
-        rows.append(Row(name, "pocl/train.sh", f"{folder}/tfkl", (*flags, *where), staged=True, baseline=baseline))
+        more = {"baseline": None if name == "POCL" else "POCL", "whole_in_stages": name.startswith("whole pool")}
+        rows.append(Row(name, "pocl/train.sh", f"{folder}/tfkl", (*flags, *where), staged=True, **more))
     matched = (("MATCHED", "1"),)
     rows.append(Row("KLD, matched", "kd/train.sh", "kd-matched/fkl", environment=matched, baseline="POCL"))
     rows.append(Row("KLD, its own batch and rate", "kd/train.sh", "kd/fkl", baseline="POCL"))
@@ -155,6 +156,7 @@ class Scale:
     train: tuple[str, ...] = ()
     staged: tuple[str, ...] = ()  # of train.py, for rows in stages
     unstaged: tuple[str, ...] = ()  # and for the others
+    updates: int | None = None  # of a row in stages, where ``staged`` says its epochs
     evaluate: tuple[str, ...] = ()
     quickstart_pair: bool = False  # the quickstart's teacher and student in place of the family's
 
@@ -171,6 +173,7 @@ SCALES = {
         train=("--num-train", "1000", "--num-dev", "32", "--global-batch-size", "64", "--max-length", "384"),
         staged=("--epochs", "2"),
         unstaged=("--epochs", "5"),
+        updates=72,
         evaluate=("--num-examples", "100", "--max-length", "384"),
     ),
     # For two CPU cores: the quickstart's pair on a few examples. Two epochs in each of four stages are as many updates
@@ -186,6 +189,7 @@ SCALES = {
         + ("--eval-every", "5", "--bucket-examples", "4", "--deepspeed-config", "scripts/deepspeed/zero0.json"),
         staged=("--epochs", "2"),
         unstaged=("--epochs", "5"),
+        updates=40,
         evaluate=("--max-prompt-length", "100", "--num-examples", "30", *_SHORT),
         quickstart_pair=True,
     ),

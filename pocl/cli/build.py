@@ -237,6 +237,7 @@ def make_settings(config: TrainConfig, student: Student, teacher: Teacher | None
         bucket_examples=config.run.bucket_examples,
         keep_stages=config.run.keep_stages,
         max_skipped_steps=optimiser.max_skipped_steps,
+        report_to=tuple(config.run.report_to),
     )
 
 

@@ -118,6 +118,8 @@ class _Parser(HfArgumentParser):
         plain = copy.copy(field)  # what a field says beside its help line is not argparse's
         plain.metadata = MappingProxyType({"help": field.metadata["help"]})
         HfArgumentParser._parse_dataclass_field(parser, plain)
+        if field.type == bool | None:  # a switch that need not be said, and without a value is on
+            parser._actions[-1].nargs, parser._actions[-1].const = "?", True
 
     def error(self, message: str) -> NoReturn:
         for action in self._actions:

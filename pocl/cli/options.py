@@ -13,6 +13,8 @@ from pocl.common.errors import UserError
 from pocl.curriculum.stages import CURRICULA
 from pocl.difficulty.ranking import SIGNALS, sources_of
 from pocl.losses.divergences import LOSSES, loss_type
+from pocl.training.hub import check_name
+from pocl.training.trackers import NONE, TRACKERS, check_trackers
 
 
 def _names(*, tempered: bool) -> str:
@@ -307,6 +309,21 @@ class RunOptions:
     bucket_examples: int = flag(
         "evaluate N examples of each quarter of the ranking at each stage's end; 0: none [examples]", 16, at_least=0
     )
+    report_to: list[str] = flag(
+        f"trackers beside metrics.jsonl, one or several: {', '.join(TRACKERS)}; or {NONE}",
+        ["tensorboard"],
+        known=(*TRACKERS, NONE),
+    )
+    push_to_hub: str | None = flag(
+        "upload best/ with its model card to this repository of the hub (OWNER/NAME) at the end; a new one is private",
+        None,
+    )
+
+    def check(self) -> None:
+        """Raise UserError for a tracker that is not installed, and for what is no name of a repository."""
+        check_trackers(self.report_to)
+        if self.push_to_hub is not None:
+            check_name(self.push_to_hub)
 
 
 @dataclass(frozen=True)

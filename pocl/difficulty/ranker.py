@@ -185,16 +185,16 @@ def _renamed(ranking: Ranking, ids: Sequence[Any]) -> Ranking:
 
 
 def plain_records(train: Split) -> dict[int, dict[str, Any]]:
-    """What is known of each example without a model, by id, sorted by id."""
-    rows = zip(
-        train.ids.tolist(),
-        train.prompt_lengths.tolist(),
-        train.num_labels.tolist(),
-        train.column("category"),
-        strict=True,
-    )
-    names = ("id", "prompt_tokens", "response_tokens", "category")
-    return {row[0]: dict(zip(names, row, strict=True)) for row in sorted(rows)}
+    """What is known of each example without a model, by id, sorted by id; of a conversation's its record and turn."""
+    columns = {
+        "id": train.ids.tolist(),
+        "prompt_tokens": train.prompt_lengths.tolist(),
+        "response_tokens": train.num_labels.tolist(),
+        "category": train.column("category"),
+    }
+    columns |= {name: train.column(name) for name in ("record_id", "turn") if name in train.table.column_names}
+    rows = zip(*columns.values(), strict=True)
+    return {row[0]: dict(zip(columns, row, strict=True)) for row in sorted(rows)}
 
 
 def _measured(request: Request, signals: Sequence[str]) -> Ranking:

@@ -18,6 +18,7 @@ from pocl.common.files import check_object, recover_folder, replace_folder, writ
 from pocl.models.lora import merged_weights, save_adapter
 from pocl.models.student import Student
 from pocl.training.engine import Engine
+from pocl.training.model_card import write_card
 from pocl.training.position import Position
 from pocl.training.run_folder import RunFolder
 from pocl.training.statefile import load_state, save_state
@@ -47,6 +48,7 @@ class Checkpoints:
                 self.tokenizer.save_pretrained(temporary)
                 self.template.save(temporary)
             if adapter:
+                write_card(self.run, temporary)
                 new_adapter = adapter.with_name(adapter.name + ".tmp")
                 shutil.rmtree(new_adapter, ignore_errors=True)
                 with self._writing(new_adapter):

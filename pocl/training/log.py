@@ -1,9 +1,9 @@
-"""What a run reports while it trains: metrics.jsonl, TensorBoard, and the note beside the progress bar."""
+"""What a run reports while it trains: metrics.jsonl, trackers, and the note beside the progress bar."""
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -11,9 +11,7 @@ from pocl.common import distributed
 from pocl.curriculum.schedule import Update
 from pocl.curriculum.stages import Stage
 from pocl.training.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from pocl.training.trackers import Trackers
 
 STATUS = Path("/proc/self/status")  # Linux: the peak memory of a process
 
@@ -21,31 +19,28 @@ STATUS = Path("/proc/self/status")  # Linux: the peak memory of a process
 class MetricsLog:
     """Records of a run; only rank 0 writes."""
 
-    def __init__(self, run: RunFolder, num_stages: int, *, distils: bool) -> None:
+    def __init__(
+        self, run: RunFolder, num_stages: int, *, distils: bool, report_to: Sequence[str] = ("tensorboard",)
+    ) -> None:
         self.run, self.num_stages, self.distils = run, num_stages, distils
         self._dev_note = ""
-        self._tensorboard: SummaryWriter | None = None
+        self._trackers = Trackers(report_to, run)
 
     def open(self, step: int) -> None:
         """Start, or resume after optimiser step ``step``."""
-        if distributed.is_main():
-            from torch.utils.tensorboard import SummaryWriter  # here: not everybody who has pocl has it
-
-            self._tensorboard = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=step + 1)
+        self._trackers.open(step)
 
     def close(self) -> None:
-        """Close the TensorBoard writer."""
-        if self._tensorboard:
-            self._tensorboard.close()
+        """Close the trackers."""
+        self._trackers.close()
 
     def record(self, stage: Stage, epoch: int, step: int, values: Mapping[str, Any]) -> None:
         """Write one line of metrics.jsonl, and one point per curve."""
         if not distributed.is_main():
             return
-        self.run.append_metrics({"step": step, "stage": stage.index, "epoch": epoch} | dict(values))
-        for name, value in values.items():
-            if self._tensorboard:
-                self._tensorboard.add_scalar(name, value, step)
+        where = {"stage": stage.index, "epoch": epoch}
+        self.run.append_metrics({"step": step} | where | dict(values))
+        self._trackers.log(where | dict(values), step)
 
     def record_step(self, update: Update, step: int, values: Mapping[str, Any]) -> None:
         """Record an optimiser step, with the stage's pool, temperature and KD ratio."""

@@ -21,3 +21,4 @@ class TrainSettings:
     bucket_examples: int = 16  # examples per difficulty bucket that are evaluated at each stage's end; 0: none
     keep_stages: bool = False  # save the student at each stage's end
     max_skipped_steps: int = 0  # that may be skipped because a loss or gradient is not finite
+    report_to: tuple[str, ...] = ("tensorboard",)  # trackers beside metrics.jsonl

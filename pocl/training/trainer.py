@@ -1,7 +1,7 @@
 """The training loop: stages, epochs, optimiser steps, dev evaluation."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -77,7 +77,7 @@ class Trainer:
         batches = BatchCutter(data.train, teacher, settings.limits, student.device)
         self.stepper = Stepper(self.student, loss, batches, self.student_texts, self.state, settings.max_skipped_steps)
         self.checkpoints = Checkpoints(run, self.student.engine, student)
-        self.log = MetricsLog(run, len(schedule.stages), distils=teacher is not None)
+        self.log = MetricsLog(run, len(schedule.stages), distils=teacher is not None, report_to=settings.report_to)
         self.probe = self._probe()
 
     @property
@@ -98,13 +98,13 @@ class Trainer:
             self.state.on_policy = self.state.on_policy.after_dev_loss(loss)
         self.log.open(position.step)
         with (
+            closing(self.log),
             self.stepper.interrupt,
             self._saving_what_is_done(),
             Progressing("training", self.schedule.total_steps, position.step) as progress,
         ):
             for stage in self.schedule.stages[position.stage :]:
                 self.train_stage(stage, progress)
-        self.log.close()
         return self.state.position
 
     def train_stage(self, stage: Stage, progress: Progressing) -> None:

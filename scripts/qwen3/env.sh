@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# Qwen3, 1.7B -> 0.6B, in its own chat template without thoughts. Not in the paper: the settings are this project's own,
+# Qwen3, 1.7B -> 0.6B, in its own chat template without thoughts. Not in the paper: settings are this project's own,
 # those of Qwen2; scripts/methods.sh says what is what.
 STUDENT="${STUDENT:-$CHECKPOINTS/0.6b}"
 TEACHER_BASE="${TEACHER_BASE:-$CHECKPOINTS/1.7b}"

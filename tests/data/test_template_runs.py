@@ -143,6 +143,7 @@ def test_the_test_set_is_asked_as_the_template_asks_without_being_told(
 
 def test_other_metrics_rank_and_choose_and_one_of_the_users_own_is_kept(run: Path) -> None:
     ranking = read_jsonl(run / "difficulty.jsonl")
+    assert {(record["id"] % 2 + 1, record["turn"]) for record in ranking} == {(1, 1), (2, 2)}  # two answers a record
     by_chrf = sorted(ranking, key=lambda record: (-record["chrf"], record["id"]))
     assert [record["chrf_rank"] for record in by_chrf] == list(range(1, len(ranking) + 1))
     dev = [record["dev_chrf"] for record in read_jsonl(run / "metrics.jsonl") if "dev_chrf" in record]

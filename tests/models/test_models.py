@@ -44,6 +44,7 @@ from transformers.activations import NewGELUActivation
 
 from pocl.common.errors import UserError
 from pocl.data.batch import collate
+from pocl.data.templates import Template
 from pocl.losses.head import Head
 from pocl.models.identity import (
     check_positions,
@@ -451,7 +452,7 @@ def test_answers_end_at_the_tokenizers_and_the_models_own_tokens(
 ) -> None:
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=own))
     assert tokenizer.eos_token_id == 0
-    assert end_ids(model, tokenizer) == wanted
+    assert end_ids(model, tokenizer, Template()) == wanted
 
 
 @pytest.mark.parametrize("family", FAMILIES)

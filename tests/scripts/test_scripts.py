@@ -838,4 +838,4 @@ def test_the_quickstart_bans_nothing_on_the_sample_set(tmp_path: Path) -> None:
     project = quickstart_in(tmp_path / "project")
     shown = planned(project / "scripts" / "quickstart.sh", cwd=tmp_path, DRY_RUN="1").output
     lines = [line for line in shown.splitlines() if "train.py" in line or "evaluate.py" in line]
-    assert len(lines) == 7 and all("--no-repeat-ngram 0 " in line for line in lines)
+    assert len(lines) == 5 + 6 and all("--no-repeat-ngram 0 " in line for line in lines)

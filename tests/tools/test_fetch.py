@@ -363,7 +363,7 @@ def test_the_list_says_what_is_there(gpt2: Hub, tmp_path: Path) -> None:
     result = call(fetch, ["list", "--checkpoints-root", tmp_path / "checkpoints", "--data-root", tmp_path / "data"])
     assert result.status == 0
     lines = result.output.splitlines()
-    assert len(lines) == 6 + 11
+    assert len(lines) == 6 + len(fetch.MODELS)
     assert [line.split()[2] for line in lines if line.startswith("there")] == ["gpt2"]
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from pocl.cli import checks as configuration
 from pocl.cli.flags import parse
+from pocl.cli.resolve import make_schedule
 from pocl.common.errors import UserError
 from pocl.common.files import write_json, write_text
-from pocl.curriculum.stages import plan_stages
 from tests.runs import Result, call
 from tests.scripts.test_scripts import FAMILIES, Command, planned, printed
 from tests.tiny import ROOT
@@ -106,17 +106,7 @@ def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
 
 def num_updates(command: Command, num_examples: int) -> int:
     """The optimiser steps of a printed command of train.py on so many examples."""
-    config = configuration.parse_train(command.arguments)
-    stages = plan_stages(
-        num_examples,
-        curriculum=config.curriculum.curriculum,
-        num_stages=config.curriculum.num_stages,
-        epochs=config.curriculum.epochs,
-        temperature=config.loss.temperature or [1.0],
-        kd_ratio=config.loss.kd_ratio or [1.0],
-        first_look=config.curriculum.difficulty == ["snapshot"],
-    )
-    return sum(stage.steps(config.optimiser.global_batch_size) for stage in stages)
+    return make_schedule(configuration.parse_train(command.arguments), num_examples).total_steps
 
 
 def test_subsets_make_the_number_of_updates_nearest_to_pocls_in_whole_epochs(tmp_path: Path) -> None:
@@ -206,7 +196,7 @@ def test_a_row_that_fails_is_told_and_keeps_no_other(base: Path, monkeypatch: py
     assert "KLD: train is done" in again.output and "RKLD: train 0:00" in again.output
     other = reproduced(monkeypatch, base, {}, *rows, "--", "--lr", 1)
     assert "train is done" not in other.output  # another command
-    assert "KLD: evaluate is done" in other.output
+    assert "SFT: evaluate is done" in other.output  # KLD is another row now: the matched one
 
 
 def test_the_papers_figures_stand_beside_its_own_setting(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +329,7 @@ def test_a_few_rows_leave_the_others_in_the_files_and_show_their_own(
     assert "SFT" in shown and "KLD" not in shown.split("Below each mean")[0]
     assert "with 2 earlier row(s)" in " ".join(result.output.split())
     # Other seeds of one row alone: all rows are there, and the paper's figures are not.
-    assert reproduced(monkeypatch, base, {}, "--rows", "SFT", "--seeds", 1).status == 0
+    assert reproduced(monkeypatch, base, {}, "--rows", "SFT", "--seeds", 1, "--matched", 0).status == 0
     text = table.read_text()
     assert all(f"| {name} |" in text for name in names) and "paper" not in text
 
@@ -347,7 +337,7 @@ def test_a_few_rows_leave_the_others_in_the_files_and_show_their_own(
 def test_earlier_rows_of_another_setting_keep_the_papers_figures_away(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert reproduced(monkeypatch, base, {}, "--rows", "KLD", "--", "--lr", 1).status == 0
+    assert reproduced(monkeypatch, base, {}, "--rows", "KLD", "--matched", 0, "--", "--lr", 1).status == 0
     result = reproduced(monkeypatch, base, {}, "--rows", "SFT")
     assert result.status == 0, result.output
     assert "left out: earlier rows (KLD)" in " ".join(result.output.split())
@@ -434,6 +424,26 @@ def test_matched_from_the_environment_is_the_tables_flag(tmp_path: Path) -> None
         assert ("kd-matched/fkl" in result.output) == matched
 
 
+def test_rows_are_matched_unless_the_table_is_the_papers_own(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, matched in (([], False), (["--seeds", 1], True), (["--seeds", 1, "--matched", 0], False)):
+        plan = reproduced(monkeypatch, base, {}, "--rows", "KLD", "--plan", *arguments)
+        assert plan.status == 0, plan.output
+        assert ("kd-matched/fkl" in plan.output) == matched, arguments
+
+
+def test_every_training_seed_is_a_run_and_a_row_is_all_of_them(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ["--rows", "teacher", "SFT", "--train-seeds", 10, 20, 30]
+    result = reproduced(monkeypatch, base, {}, *rows)
+    assert result.status == 0, result.output
+    runs = base / "results" / "gpt2" / "sft" / "sft"
+    assert sorted(folder.name for folder in runs.iterdir()) == ["seed10", "seed20", "seed30"]
+    assert result.output.count("preparation: train 0:00") == result.output.count("teacher: evaluate 0:00") == 1
+    text = (base / "results" / "gpt2" / "table-main.md").read_text()
+    assert "mean of 3 training seeds" in text and "One training seed of teacher" in text and "paper" not in text
+    again = reproduced(monkeypatch, base, {}, *rows)
+    assert "SFT: train 0:00" not in again.output and again.output.count("SFT: train is done") == 3
+
+
 def test_without_a_teacher_nothing_is_trained(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = reproduced(monkeypatch, base, {"sft/teacher.sh": 1}, "--rows", "KLD")
     assert result.status == 1 and "nothing can be trained without it: error: no room left" in result.last_line
@@ -506,6 +516,7 @@ def test_tiny_rows_are_commands_of_about_as_many_updates(table: str, tmp_path: P
     for row in table_rows(table):
         flags = [flag.replace("{results}", str(tmp_path)) for flag in row.flags]
         flags += [*scale.train, *(scale.staged if row.staged else scale.unstaged)]
+        flags += ["--max-steps", str(scale.updates)] if row.whole_in_stages else []
         command = printed(f"smollm2/{row.script}", *flags, cwd=tmp_path, **dict(row.environment))
         assert configuration.parse_train(command.arguments).optimiser.global_batch_size == 8
         steps[row.name] = num_updates(command, 64)

@@ -63,6 +63,11 @@ def data_command(entry: Entry) -> str | None:
     if "responses_of" in made:
         return _seqkd_command(entry, made)
     given = {"raw": made["raw"], "tokenizer": made["tokenizer"], "output_dir": entry.option("data", "data_dir")}
+    template = made.get("template", {})
+    if template.get("name", "alpaca") != "alpaca":  # what is not said there is the usual
+        given |= {name: template.get(name) for name in ("system", "thinking") if template.get(name)}
+        given |= {"template": template["name"], "turns": made.get("turns")}
+    given |= {"columns": made.get("columns")}
     limits = {"num_dev": made["num_dev"], "max_prompt_length": made["max_prompt_length"]}
     return command("python tools/process_data.py", flags(given | limits, {}))
 

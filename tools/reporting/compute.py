@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pocl.common.files import read_object
+from pocl.common.files import read_json
 
 COLUMNS = ("row", "updates", "batch", "examples", "tokens", "ranked by the student", "read by the teacher")
 _NAMES = ("optimizer_steps", "global_batch_size", "samples", "tokens", "ranking_passes", "teacher_forward_passes")
@@ -13,7 +13,7 @@ def ledger_of(folder: Path) -> dict[str, int] | None:
     """The ledger of a run, by its folder or its eval/; None where there is none."""
     for place in (folder, folder.parent) if folder.name == "eval" else (folder,):
         if (place / "ledger.json").is_file():
-            return read_object(place / "ledger.json", {"optimizer_steps": (int,), "global_batch_size": (int,)})
+            return read_json(place / "ledger.json")
     return None
 
 
@@ -23,5 +23,5 @@ def compute_rows(rows: Mapping[str, Path | Sequence[Path]]) -> list[list[str]]:
     return [
         [name, *(f"{ledger[key]:,}" if key in ledger else "–" for key in _NAMES)]
         for name, ledger in found.items()
-        if ledger is not None
+        if ledger and "optimizer_steps" in ledger
     ]

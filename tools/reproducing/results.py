@@ -51,7 +51,7 @@ def rows_that_are_there(work: Reproduction, made: Sequence[Row]) -> dict[str, li
     evaluated by hand, without a note, is taken as it is.
     """
     found = {}
-    for row in table_rows(work.what.table, matched=bool(work.what.matched)):
+    for row in table_rows(work.what.table, matched=work.matched):
         folders = work.evaluation_folders(row)
         there = all((folder / "summary.json").is_file() for folder in folders)
         if row in made or (there and on_the_same_models(work, row)):
@@ -77,11 +77,13 @@ def published(work: Reproduction, rows: Mapping[str, Sequence[Path]]) -> str | N
         return None
     different = unpublished(work)
     if not different:
-        of_table = [row for row in table_rows("main", matched=bool(work.what.matched)) if row.name in rows]
+        of_table = [row for row in table_rows("main", matched=work.matched) if row.name in rows]
         others = [row.name for row in of_table if not all(step.is_done() for step in work.steps_of(row))]
         different = [f"earlier rows ({', '.join(others)})"] if others else []
     if different:
         say(f"the paper's figures are left out: {', '.join(different)} made other runs than the paper's")
+    if work.matched and not work.what.matched:
+        say("so the KD series has POCL's batch, rate and updates (--matched 0: its own)")
     return None if different else work.what.family
 
 
@@ -94,7 +96,7 @@ def unpublished(work: Reproduction) -> list[str]:
         "--seeds": set(what.seeds or work.scale.seeds) != set(SCALES["full"].seeds),
         "--train-seed": what.train_seed != ReproduceOptions.train_seed,
         "--train-seeds": work.train_seeds != [ReproduceOptions.train_seed],
-        "--matched": bool(what.matched),
+        "--matched": what.matched,
         "flags of train.py": bool(work.train_flags),
         "flags of evaluate.py": bool(work.evaluate_flags),
     }

@@ -45,10 +45,10 @@ class ReproduceOptions:
         None,
         at_least=0,
     )
-    matched: bool | None = flag(
-        "the KD series with POCL's batch, learning rate and number of updates [default: unless the table is the "
-        "paper's own, with its figures beside it]",
-        None,
+    matched: bool = flag(
+        "the KD series with POCL's batch, learning rate and number of updates; where nobody says it, on unless the "
+        "table is the paper's own, with its figures beside it",
+        False,
     )
     plan: bool = flag("print every command with the time that it is likely to take, and run none", False)
     jobs: int = flag("rows at a time, each on a GPU of its own; 1: one after the other on all GPUs [rows]", 1, above=0)
@@ -95,7 +95,7 @@ class Reproduction:
 
     def __init__(self, what: ReproduceOptions, train_flags: Sequence[str], evaluate_flags: Sequence[str]) -> None:
         self.what, self.train_flags, self.evaluate_flags = what, tuple(train_flags), tuple(evaluate_flags)
-        self.scale = SCALES[what.scale]
+        self.scale, self.matched = SCALES[what.scale], what.matched
         usual = what.data == ReproduceOptions.data
         self.data = (self.scale.data or what.data) if usual else what.data
         self.sets = tuple(what.sets or (self.scale.sets if usual else (self.data,)))
@@ -190,6 +190,7 @@ class Reproduction:
         flags = [flag.replace("{results}", str(self.results)) for flag in row.flags]
         flags += ["--data-dir", str(self.teacher_text)] if row.teacher_text and self.scale.generate else []
         flags += [*self.scale.train, *(self.scale.staged if row.staged else self.scale.unstaged)]
+        flags += ["--max-steps", str(self.scale.updates)] if row.whole_in_stages and self.scale.updates else []
         flags += ["--seed", str(self.what.train_seed if seed is None else seed), *self.train_flags]
         mark = self.run_folder(row, seed) / "reproduce.json"
         return self.step("train", row.script, flags, environment=row.environment, mark=mark)
