@@ -14,7 +14,8 @@ from pocl.training.run_folder import RunFolder
 
 _SCORES = "## Scores"
 _METRICS = {"rouge_l": "ROUGE-L", "exact_match": "exact match"}
-_PATHS = ("model", "teacher", "data_dir", "teacher_cache", "difficulty_file", "deepspeed_config")
+_PATHS = ("model", "teacher", "data_dir", "difficulty_file", "deepspeed_config")
+_OF_THE_MACHINE = ("teacher_cache",)  # where something lay that changes nothing
 
 
 def write_card(run: RunFolder, folder: Path | None = None, *, model: str | None = None) -> None:
@@ -157,7 +158,7 @@ def _again(options: Mapping[str, Any]) -> Iterable[str]:
         group: {
             name: _shown(value) if name in _PATHS and isinstance(value, str) else value
             for name, value in values.items()
-            if value is not None
+            if value is not None and name not in _OF_THE_MACHINE
         }
         for group, values in options.items()
     }
