@@ -28,6 +28,6 @@ if [[ "${DRY_RUN:-0}" != 1 ]]; then
         bash scripts/gpt2/tools/process_data.sh "$FOLDER" --num-dev 8 --max-prompt-length 160 --num-workers 1
     fi
 fi
-bash scripts/gpt2/reproduce.sh "$FOLDER" --seeds 1 2 --matched 0 "${ROWS[@]}" \
+bash scripts/gpt2/reproduce.sh "$FOLDER" --seeds 1 2 "${ROWS[@]}" \
     -- --epochs 1 --global-batch-size 8 --num-train 32 --num-dev 2 --max-length 192 --bucket-examples 1 --lr 1e-3 \
     -- --max-length 192 --max-prompt-length 160 --num-examples 4
