@@ -29,16 +29,16 @@ def test_six_objects_train_what_train_py_trains(folders: Folders, tmp_path: Path
     result = call(train, train_arguments(folders, tmp_path / "command", *command))
     assert result.status == 0, result.output
 
-    examples = pocl.load_split(folders.data, "train", max_length=MAX_LENGTH)
+    examples = pocl.load_split(str(folders.data), "train", max_length=MAX_LENGTH)
     student = pocl.Student.load(str(folders.student))
     teacher = pocl.Teacher.open(str(folders.teacher), examples, cache=tmp_path / "cache")
     scoring = pocl.ScoringSettings(max_new_tokens=32)
-    ranking = pocl.rank(examples, student, signals=["student"], settings=scoring)
+    ranking = pocl.rank(examples, student, signals=["student"], settings=scoring, folder=str(tmp_path / "ranking"))
     stages = pocl.baby_step(len(examples), num_stages=2, epochs=1, temperature=(1, 2), kd_ratio=(0.7, 1))
     rate = pocl.CosineRate(1e-3, 1e-7)
     schedule = pocl.Schedule(stages, ranking.order, global_batch_size=8, seed=10, rate=rate)
     loss = pocl.DistillationLoss("tfkl", chunk_tokens=64)
-    run = pocl.RunFolder(tmp_path / "library")
+    run = pocl.RunFolder(str(tmp_path / "library"))
     settings = pocl.TrainSettings(limits=MicroBatchLimits(4096, 64, 64))
     trainer = pocl.Trainer(
         student, teacher, schedule, loss, data=pocl.TrainingData(examples), run=run, settings=settings

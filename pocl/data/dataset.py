@@ -98,10 +98,10 @@ class Split:
         return list(self.table[name])
 
 
-def load_split(data_dir: Path, split: str, *, max_length: int, num_examples: int | None = None) -> Split:
+def load_split(data_dir: str | Path, split: str, *, max_length: int, num_examples: int | None = None) -> Split:
     """A split that tools/process_data.py wrote.  Raises UserError where it is missing or leaves nothing to learn."""
-    manifest = read_manifest(data_dir)
-    folder = data_dir / split
+    data_dir = Path(data_dir)
+    manifest, folder = read_manifest(data_dir), data_dir / split
     if not folder.is_dir():
         raise UserError(f"{data_dir} has no split {split!r}; run tools/process_data.py again")
     table = datasets.load_from_disk(str(folder))

@@ -40,7 +40,7 @@ def rank(
     teacher: Teacher | None = None,
     losses: np.ndarray | None = None,
     settings: ScoringSettings = _DEFAULTS,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
 ) -> Ranking:
     """The training examples from easy to hard, by these signals (``SIGNALS``) fused. Collective.
 
@@ -53,6 +53,7 @@ def rank(
     it at the end.  Raises UserError for an unknown signal or one that lacks what it is measured with, StopRequested
     if a rank was asked to stop (``pocl.common.interrupt``), and RunStopped for a measure that is not finite.
     """
+    folder = None if folder is None else Path(folder)
     split, ids = (train, None) if isinstance(train, Split) else _encoded(train, student)
     ranking = _measured(Request(split, student, teacher, losses, settings, folder), signals)
     ranking = ranking if ids is None else _renamed(ranking, ids)

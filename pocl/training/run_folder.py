@@ -35,8 +35,8 @@ class Origin:
 class RunFolder:
     """The folder of one run. Only rank 0 calls the methods that write."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
         self.best = path / "best"
         self.adapter = path / "adapter"  # of a LoRA run: what was merged into best/
         self.checkpoints = path / "checkpoints"

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pocl.common.errors import UserError
 from tests.runs import Result, call
 from tools import gpu_check
 from tools.gpu_checking import numbers, runs, speed
-from tools.gpu_checking.lines import Check, Clock, NotChecked, Wrong, run_checks
+from tools.gpu_checking.lines import Check, Clock, NotChecked, Wrong, run_checks, run_within
 
 CPU = torch.device("cpu")
 
@@ -90,6 +91,14 @@ def test_a_line_says_how_its_check_ended(error: Exception, state: str, found: st
 def test_what_takes_longer_than_what_is_left_is_not_begun() -> None:
     lines = run_checks([Check("a", lambda: _raise(AssertionError()), least=9.0), Check("b", lambda: "fine")], Clock(5))
     assert [(line.name, line.state) for line in lines] == [("a", "not checked"), ("b", "ok")]
+
+
+def test_what_a_command_has_started_ends_with_it_when_the_time_is_up() -> None:
+    started = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_within(["bash", "-c", "sleep 60 & sleep 60; wait"], 1.0)  # the first one would hold the output open
+    assert time.monotonic() - started < 20
+    assert run_within(["bash", "-c", "echo out; echo err >&2; exit 3"], 20.0).returncode == 3
 
 
 def test_what_is_wrong_decides_the_exit_status_and_speed_does_not(

@@ -290,6 +290,7 @@ def test_the_commands_give_the_same_options_again(run: Path, folders: Folders) -
     found = json.loads(json.dumps(dataclasses.asdict(config)))
     assert Path(found["run"].pop("output_dir")) == run.parent.parent
     assert found["run"].pop("plan") is found["run"].pop("resume_weights") is False
+    assert (found["run"].pop("report_to"), found["run"].pop("push_to_hub")) == (["tensorboard"], None)
     assert found == wanted
     (line,) = evaluate_commands(entry)
     words = shlex.split(line.replace("\\\n", " "))

@@ -1,8 +1,10 @@
 """What a check says: right, wrong, merely told, or not checked and why; and the time that is left for the next one."""
 
+import os
+import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -83,3 +85,21 @@ def _outcome(check: Check, clock: Clock) -> tuple[State, str]:
         return "WRONG", first_line(error)
     except Exception as error:  # whatever a driver or a compiler may raise is a finding, and the next check goes on
         return "WRONG", f"{type(error).__name__}: {first_line(error)}"
+
+
+def run_within(
+    command: Sequence[object], seconds: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command, and end it with all that it has started once the time is up.
+
+    Raises TimeoutExpired then. (subprocess.run would end the command alone, and wait for ranks that hold its output.)
+    """
+    words = [str(word) for word in command]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes, text=True, env=environment, start_new_session=True) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=max(1.0, seconds))
+        except BaseException:  # Ctrl-C, too
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)

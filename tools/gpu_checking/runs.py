@@ -18,7 +18,7 @@ from pocl.generation.vllm_backend import BackendSettings, choose_backend, open_g
 from pocl.models.loading import load_model, load_tokenizer
 from pocl.models.student import Student
 from tools.benchmarking.pairs import build_model
-from tools.gpu_checking.lines import Check, Clock, NotChecked, Wrong
+from tools.gpu_checking.lines import Check, Clock, NotChecked, Wrong, run_within
 
 RUN = ("--num-stages", "2", "--epochs", "1", "--num-train", "64", "--num-dev", "0", "--max-length", "192")
 RUN += ("--bucket-examples", "0", "--lr", "1e-3", "--difficulty", "length", "--temperature", "1", "2")
@@ -137,9 +137,7 @@ class TinyRuns:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
         if self.device.type == "cpu":
             environment["DS_ACCELERATOR"] = "cpu"
-        words = [str(word) for word in command]
-        limit = max(1.0, self.clock.left())
-        return subprocess.run(words, capture_output=True, text=True, timeout=limit, env=environment)
+        return run_within(command, self.clock.left(), environment)
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -1,6 +1,5 @@
 """How fast: the benchmark of a pair beside what can be reached, and the paper's whole run at the measured rate."""
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 
 from pocl.common.files import ROOT, read_json
 from pocl.curriculum.stages import baby_step
-from tools.gpu_checking.lines import Check, Clock, NotChecked, Wrong
+from tools.gpu_checking.lines import Check, Clock, NotChecked, Wrong, run_within
 
 # Counted for a step of 64 examples of Dolly at an H200's rates (790 TFLOP/s in bf16, 4.3 TB/s), as docs/gpu-check.md
 # explains: the papers' way of computing a step, and this project's, in ms. What no count exists for is not here.
@@ -40,8 +39,7 @@ class Speed:
         output = self.folder / pair
         command = [sys.executable, ROOT / "tools" / "benchmark.py", "--pair", pair, "--output-dir", output]
         command += ["--device", self.device.type, "--rounds", self.rounds, "--no-memory", "--loss-tokens", 0]
-        limit = max(1.0, self.clock.left())
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=limit)
+        done = run_within(command, self.clock.left())
         if done.returncode:
             last = ([line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"])[-1]
             if "out of memory" in done.stderr:
