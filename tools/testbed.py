@@ -110,7 +110,7 @@ def check_flags(arm: Arm, bench: Bench) -> None:
 def show(rows: dict[str, list[Row]], found: dict[str, Any], arms: Sequence[Arm], folder: Path) -> dict[str, list[Row]]:
     """Print a table a regime; write picture, page and all results in one file."""
     for regime, of_regime in rows.items():
-        show_table(f"{regime}: {REGIMES[regime].title}", COLUMNS, text_rows(of_regime))
+        show_table(f"{regime}: {REGIMES[regime].title}", COLUMNS, text_rows(of_regime), in_blocks=True)
     for note in notes([row for of_regime in rows.values() for row in of_regime]):
         say(note)
     everything = [result for of in found.values() for seeds in of.values() for result in seeds.values()]
