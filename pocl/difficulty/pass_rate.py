@@ -79,13 +79,13 @@ def sample_block(
     return [{"id": int(i), "pass_rate": rate} for i, rate in zip(rows["id"], rates.tolist(), strict=True)]
 
 
-def paced_weights(pass_rates: np.ndarray) -> np.ndarray:
-    """p(1 - p) over its mean: the weights of examples, 1 on average.  [N] -> [N].
+def paced_weights(pass_rates: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """p(1 - p) over its mean over the ``trained`` positions: the weights of examples, 1 on average.  [N] -> [N].
 
-    Raises UserError if every example always passes or never does.
+    Raises UserError if every one of those always passes or never does.
     """
     weights = pass_rates * (1.0 - pass_rates)
-    if not weights.any():
+    if not weights[trained].any():
         raise UserError("`weighting` paced: every example passes always or never, so all weights are 0; drop it")
-    normalised: np.ndarray = weights / weights.mean()
+    normalised: np.ndarray = weights / weights[trained].mean()
     return normalised

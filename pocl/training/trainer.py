@@ -51,7 +51,8 @@ def follow(schedule: Schedule, ranking: Ranking, before: Stage | None = None) ->
     schedule = schedule.rank(ranking.order, before)
     if not schedule.weighs:
         return schedule
-    return replace(schedule, weights=paced_weights(ranking.by_position("pass_rate")))
+    trained = schedule.order[: max(stage.pool.stop for stage in schedule.stages)]
+    return replace(schedule, weights=paced_weights(ranking.by_position("pass_rate"), trained))
 
 
 class Trainer:

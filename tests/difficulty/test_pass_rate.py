@@ -21,10 +21,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 def test_weights_are_largest_in_the_middle_and_1_on_average() -> None:
-    weights = paced_weights(np.array([0.0, 0.25, 0.5, 1.0]))
+    rates = np.array([0.0, 0.25, 0.5, 1.0])
+    weights = paced_weights(rates, np.arange(4))
     assert weights.tolist() == pytest.approx([0.0, 12 / 7, 16 / 7, 0.0])  # 3/16 and 1/4 over 7/64
+    kept = paced_weights(rates, np.array([2, 3]))  # 1 on average of what is trained on
+    assert kept[[2, 3]].mean() == pytest.approx(1.0) and kept[2] == pytest.approx(2.0)
     with pytest.raises(UserError, match="always or never"):
-        paced_weights(np.array([0.0, 1.0]))
+        paced_weights(rates, np.array([0, 3]))
 
 
 def test_a_rate_is_of_exact_answers_or_else_of_their_overlap(folders: Folders) -> None:

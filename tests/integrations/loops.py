@@ -39,19 +39,12 @@ COMMON: dict[str, Any] = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
-DEEPSPEED = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto"}
-DEEPSPEED |= {
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_allow_untested_optimizer": True,
-}
-OURS = ("pocl", "dispatched", "checkpointed", "deepspeed")
+OURS = ("pocl", "dispatched", "checkpointed")
 OFF_POLICY = {"max_length": MAX_LENGTH, "lmbda": 0.0}
 CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "pocl": (TrainingArguments, {}),
     "dispatched": (TrainingArguments, {"accelerator_config": {"dispatch_batches": True}}),
     "checkpointed": (TrainingArguments, {"gradient_checkpointing": True}),
-    "deepspeed": (TrainingArguments, {"deepspeed": DEEPSPEED}),
     "plain": (TrainingArguments, {}),
     "sft": (SFTConfig, {"max_length": MAX_LENGTH, "completion_only_loss": True}),
     "gkd": (GKDConfig, OFF_POLICY),
