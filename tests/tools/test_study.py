@@ -1,0 +1,42 @@
+"""The study of a real pair: equal updates in every arm, and the statistics of its table."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pocl.cli.checks import parse_train
+from pocl.cli.resolve import make_schedule
+from tests.runs import call
+from tools import study
+
+NEEDED = ("--model", "m", "--data-dir", "d", "--output-dir", "o", "--global-batch-size", "8")
+
+
+@pytest.mark.parametrize("arm", study.ARMS)
+def test_every_arm_makes_200_updates_of_320_examples(arm: str) -> None:
+    teacher = () if arm == "SFT" else ("--teacher", "t")
+    schedule = make_schedule(parse_train([*NEEDED, *teacher, *study.ARMS[arm]]), 320)
+    assert schedule.total_steps == 200
+    visits = np.bincount(np.concatenate([update.examples for update in schedule]), minlength=320)
+    assert visits.sum() == 1600
+    # The whole pool shows each example five times; pools show a quarter twice and a quarter eight times.
+    staged = len(schedule.stages) == 4
+    assert sorted(set(visits.tolist())) == ([2, 4, 6, 8] if staged else [5])
+
+
+def test_differences_are_paired_by_training_seed(tmp_path: Path) -> None:
+    for arm, scores in {"kld": [50, 52, 51], "pocl": [48, 49, 50]}.items():
+        for seed, score in zip((10, 20, 30), scores, strict=True):
+            (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps({"rouge_l": score, "exact_match": 1.0}))
+    command = ["--table", "--output-dir", tmp_path, "--arms", "KLD", "POCL", "SFT"]
+    result = call(study, [*command, "--seeds", 10, 20, 30, 40])
+    assert result.status == 0, result.output
+    # -2, -3 and -1: mean -2, deviation 1, and 4.303 of Student's t with two degrees of freedom
+    assert "-2.0 ± 2.5" in result.output and "0.074" in result.output
+
+
+def test_examples_that_fill_no_four_pools_are_refused() -> None:
+    result = call(study, ["--num-train", 100])
+    assert result.status == 2 and "is no multiple of 4 x 8" in result.last_line
