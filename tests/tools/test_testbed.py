@@ -1,8 +1,10 @@
 """The testbed: its tasks, its arms, its statistics, and a whole comparison of a tiny size."""
 
 import json
+import multiprocessing
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from tools.testbedding.comparing import compare, notes, text_rows
 from tools.testbedding.regimes import REGIMES, SHARED, Bench, Size
 from tools.testbedding.running import flags_of
 from tools.testbedding.tasks import KINDS, OPENINGS, Draw, make_records
+from tools.testbedding.workers import workers
 
 TINY = Size(
     teacher=(16, 1), student=(8, 1), teacher_examples=64, warmup_examples=40, teacher_epochs=1, held_out=8, shrink=4
@@ -77,6 +80,14 @@ def test_every_arm_makes_as_many_updates_of_as_many_examples(arm: Arm, regime: s
     assert schedule.total_steps == UPDATES
     assert config.optimiser.global_batch_size == REGIMES[regime].batch
     assert config.optimiser.lr == REGIMES[regime].lr
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.recipe], ids=lambda arm: arm.name)
+def test_an_arm_that_names_a_recipe_trains_as_it_says(arm: Arm) -> None:
+    bench = Bench(Path("nowhere"), REGIMES["P"], 10)
+    given = [*SHARED, *flags_of(Arm("shared", ()), bench), "--output-dir", "results"]
+    assert parse_train([*given, *arm.flags, "--epochs", "8"]) == parse_train([*given, "--recipe", str(arm.recipe)])
+    assert arm.text.endswith(f" (--recipe {arm.recipe})")
 
 
 def test_own_arms_stand_beside_the_baseline() -> None:
@@ -144,6 +155,28 @@ def test_other_updates_are_marked_and_one_seed_says_so() -> None:
     )
     assert [cells[0] for cells in text_rows(rows)] == [BASELINE, "a † 80"]
     assert "One training seed" in notes(rows)[-1]
+
+
+WORK = """
+import pathlib, time
+path = pathlib.Path({path!r})
+path.touch()
+try:
+    time.sleep(600)
+finally:
+    path.unlink()
+"""
+
+
+def test_sigterm_ends_the_workers_at_once_and_they_leave_nothing(
+    tmp_path: Path, ends_on_sigterm: Callable[..., None]
+) -> None:
+    paths = [tmp_path / name for name in "abcd"]
+    ends_on_sigterm(lambda: len(list(tmp_path.iterdir())) == 2)
+    process.stop_on_sigterm()
+    with pytest.raises(KeyboardInterrupt), workers(2, os.getpid) as each:
+        list(each([(exec, WORK.format(path=str(path))) for path in paths]))
+    assert not multiprocessing.active_children() and list(tmp_path.iterdir()) == []
 
 
 @contextmanager
