@@ -27,7 +27,7 @@ from pocl.data.dataset import read_manifest, template_of
 from pocl.data.encoding import Encoder
 from pocl.data.processing import with_ends
 from pocl.data.templates import Template, check_template, choose_template
-from pocl.evaluation.answerer import Answerer, EvalProtocol
+from pocl.evaluation.answerer import Answerer, EvalProtocol, read_set
 from pocl.evaluation.answers import Record, mean_scores, score_answers, summarise
 from pocl.evaluation.contamination import trained_prompts, without_known
 from pocl.evaluation.kept_answers import GIVEN, ORIGIN, kept_answers, say_what_is_older, seed_files, write_summary
@@ -91,10 +91,9 @@ def score_checkpoint(path: str, options: EvaluateOptions, generation: Generation
     tokenizer = load_tokenizer(options.tokenizer or path)
     encoder = Encoder(tokenizer, choose_prompts(path, tokenizer, options), max_prompt_length=options.max_prompt_length)
     load = partial(load_set, root, num_examples=options.num_examples, rouge_tokenizer=words, encoder=encoder)
-    sets = {name: load(name) for name in options.sets}
+    tests = [read_set(name, load(name), tokenizer, options.max_prompt_length, path) for name in options.sets]
     protocols = protocols_of(options, generation)
     with open_answerer(path, options, generation, encoder) as answerer:
-        tests = [answerer.read(name, examples) for name, examples in sets.items()]
         # All of what is there already is looked at before anything is answered.
         kept = {(test.name, way): kept_answers(test, way, answerer) for test in tests for way in protocols}
         say_what_is_older(protocols[0].folder, options.sets, answerer.fingerprints["model"])

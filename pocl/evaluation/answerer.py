@@ -42,14 +42,6 @@ class Answerer:
     asked: Mapping[str, Any]
     template: str = "alpaca"  # of the prompts, as it is shown
 
-    def read(self, name: str, examples: Sequence[Example]) -> TestSet:
-        """A set with its prompts as tokens; says how many are cut."""
-        prompts, num_cut = tokenise_prompts(self.tokenizer, examples, self.asked["max_prompt_length"])
-        check_ids(max(map(max, prompts), default=0), f"a prompt of {name}", self.asked["model"])
-        if num_cut:
-            say(f"{name}: {num_cut} of {len(prompts)} prompts lost their beginning to `max_prompt_length`")
-        return TestSet(name, examples, prompts, num_cut)
-
     def say_what_is_banned(self, test_set: TestSet, protocol: EvalProtocol) -> None:
         """Say how many references the protocol's ban of repeated n-grams makes impossible."""
         pairs = list(zip(test_set.examples, test_set.prompts, strict=True))
@@ -83,3 +75,17 @@ class Answerer:
             "set": value_sha256([[example.prompt, *example.references] for example in test_set.examples]),
             "asked": dict(self.asked),
         }
+
+
+def read_set(
+    name: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, model: str
+) -> TestSet:
+    """A set with its prompts as tokens; says how many are cut.
+
+    Raises UserError where a prompt has a token for which the ``model``, a path, has no vocabulary entry.
+    """
+    prompts, num_cut = tokenise_prompts(tokenizer, examples, max_prompt_length)
+    check_ids(max(map(max, prompts), default=0), f"a prompt of {name}", model)
+    if num_cut:
+        say(f"{name}: {num_cut} of {len(prompts)} prompts lost their beginning to `max_prompt_length`")
+    return TestSet(name, examples, prompts, num_cut)
