@@ -53,14 +53,6 @@ class Answerer:
         """The model's."""
         return self.student.tokenizer
 
-    def read(self, name: str, examples: Sequence[Example]) -> TestSet:
-        """A set with its prompts as tokens; says how many are cut."""
-        prompts, num_cut = tokenise_prompts(self.tokenizer, examples, self.asked["max_prompt_length"])
-        check_ids(max(map(max, prompts), default=0), f"a prompt of {name}", self.asked["model"])
-        if num_cut:
-            say(f"{name}: {num_cut} of {len(prompts)} prompts lost their beginning to `max_prompt_length`")
-        return TestSet(name, examples, prompts, num_cut)
-
     def say_what_is_banned(self, test_set: TestSet, protocol: EvalProtocol) -> None:
         """Say how many references the protocol's ban of repeated n-grams makes impossible."""
         pairs = list(zip(test_set.examples, test_set.prompts, strict=True))
@@ -83,16 +75,17 @@ class Answerer:
     def cross_entropy(self, test_set: TestSet, max_length: int) -> float | None:
         """Mean cross-entropy per token of the first references, in nats, on every rank.
 
-        None, which is said, where the template cannot write one of them. What answers must have left the device.
+        None, which is said, where the template or the model has no tokens for one of them. What answers must have left
+        the device.
         """
-        references = [example.reference_ids for example in test_set.examples]
-        written = [ids for ids in references if ids is not None]
+        references, num_logits = [example.reference_ids for example in test_set.examples], self.student.head.num_logits
+        written = [ids for ids in references if ids is not None and max(ids) < num_logits]
         if len(written) < len(references):
             missing = len(references) - len(written)
-            say(f"{test_set.name}: no cross-entropy, since its template cannot write {missing} reference(s)")
+            say(f"{test_set.name}: no cross-entropy: {missing} reference(s) cannot be written as the model reads")
             return None
         self.student.model.to(self.device)
-        memory, num_logits = distributed.device_memory(self.device), self.student.head.num_logits
+        memory = distributed.device_memory(self.device)
         chunk_tokens = automatic_chunk_tokens(num_logits, memory, self.device.type)
         return cross_entropy_of_references(
             self.student, test_set.prompts, written, max_length=max_length, chunk_tokens=chunk_tokens
@@ -112,3 +105,17 @@ class Answerer:
             "set": value_sha256([[example.prompt, *example.references] for example in test_set.examples]),
             "asked": dict(self.asked),
         }
+
+
+def read_set(
+    name: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, model: str
+) -> TestSet:
+    """A set with its prompts as tokens; says how many are cut.
+
+    Raises UserError where a prompt has a token for which the ``model``, a path, has no vocabulary entry.
+    """
+    prompts, num_cut = tokenise_prompts(tokenizer, examples, max_prompt_length)
+    check_ids(max(map(max, prompts), default=0), f"a prompt of {name}", model)
+    if num_cut:
+        say(f"{name}: {num_cut} of {len(prompts)} prompts lost their beginning to `max_prompt_length`")
+    return TestSet(name, examples, prompts, num_cut)

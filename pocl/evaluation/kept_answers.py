@@ -128,7 +128,9 @@ def kept_cross_entropy(test_set: TestSet, protocol: EvalProtocol, answerer: Answ
 
 
 def note_cross_entropy(folder: Path, name: str, value: float) -> None:
-    """Put a set's cross-entropy beside its scores in summary.json."""
+    """Put a set's cross-entropy beside its scores in summary.json, on rank 0."""
+    if not distributed.is_main():
+        return
     with locked_folder(folder):
         summary = read_summary(folder)
         write_json(folder / "summary.json", summary | {name: summary[name] | {"cross_entropy": value}})

@@ -272,7 +272,7 @@ def test_the_cap_ends_a_stage_that_keeps_rising() -> None:
     moved = after([3.0, 2.0, 2.0, 2.0]).position
     for position in (capped.position, moved):
         assert (position.stage, position.epoch, position.evaluations_without_rise, position.done) == (2, 0, 0, False)
-        assert position.stage_best_rouge_l is None
+        assert position.stage_best_score is None
     assert capped.stage_over and not capped.converged
 
 

@@ -222,7 +222,7 @@ def test_a_reference_that_the_template_cannot_write_leaves_cross_entropy_out(
 
     monkeypatch.setattr(Encoder, "reference_ids", refused)
     result = evaluated(folders, tmp_path, "--seeds", 1, "--num-examples", 1)
-    assert "no cross-entropy, since its template cannot write 1 reference(s)" in result.output
+    assert "no cross-entropy: 1 reference(s) cannot be written" in result.output
     assert "cross_entropy" not in summary(tmp_path)
 
 

@@ -839,3 +839,22 @@ def test_the_quickstart_bans_nothing_on_the_sample_set(tmp_path: Path) -> None:
     shown = planned(project / "scripts" / "quickstart.sh", cwd=tmp_path, DRY_RUN="1").output
     lines = [line for line in shown.splitlines() if "train.py" in line or "evaluate.py" in line]
     assert len(lines) == 5 + 6 and all("--no-repeat-ngram 0 " in line for line in lines)
+
+
+def test_the_quickstart_takes_a_gpu_where_there_is_one_and_else_the_cores(four_gpus: Path, tmp_path: Path) -> None:
+    fake(four_gpus, "python3", "exit 0")
+
+    def launched(*flags: str, **environment: str) -> set[str]:
+        """How train.py and evaluate.py are started."""
+        result = run("quickstart.sh", *flags, cwd=tmp_path, path=four_gpus, DRY_RUN="1", **environment)
+        assert result.returncode == 0, result.stderr
+        found = [Command(shlex.split(line)) for line in result.stdout.splitlines() if "deepspeed --num" in line]
+        assert {Path(command.program).name for command in found} == {"train.py", "evaluate.py"}
+        ports = [command.launcher.index("--master_port") for command in found]
+        return {" ".join(command.launcher[:port]) for command, port in zip(found, ports, strict=True)}
+
+    ((one,), (two,)) = launched(), launched("--ranks", "2")
+    assert one.endswith("deepspeed --num_gpus 1") and two.endswith("deepspeed --num_gpus 2")
+    (alone,), (halves,) = (launched("--ranks", ranks, CUDA_VISIBLE_DEVICES="") for ranks in "12")
+    assert alone.endswith("--num_accelerators 1") and "OMP_NUM_THREADS" not in alone  # torch's threads take every core
+    assert halves.endswith("--num_accelerators 2") and "OMP_NUM_THREADS=" in halves
