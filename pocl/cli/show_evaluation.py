@@ -16,9 +16,7 @@ def show_evaluation(summary: Mapping[str, Scores], title: str, metrics: Sequence
     columns |= {METRICS[metric].name: partial(_with_spread, metric=metric) for metric in metrics}
     notes = []
     if any("cross_entropy" in scores for scores in summary.values()):
-        columns["cross-entropy"] = lambda scores: (
-            f"{scores['cross_entropy']:.3f}" if "cross_entropy" in scores else "–"
-        )
+        columns["cross-entropy"] = _cross_entropy
         notes.append("cross-entropy: nats per token of the reference, of several the first")
     if any("clean" in scores for scores in summary.values()):
         columns["clean"] = _clean
