@@ -27,7 +27,7 @@ from tools.testbedding import showing
 from tools.testbedding.arms import ARMS, Arm, choose_arms
 from tools.testbedding.comparing import COLUMNS, Row, compare, notes, text_rows
 from tools.testbedding.regimes import REGIMES, SHARED, USUAL, Bench, Size
-from tools.testbedding.running import flags_of, read_result, run_arm
+from tools.testbedding.running import flags_of, make_and_rank, read_result, run_arm
 from tools.testbedding.workers import Work, workers
 
 SEEDS, QUICK_SEEDS = tuple(range(10, 101, 10)), (10, 20, 30, 40, 50)
@@ -82,11 +82,9 @@ def compare_all(arms: Sequence[Arm], benches: Sequence[Bench], folder: Path, *, 
     results = folder / "outcomes"
     missing = [(bench, arm) for bench in _by_seed(benches) for arm in arms if read_result(results, bench, arm) is None]
     unmade = [bench for bench in benches if any(bench is other for other, _ in missing) and not bench.is_made]
-    work = [(run_arm, results, bench, arm) for bench, arm in missing]
-    total = len(unmade) + len(arms) * len(benches)
-    with Progressing("testbed", total, total - len(unmade) - len(missing)) as progress, doing(jobs) as each:
-        # Phases: who waits for a teacher that another process trains would do nothing.
-        for phase in ([(_make, one) for one in unmade[:1]], [(_make, one) for one in unmade[1:]], work):
+    planned, done = phases(results, unmade, missing), len(arms) * len(benches) - len(missing)
+    with Progressing("testbed", done + sum(map(len, planned)), done) as progress, doing(jobs) as each:
+        for phase in planned:
             for result in each(phase):
                 progress.advance(1, f"{result['regime']}, seed {result['seed']}: {result['arm']}" if result else "")
     found: dict[str, dict[str, dict[int, Any]]] = {}
@@ -96,6 +94,17 @@ def compare_all(arms: Sequence[Arm], benches: Sequence[Bench], folder: Path, *, 
             if result:
                 found.setdefault(bench.regime.name, {}).setdefault(arm.name, {})[bench.seed] = result
     return show({name: compare(arms, of_regime) for name, of_regime in found.items()}, found, arms, folder)
+
+
+def phases(results: Path, unmade: Sequence[Bench], missing: Sequence[tuple[Bench, Arm]]) -> list[list[Work]]:
+    """What to do at once, and then: while one process trains the teacher, the others do what needs none."""
+    work: list[Work] = [(run_arm, results, bench, arm) for bench, arm in missing]
+    first: list[Work] = [(_make, bench) for bench in unmade]
+    taught = [bench for bench, arm in missing if arm.has_teacher and not bench.has_teacher]
+    if not taught:
+        return [first, work]
+    alone = [one for one in work if not one[-1].has_teacher]
+    return [[(_teach, taught[0]), *first, *alone], [one for one in work if one not in alone]]
 
 
 def check_flags(arm: Arm, bench: Bench) -> None:
@@ -124,7 +133,11 @@ def _by_seed(benches: Sequence[Bench]) -> list[Bench]:
 
 
 def _make(bench: Bench) -> None:
-    bench.make()
+    make_and_rank(bench)
+
+
+def _teach(bench: Bench) -> None:
+    bench.make_teacher()
 
 
 @contextmanager
