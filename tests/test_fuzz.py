@@ -279,10 +279,8 @@ def test_a_runs_options_are_read_or_refused(run: SimpleNamespace) -> None:
 
 
 def test_a_runs_last_checkpoint_is_read_or_refused(run: SimpleNamespace) -> None:
-    engine, student = (
-        SimpleNamespace(load=lambda weights, optimizer: None),
-        SimpleNamespace(tokenizer=None, template=None),
-    )
+    engine = SimpleNamespace(load=lambda weights, optimizer: None)
+    student = SimpleNamespace(tokenizer=None, template=None, end_ids=[0])
     checkpoints = Checkpoints(run.dir, engine, student)  # type: ignore[arg-type]
     run.dir.best.mkdir(exist_ok=True)
 

@@ -47,7 +47,7 @@ class Position:
         return replace(self, best_score=dev.score, best_cross_entropy=dev.cross_entropy)
 
     def is_beaten_by(self, dev: "DevScores") -> bool:
-        """Whether these dev scores are better than the best so far: the lower cross-entropy where the scores are equal."""
+        """Whether these dev scores are better than the best so far; where those are equal, by cross-entropy."""
         if self.best_score is None or self.best_cross_entropy is None:
             return True
         if dev.score == self.best_score:
