@@ -1,4 +1,4 @@
-"""For mkdocs: gives the site what docs/ links to outside of itself, so that one link is right there and in the repository."""
+"""For mkdocs: gives the site what docs/ links to outside of itself, so that one link is right in both places."""
 
 from pathlib import Path
 from typing import Any
