@@ -68,7 +68,7 @@ def _check(options: Any) -> None:
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, int | float):
                 _check_number(one, option.metadata["bounds"], f"{name} {'holds' if isinstance(value, list) else 'is'}")
-            elif option.metadata["known"] and one not in option.metadata["known"]:
+            elif one is not None and option.metadata["known"] and one not in option.metadata["known"]:
                 names = option.metadata["known"]
                 raise UserError(f"unknown {name} {one!r}{closest(one, names)} (known: {', '.join(names)})")
     if hasattr(options, "check"):

@@ -17,6 +17,7 @@ from pocl.cli.checks import parse_train
 from pocl.cli.resolve import make_schedule
 from pocl.common.errors import UserError
 from pocl.data.dataset import load_split
+from tests.runs import call
 from tools import testbed
 from tools.reporting.intervals import paired_t
 from tools.testbedding import running
@@ -96,6 +97,25 @@ def test_own_arms_stand_beside_the_baseline() -> None:
     assert [arm.name for arm in arms] == [BASELINE, "SFT", "mine"]
     assert arms[-1].flags == ("--curriculum", "random", "--kd-ratio", "0.5")
     assert {arm.name for arm in choose_arms(None, [], quick=True)} == set(QUICK)
+
+
+@pytest.mark.parametrize(
+    ("flags", "regimes", "seeds", "count"), [([], "PGO", 10, len(ARMS)), (["--quick"], "P", 5, len(QUICK))]
+)
+def test_the_command_alone_means_everything_and_quick_a_part(
+    flags: list[str], regimes: str, seeds: int, count: int, monkeypatch: pytest.MonkeyPatch, ends_on_sigterm: object
+) -> None:
+    asked = []
+    monkeypatch.setattr(testbed, "compare_all", lambda arms, benches, *_, **__: asked.append((arms, benches)))
+    assert call(testbed, flags).status == 0
+    ((arms, benches),) = asked
+    assert len(arms) == count
+    assert [bench.regime.name for bench in benches] == [name for name in regimes for _ in range(seeds)]
+
+
+def test_the_list_is_printed_without_a_run(ends_on_sigterm: object) -> None:
+    result = call(testbed, ["--list"])
+    assert result.status == 0 and "--keep-share 0.75" in result.output
 
 
 @pytest.mark.parametrize(
