@@ -30,6 +30,7 @@ COMMANDS = [
 ]
 SETS = re.compile(r"[A-Z_]+=\S*")  # NAME=value in front of a command
 SCRIPTS = [command for command in COMMANDS if command[0] == "bash" or SETS.fullmatch(command[0])]
+SITE = (ROOT / "tools" / "site_hook.py").read_text(encoding="utf-8")  # what of the repository the site holds
 # What installs or runs everything is tried by hand and by CI; here it is only parsed.
 HEAVY = {"install.sh", "scripts/quickstart.sh", "scripts/test.sh", "scripts/tiny_table.sh"}
 
@@ -159,4 +160,5 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
         if path.startswith("http"):
             continue
         assert not path or (page.parent / path).is_file(), target
+        assert page.parent.name != "docs" or not path.startswith("../") or f'"{path[3:]}"' in SITE, target
         assert not anchor or path or anchor in anchors, target
