@@ -27,10 +27,19 @@ from pocl.data.dataset import read_manifest, template_of
 from pocl.data.encoding import Encoder
 from pocl.data.processing import with_ends
 from pocl.data.templates import Template, check_template, choose_template
-from pocl.evaluation.answerer import Answerer, EvalProtocol
+from pocl.evaluation.answerer import Answerer, EvalProtocol, read_set
 from pocl.evaluation.answers import Record, mean_scores, score_answers, summarise
 from pocl.evaluation.contamination import trained_prompts, without_known
-from pocl.evaluation.kept_answers import GIVEN, ORIGIN, kept_answers, say_what_is_older, seed_files, write_summary
+from pocl.evaluation.kept_answers import (
+    GIVEN,
+    ORIGIN,
+    kept_answers,
+    kept_cross_entropy,
+    note_cross_entropy,
+    say_what_is_older,
+    seed_files,
+    write_summary,
+)
 from pocl.evaluation.metrics import metric_named
 from pocl.evaluation.sets import TestSet, load_set
 from pocl.generation.sampling import Sampling
@@ -91,17 +100,22 @@ def score_checkpoint(path: str, options: EvaluateOptions, generation: Generation
     tokenizer = load_tokenizer(options.tokenizer or path)
     encoder = Encoder(tokenizer, choose_prompts(path, tokenizer, options), max_prompt_length=options.max_prompt_length)
     load = partial(load_set, root, num_examples=options.num_examples, rouge_tokenizer=words, encoder=encoder)
-    sets = {name: load(name) for name in options.sets}
+    tests = [read_set(name, load(name), tokenizer, options.max_prompt_length, path) for name in options.sets]
     protocols = protocols_of(options, generation)
     with open_answerer(path, options, generation, encoder) as answerer:
-        tests = [answerer.read(name, examples) for name, examples in sets.items()]
         # All of what is there already is looked at before anything is answered.
         kept = {(test.name, way): kept_answers(test, way, answerer) for test in tests for way in protocols}
+        losses = {test.name: kept_cross_entropy(test, protocols[0], answerer) for test in tests}
         say_what_is_older(protocols[0].folder, options.sets, answerer.fingerprints["model"])
         summary: dict[str, Any] = {}
         for test in tests:
             first, *clean = [score_set(test, way, answerer, kept[test.name, way], known) for way in protocols]
             summary[test.name] = first | ({"clean": clean[0]} if clean else {})
+    for test in tests:  # now that vLLM, where it answered, has left the device
+        loss = losses[test.name] or answerer.cross_entropy(test, options.max_length)
+        if loss is not None:
+            summary[test.name]["cross_entropy"] = loss
+            note_cross_entropy(protocols[0].folder, test.name, loss)
     return summary
 
 
@@ -183,7 +197,7 @@ def open_answerer(
     fingerprints = {"model": student.fingerprint(), "tokenizer": tokenizer_fingerprint(tokenizer)}
     with open_generator(student, settings) as generator:
         asked = {option: getattr(options, option) for option in ASKED}
-        yield Answerer(generator, tokenizer, fingerprints, asked, str(template))
+        yield Answerer(generator, student, device, fingerprints, asked, str(template))
 
 
 if __name__ == "__main__":

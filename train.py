@@ -115,7 +115,7 @@ def origin(config: TrainConfig, student: Student, teacher: Teacher | None, train
 
 def report(run: RunFolder, position: Position, selected: str) -> None:
     """Say how the run ended."""
-    best = "" if position.best_rouge_l is None else f" (dev {selected} {position.best_rouge_l:.2f})"
+    best = "" if position.best_score is None else f" (dev {selected} {position.best_score:.2f})"
     path = run.first_ranking()
     if path and distributed.is_main():
         for line in write_diagnostics(run.path / "diagnostics.json", read_jsonl(path), run.read_metrics()):

@@ -67,9 +67,9 @@ kd_train() {
 }
 
 # Four stages from easy to hard, as temperature and KD ratio rise: tfkl (the default) trkl tjsd ttvd tsfkl tsrkl.
+# --recipe steady keeps the pools alone.
 pocl_train() {
-    train "${PAIR[@]}" --output-dir "$RESULTS/pocl" --temperature 1 1.33 1.67 2 --kd-ratio 0.7 0.8 0.9 1.0 \
-        "${POCL[@]}"
+    train "${PAIR[@]}" --output-dir "$RESULTS/pocl" --recipe paper "${POCL[@]}"
 }
 
 # The teacher answers the training prompts; its answers are the targets of seqkd_train, and no gold text is one.

@@ -257,7 +257,7 @@ def run(folders: Folders, tmp_path: Path) -> SimpleNamespace:
     state = {"optimizer": {}, "random": {"torch": torch.get_rng_state()}, "own": {}}
     save_state(tag / "rank-0.safetensors", state)
     save_state(tag / "weights.safetensors", {"weight": torch.zeros(2, 3)})
-    position = {**Position(stage=1, step=4, samples=32, best_rouge_l=12.5).__dict__}
+    position = {**Position(stage=1, step=4, samples=32, best_score=12.5).__dict__}
     files = {path.name: path.stat().st_size for path in sorted(tag.iterdir())}
     write_json(run.checkpoints / "last.json", {"tag": tag.name, "position": position, "world_size": 1, "files": files})
     return SimpleNamespace(dir=run, options=run_options(config), fingerprints=fingerprints)
@@ -279,10 +279,8 @@ def test_a_runs_options_are_read_or_refused(run: SimpleNamespace) -> None:
 
 
 def test_a_runs_last_checkpoint_is_read_or_refused(run: SimpleNamespace) -> None:
-    engine, student = (
-        SimpleNamespace(load=lambda weights, optimizer: None),
-        SimpleNamespace(tokenizer=None, template=None),
-    )
+    engine = SimpleNamespace(load=lambda weights, optimizer: None)
+    student = SimpleNamespace(tokenizer=None, template=None, end_ids=[0])
     checkpoints = Checkpoints(run.dir, engine, student)  # type: ignore[arg-type]
     run.dir.best.mkdir(exist_ok=True)
 

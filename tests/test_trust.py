@@ -42,7 +42,7 @@ def test_a_run_writes_into_its_own_folder_and_its_cache_alone(tmp_path: Path) ->
     inputs = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "inputs").rglob("*"))}
     adapters = ["--lora-rank", 2, "--keep-stages", "--teacher-cache", tmp_path / "cache"]
     commands = [
-        train_arguments(folders, tmp_path / "results" / name, *extra, "--num-train", 40)
+        train_arguments(folders, tmp_path / "results" / name, *extra, "--num-train", 24, "--num-stages", 2)
         for name, extra in (("lora", adapters), ("gkd", ["--on-policy", "mixed"]))
     ]
     (tmp_path / "home").mkdir()

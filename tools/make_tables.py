@@ -16,7 +16,7 @@ from pocl.common.errors import UserError
 from pocl.common.files import write_text
 from pocl.evaluation.metrics import METRICS, SHOWN
 from tools.reporting.compute import COLUMNS, compute_rows
-from tools.reporting.scores import find_evaluation
+from tools.reporting.scores import find_evaluation, read_cross_entropies
 from tools.reporting.tables import Table, comma_separated, latex, make_tables, markdown, notes, text_rows
 from tools.rows import TABLES, TEACHER, table_baselines, table_rows
 
@@ -70,6 +70,7 @@ def main() -> None:
             rows.setdefault(name, []).append(folder)
     tables = make_tables(rows, what.metrics, published=what.published, baselines=baselines)
     show_tables(tables, what.title)
+    show_cross_entropy(rows)
     show_compute(rows)
     for name in what.output or ():
         write_tables(tables, Path(name))
@@ -115,6 +116,17 @@ def show_tables(tables: Sequence[Table], title: str) -> None:
         show_table(f"{METRICS[table.metric].name}: {title}", columns, body, in_blocks=True)
     for line in dict.fromkeys(note for table in tables for note in notes(table)):
         say(line)
+
+
+def show_cross_entropy(rows: Mapping[str, Sequence[Path]]) -> None:
+    """Print how likely each row finds the references, where its evaluation says it."""
+    found = read_cross_entropies(rows)
+    sets = list(dict.fromkeys(key for of_row in found.values() for key in of_row))
+    cells = [
+        [name, *(f"{of_row[key]:.3f}" if key in of_row else "–" for key in sets)] for name, of_row in found.items()
+    ]
+    if cells:
+        show_table("cross-entropy of the references, nats a token", ["row", *sets], cells, in_blocks=True)
 
 
 def show_compute(rows: Mapping[str, Path | Sequence[Path]]) -> None:

@@ -29,7 +29,7 @@ class Row:
     teacher_text: bool = False  # trains on the teacher's answers, which seqkd/generate.sh makes
     staged: bool = False  # trains on widening pools; the other rows on all examples from the start
     baseline: str | None = None
-    whole_in_stages: bool = False  # all examples in every stage: a scale's epochs a stage would make more updates
+    own_epochs: bool = False  # other pools than POCL's: a scale's epochs a stage would make other updates
 
 
 TEACHER = Row("teacher", "sft/teacher.sh", "teacher/sft")
@@ -80,7 +80,8 @@ def selective_rows() -> list[Row]:
 _ONE_COSINE = ("--restart-optimizer", "false")
 _WHOLE = ("--curriculum", "whole-pool", "--epochs", "5")  # a stage: 3,560 updates in four, where POCL makes 3,552
 _NO_RAMPS = ("--temperature", "1", "--kd-ratio", "0.7")
-_PLAIN = (*_NO_RAMPS, *_ONE_COSINE)
+_STEADY = ("--recipe", "steady")  # POCL's pools alone
+_PACED = ("--weighting", "paced")
 
 
 def ablation_rows() -> list[Row]:
@@ -110,18 +111,23 @@ def ablation_rows() -> list[Row]:
         "T = 1, one cosine": ("--temperature", "1", *_ONE_COSINE),
         "whole pool, ramps and restarts": _WHOLE,
         "whole pool, restarts alone": (*_WHOLE, *_NO_RAMPS),
-        "pools alone, easy first": _PLAIN,
-        "pools alone, hard first": ("--curriculum", "hard-to-easy", *_PLAIN),
-        "pools alone, random": ("--curriculum", "random", *_PLAIN),
+        "steady": _STEADY,
+        "pools alone, hard first": (*_STEADY, "--curriculum", "hard-to-easy"),
+        "pools alone, random": (*_STEADY, "--curriculum", "random"),
         "same visits shuffled": ("--curriculum", "exposure-matched"),
-        "pools alone, same visits shuffled": ("--curriculum", "exposure-matched", *_PLAIN),
-        "pools alone, constant rate": (*_PLAIN, "--lr-schedule", "constant"),
+        "pools alone, same visits shuffled": (*_STEADY, "--curriculum", "exposure-matched"),
+        "pools alone, constant rate": (*_STEADY, "--lr-schedule", "constant"),
+        "forward, then reverse KL": ("--type-of-stage", "tfkl", "tfkl", "trkl", "trkl"),
+        "easiest three quarters": ("--keep-share", "0.75", "--max-steps", "3552"),
+        "PACED weights": ("--difficulty", "student", "pass-rate", *_PACED),
+        "whole pool, PACED weights alone": (*_WHOLE, *_NO_RAMPS, *_ONE_COSINE, "--difficulty", "pass-rate", *_PACED),
     }
     rows = []
     for name, flags in variants.items():
         folder = f"ablation/{re.sub('[^a-z0-9.]+', '-', name.lower())}"
         where = ("--output-dir", f"{{results}}/{folder}")
-        more = {"baseline": None if name == "POCL" else "POCL", "whole_in_stages": name.startswith("whole pool")}
+        other_pools = name.startswith("whole pool") or "--keep-share" in flags
+        more = {"baseline": None if name == "POCL" else "POCL", "own_epochs": other_pools}
         rows.append(Row(name, "pocl/train.sh", f"{folder}/tfkl", (*flags, *where), staged=True, **more))
     matched = (("MATCHED", "1"),)
     rows.append(Row("KLD, matched", "kd/train.sh", "kd-matched/fkl", environment=matched, baseline="POCL"))

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pocl.cli.flags import flag, parse
-from pocl.cli.process import quiet_libraries, run_main
+from pocl.cli.process import quiet_libraries, run_main, stop_on_sigterm
 from pocl.common.console import say, show_table
 from pocl.common.errors import RunStopped, UserError
 from pocl.common.files import ROOT, read_json, read_jsonl, write_json
@@ -74,6 +74,7 @@ class StudyOptions:
 def main() -> None:
     """Run what is missing, print the table."""
     quiet_libraries()
+    stop_on_sigterm()
     (what,) = parse([StudyOptions], "Compare POCL's parts on a real pair, over several training seeds.")
     for seed in [] if what.table else what.seeds:
         for arm in what.arms:

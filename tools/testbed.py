@@ -8,10 +8,8 @@ Tasks, tokenizer, teacher and students are made from scratch (tools/testbedding/
 train.py, and is trained by train.py's own functions. Each result is one small JSON; started again, it goes on.
 """
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +27,9 @@ from tools.testbedding import showing
 from tools.testbedding.arms import ARMS, Arm, choose_arms
 from tools.testbedding.comparing import COLUMNS, Row, compare, notes, text_rows
 from tools.testbedding.regimes import REGIMES, SHARED, USUAL, Bench, Size
-from tools.testbedding.running import flags_of, read_result, run_arm
+from tools.testbedding.running import flags_of, make_and_rank, read_result, run_arm
+from tools.testbedding.workers import Work, workers
 
-Work = tuple[Any, ...]  # a function and what it is given
 SEEDS, QUICK_SEEDS = tuple(range(10, 101, 10)), (10, 20, 30, 40, 50)
 
 
@@ -57,9 +55,10 @@ class TestbedOptions:
 def main() -> None:
     """Run what is missing, then print, draw and write the page."""
     process.quiet_libraries()
+    process.stop_on_sigterm()
     (what,) = parse([TestbedOptions], "Compare ways to train on small graded tasks.")
     if what.list:
-        show_table("arms", ["arm", "flags of train.py"], [[arm.name, " ".join(arm.flags)] for arm in ARMS])
+        show_table("arms", ["arm", "flags of train.py"], [[arm.name, arm.text] for arm in ARMS])
         return
     arms = choose_arms(what.arms, what.arm, quick=what.quick)
     names = what.regime or (["P"] if what.quick else list(REGIMES))
@@ -83,11 +82,9 @@ def compare_all(arms: Sequence[Arm], benches: Sequence[Bench], folder: Path, *, 
     results = folder / "outcomes"
     missing = [(bench, arm) for bench in _by_seed(benches) for arm in arms if read_result(results, bench, arm) is None]
     unmade = [bench for bench in benches if any(bench is other for other, _ in missing) and not bench.is_made]
-    work = [(run_arm, results, bench, arm) for bench, arm in missing]
-    total = len(unmade) + len(arms) * len(benches)
-    with Progressing("testbed", total, total - len(unmade) - len(missing)) as progress, workers(jobs) as each:
-        # Phases: who waits for a teacher that another process trains would do nothing.
-        for phase in ([(_make, one) for one in unmade[:1]], [(_make, one) for one in unmade[1:]], work):
+    planned, done = phases(results, unmade, missing), len(arms) * len(benches) - len(missing)
+    with Progressing("testbed", done + sum(map(len, planned)), done) as progress, doing(jobs) as each:
+        for phase in planned:
             for result in each(phase):
                 progress.advance(1, f"{result['regime']}, seed {result['seed']}: {result['arm']}" if result else "")
     found: dict[str, dict[str, dict[int, Any]]] = {}
@@ -97,6 +94,17 @@ def compare_all(arms: Sequence[Arm], benches: Sequence[Bench], folder: Path, *, 
             if result:
                 found.setdefault(bench.regime.name, {}).setdefault(arm.name, {})[bench.seed] = result
     return show({name: compare(arms, of_regime) for name, of_regime in found.items()}, found, arms, folder)
+
+
+def phases(results: Path, unmade: Sequence[Bench], missing: Sequence[tuple[Bench, Arm]]) -> list[list[Work]]:
+    """What to do at once, and then: while one process trains the teacher, the others do what needs none."""
+    work: list[Work] = [(run_arm, results, bench, arm) for bench, arm in missing]
+    first: list[Work] = [(_make, bench) for bench in unmade]
+    taught = [bench for bench, arm in missing if arm.has_teacher and not bench.has_teacher]
+    if not taught:
+        return [first, work]
+    alone = [one for one in work if not one[-1].has_teacher]
+    return [[(_teach, taught[0]), *first, *alone], [one for one in work if one not in alone]]
 
 
 def check_flags(arm: Arm, bench: Bench) -> None:
@@ -125,25 +133,26 @@ def _by_seed(benches: Sequence[Bench]) -> list[Bench]:
 
 
 def _make(bench: Bench) -> None:
-    bench.make()
+    make_and_rank(bench)
+
+
+def _teach(bench: Bench) -> None:
+    bench.make_teacher()
 
 
 @contextmanager
-def workers(jobs: int) -> Iterator[Callable[[Sequence[Work]], Iterator[Any]]]:
+def doing(jobs: int) -> Iterator[Callable[[Sequence[Work]], Iterator[Any]]]:
     """What does work in ``jobs`` processes, or here if that is 1, and gives each result as it comes."""
-    if jobs == 1:
-        begin(1)
-        yield lambda phase: map(_here, phase)
+    if jobs > 1:
+        with workers(jobs, begin_unheard) as each:
+            yield each
         return
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=begin, initargs=(jobs,))
-    try:
-        yield lambda phase: (task.result() for task in as_completed([pool.submit(*one) for one in phase]))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    begin()
+    yield lambda phase: map(_here, phase)
 
 
-def begin(jobs: int) -> None:
-    """Make this process one that trains with one thread; one of several prints nothing.
+def begin() -> None:
+    """Make this process one that trains with one thread.
 
     torch's own products: oneDNN's compile a kernel for each shape, which takes longer than these models' products.
     """
@@ -151,8 +160,12 @@ def begin(jobs: int) -> None:
     torch.set_num_threads(1)
     process.start()
     cpu.use_torchs_own()
-    if jobs > 1:
-        CONSOLE.file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
+
+
+def begin_unheard() -> None:
+    """The same for one of several, which prints nothing."""
+    begin()
+    CONSOLE.file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
 
 
 def _here(work: Work) -> Any:

@@ -6,6 +6,7 @@ from typing import get_type_hints
 
 from pocl.cli.flags import parse
 from pocl.cli.options import TrainConfig
+from pocl.cli.recipes import RECIPES
 from pocl.common.errors import UserError
 from pocl.curriculum.stages import ramp
 from pocl.difficulty.ranking import columns_of, sources_of
@@ -16,9 +17,8 @@ from pocl.losses.divergences import loss_type
 def parse_train(argv: Sequence[str] | None = None) -> TrainConfig:
     """The checked options of train.py.  Raises UserError for values that cannot work together."""
     groups = get_type_hints(TrainConfig)
-    config = TrainConfig(
-        *parse(groups, "Distil a language model with a curriculum (POCL), or train a baseline.", argv)
-    )
+    what = "Distil a language model with a curriculum (POCL), or train a baseline."
+    config = TrainConfig(*parse(groups, what, argv, recipes=RECIPES))
     _check_teacher(config)
     _check_difficulty(config)
     if config.loss.weighting == "paced" and "pass_rate" not in columns_of(config.curriculum.difficulty):

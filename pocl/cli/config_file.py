@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,20 @@ from pocl.common.errors import UserError, closest, first_line
 _NOTHING = ("", "~", "null")  # how YAML writes no value
 
 
-def flags_from(path: Path, groups: Mapping[str, type]) -> list[str]:
+def flags_from(path: Path, groups: Mapping[str, type], recipes: Collection[str] = ()) -> list[str]:
     """The flags that a file of options stands for; they go before those of the command line, which then win.
 
     The file is YAML or JSON: options by their names, alone or under the name of their group, or the config.json of a
-    run.  Raises UserError for a file that is none of these, and for a name that no option has.
+    run; where there are ``recipes``, a ``recipe``, too.  Raises UserError for a file that is none of these, and for a
+    name that no option has.
     """
     lists: list[str] = []
     others: list[str] = []
     given: set[str] = set()
-    for option, value in _options(path, _read(path), groups):
+    values = _read(path)
+    if recipes and isinstance(values.get("recipe"), str):
+        others.append(f"--recipe={values.pop('recipe')}")
+    for option, value in _options(path, values, groups):
         if option.name in given:
             raise UserError(f"{path} gives {option.name!r} twice")
         given.add(option.name)

@@ -68,7 +68,7 @@ def _check(options: Any) -> None:
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, int | float):
                 _check_number(one, option.metadata["bounds"], f"{name} {'holds' if isinstance(value, list) else 'is'}")
-            elif option.metadata["known"] and one not in option.metadata["known"]:
+            elif one is not None and option.metadata["known"] and one not in option.metadata["known"]:
                 names = option.metadata["known"]
                 raise UserError(f"unknown {name} {one!r}{closest(one, names)} (known: {', '.join(names)})")
     if hasattr(options, "check"):
@@ -129,13 +129,18 @@ class _Parser(HfArgumentParser):
 
 
 def parse(
-    dataclass_types: Sequence[type] | Mapping[str, type], description: str, argv: Sequence[str] | None = None
+    dataclass_types: Sequence[type] | Mapping[str, type],
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    recipes: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> tuple[Any, ...]:
     """Parse flags into one object per dataclass, and check each by itself (``flag``).
 
     No abbreviations; of a flag given twice the last wins; an unknown flag raises UserError with the closest one.
     --config FILE stands for the flags that the file gives, before all others; --print-config prints such a file and
-    ends the program. ``dataclass_types`` may name the groups that such a file has.
+    ends the program. ``dataclass_types`` may name the groups that such a file has. Where there are ``recipes``,
+    --recipe NAME stands for the flags of one, before all others and those of files.
     """
     groups = names_of(dataclass_types)
     parser = _Parser(
@@ -146,6 +151,8 @@ def parse(
         formatter_class=_HelpFormatter,
     )
     _add_config_flags(parser)
+    if recipes:
+        _add_recipe_flag(parser, recipes)
     argv = list(sys.argv[1:] if argv is None else argv)
     # The launchers' own flag, in case somebody starts an older one.
     argv = [argument for argument in argv if not re.fullmatch(r"--local[_-]rank=\d+", argument)]
@@ -153,7 +160,8 @@ def parse(
     _add_config_flags(of_files)
     asked, argv = of_files.parse_known_args(argv)
     for path in reversed(getattr(asked, "config", [])):
-        argv = [*flags_from(Path(path), groups), *argv]
+        argv = [*flags_from(Path(path), groups, recipes), *argv]
+    argv = _with_recipe(argv, recipes) if recipes else argv
     *objects, unknown = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False
     )
@@ -167,6 +175,26 @@ def parse(
             CONSOLE.print(as_yaml(dict(zip(groups, objects, strict=True))), markup=False, end="")
         sys.exit(0)
     return tuple(objects)
+
+
+def _with_recipe(argv: Sequence[str], recipes: Mapping[str, Sequence[str]]) -> list[str]:
+    """The flags of the recipe that is named last, before the others.  Raises UserError for an unknown name."""
+    of_recipe = _Parser([], add_help=False, allow_abbrev=False)
+    _add_recipe_flag(of_recipe, recipes)
+    asked, others = of_recipe.parse_known_args(argv)
+    name = getattr(asked, "recipe", None)
+    if name is None:
+        return others
+    if name not in recipes:
+        raise UserError(f"unknown --recipe {name!r}{closest(name, recipes)} (known: {', '.join(recipes)})")
+    return [*recipes[name], *others]
+
+
+def _add_recipe_flag(parser: argparse.ArgumentParser, recipes: Mapping[str, Sequence[str]]) -> None:
+    of_each = "; ".join(f"{name}: {' '.join(flags)}" for name, flags in recipes.items())
+    parser.add_argument_group("recipe").add_argument(
+        "--recipe", default=argparse.SUPPRESS, help=f"a set of options under all others, files' too. {of_each}"
+    )
 
 
 def _add_config_flags(parser: argparse.ArgumentParser) -> None:

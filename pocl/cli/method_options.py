@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pocl.cli.flags import flag
 from pocl.common.errors import UserError
 from pocl.curriculum.stages import CURRICULA
-from pocl.difficulty.ranking import SIGNALS, sources_of
+from pocl.difficulty.ranking import SIGNALS, known_signals, sources_of
 from pocl.losses.divergences import LOSSES, loss_type
 
 
@@ -111,7 +111,9 @@ class CurriculumOptions:
     patience: int = flag("dev evaluations without a rise that end a stage with --advance converged", 2, above=0)
     restart_optimizer: bool = flag("fresh optimiser state and fresh cosine at each stage", True)
     difficulty: list[str] = flag(
-        f"signals that rank the examples, fused if several are named: {', '.join(SIGNALS)}", ["student"], known=SIGNALS
+        f"signals that rank the examples, fused if several are named: {', '.join(SIGNALS)}, any of --metrics, or "
+        "MODULE:FUNCTION of yours, a score of the student's answer",
+        ["student"],
     )
     pass_samples: int = flag("answers that are sampled for --difficulty pass-rate [answers]", 4, above=0)
     rerank: Literal["off", "stage", "epoch"] | None = flag(
@@ -122,7 +124,11 @@ class CurriculumOptions:
     )
 
     def check(self) -> None:
-        """Raise UserError if losses of training are to rank, and never may."""
+        """Raise UserError for an unknown signal, and if losses of training are to rank and never may."""
+        try:
+            known_signals(self.difficulty)
+        except UserError as error:
+            raise UserError(f"--difficulty: {error}") from error
         if "training" in sources_of(self.difficulty) and self.rerank == "off":
             raise UserError(
                 "--difficulty snapshot ranks by training losses; drop --rerank off, or give --rerank stage or epoch"

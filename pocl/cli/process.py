@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import re
+import signal
 import sys
 import time
 import traceback
@@ -51,6 +52,11 @@ def stop() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def stop_on_sigterm() -> None:
+    """From now on SIGTERM is as Ctrl-C: a KeyboardInterrupt, on whose way out children are ended."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def seed_everything(seed: int) -> None:

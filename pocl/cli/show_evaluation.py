@@ -15,6 +15,9 @@ def show_evaluation(summary: Mapping[str, Scores], title: str, metrics: Sequence
     columns: dict[str, Callable[[Scores], object]] = {"seeds": lambda scores: len(scores["rouge_l"]["seeds"])}
     columns |= {METRICS[metric].name: partial(_with_spread, metric=metric) for metric in metrics}
     notes = []
+    if any("cross_entropy" in scores for scores in summary.values()):
+        columns["cross-entropy"] = _cross_entropy
+        notes.append("cross-entropy: nats per token of the reference, of several the first")
     if any("clean" in scores for scores in summary.values()):
         columns["clean"] = _clean
         notes.append("clean: ROUGE-L of greedy answers without the ban of repeated n-grams")
@@ -33,6 +36,10 @@ def _with_spread(scores: Scores, metric: str) -> str:
     """The mean of a metric, and its standard deviation where there is more than one seed."""
     over = scores[metric]
     return f"{over['mean']:.2f}" + (f" ±{over['std']:.2f}" if len(over["seeds"]) > 1 else "")
+
+
+def _cross_entropy(scores: Scores) -> str:
+    return f"{scores['cross_entropy']:.3f}" if "cross_entropy" in scores else "–"
 
 
 def _clean(scores: Scores) -> str:

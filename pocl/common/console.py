@@ -8,13 +8,14 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from pocl.common import distributed
 
 LOG = logging.getLogger("pocl")
 CONSOLE = Console(highlight=False, soft_wrap=True)
 _LINE_EVERY_SECONDS = 20.0
+_WIDE = 110  # columns of a terminal that has room for a long bar beside a note
 _NUMBER = re.compile(r"(about |[<>~] ?)?[+\-]?\d")  # how a cell with a number begins
 _LONGEST_NUMBER = 40  # characters of such a cell, whatever stands behind the number
 
@@ -80,12 +81,14 @@ class Progressing:
         if distributed.is_main() and CONSOLE.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=24 if CONSOLE.width >= _WIDE else 10),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                # What is left of the line, and cut where that is too short: it is the others that must be read.
+                TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
                 console=CONSOLE,
                 transient=transient,
+                expand=True,
             )
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
 

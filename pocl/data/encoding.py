@@ -88,6 +88,11 @@ class Encoder:
             return (self.examples(record)[-1].response,)
         return (record["output"],) if isinstance(record["output"], str) else tuple(record["output"])
 
+    def reference_ids(self, record: Mapping[str, Any]) -> list[int]:
+        """The tokens of the first right answer to ``prompt``, as it would be learnt: with the one that ends it."""
+        one = record if "messages" in record else {**record, "output": self.references(record)[0]}
+        return self.examples(one)[-1].tokens.response
+
     # Without a Jinja text: one instruction, one answer.
 
     def _single_turns(self, record: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:

@@ -5,7 +5,7 @@ difficulty.jsonl that it ranks by. To add one, write a file like ``length.py`` a
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,6 +80,35 @@ class Ranking:
         return cls(order, np.array(known), records)
 
 
+def known_signals(names: Sequence[str]) -> None:
+    """Make sure that each is in ``SIGNALS``, where any metric of answers may join: a key of METRICS of
+    ``pocl.evaluation.metrics``, or MODULE:FUNCTION.  Raises UserError for another name, and where there is none.
+    """
+    if not names:
+        raise UserError(f"`signals` names none (known: {', '.join(SIGNALS)})")
+    for name in names:
+        if name in SIGNALS:
+            continue
+        if ":" not in name and name not in _metrics():
+            raise UserError(
+                f"unknown signal {name!r}{closest(name, SIGNALS)} (known: {', '.join(SIGNALS)}, MODULE:FUNCTION)"
+            )
+        student.add_metric(name)
+        SIGNALS[name] = student.SIGNALS[name]
+        COLUMNS.update({column: student.COLUMNS[column] for column in SIGNALS[name]})
+
+
+def _metrics() -> Collection[str]:
+    from pocl.evaluation.metrics import METRICS
+
+    return METRICS
+
+
+def column_named(name: str) -> Column:
+    """What is known of a column; of another run's own metric its name alone."""
+    return COLUMNS.get(name) or Column(name, "0 to 1", "student", highest_is_easiest=True)
+
+
 def columns_of(signals: Sequence[str]) -> list[str]:
     """The columns that these signals rank by, each once, in the order of ``COLUMNS``."""
     wanted = {column for signal in signals for column in SIGNALS[signal]}
@@ -93,7 +122,8 @@ def sources_of(signals: Sequence[str]) -> set[Source]:
 
 def ranked_columns(ranking: Sequence[Mapping[str, Any]]) -> list[str]:
     """The columns that the records of a difficulty.jsonl were ranked by."""
-    return [column for column in COLUMNS if f"{column}_rank" in ranking[0]]
+    ranked = [name.removesuffix("_rank") for name in ranking[0] if name.endswith("_rank")]
+    return sorted(ranked, key=lambda name: list(COLUMNS).index(name) if name in COLUMNS else len(COLUMNS))
 
 
 def ordinal_ranks(values: np.ndarray, example_ids: np.ndarray, *, highest_first: bool) -> np.ndarray:

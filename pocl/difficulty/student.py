@@ -19,12 +19,9 @@ if TYPE_CHECKING:
     from pocl.generation.decoding import Generator
     from pocl.models.student import Student
 
-# Of the student's greedy answer against the reference: keys of METRICS in pocl.evaluation.metrics.
-_OF_ANSWERS = ("rouge_l", "chrf", "token_f1")
+# All but cross_entropy are keys of METRICS in pocl.evaluation.metrics: of the greedy answer against the reference.
 COLUMNS = {
-    # of the student's greedy answer against the reference
     "rouge_l": Column("ROUGE-L", "0 to 1", "student", highest_is_easiest=True),
-    # of the reference under the student
     "cross_entropy": Column("cross-entropy", "nats/token", "student"),
     "chrf": Column("chrF", "0 to 1", "student", highest_is_easiest=True),
     "token_f1": Column("token F1", "0 to 1", "student", highest_is_easiest=True),
@@ -40,7 +37,16 @@ SIGNALS = {
 
 def needs_answers(columns: Sequence[str]) -> bool:
     """Whether the student has to answer for one of these columns."""
-    return any(column in _OF_ANSWERS for column in columns)
+    return any(column in COLUMNS and column != "cross_entropy" for column in columns)
+
+
+def add_metric(signal: str) -> None:
+    """Make a metric of answers a signal: a key of METRICS, or MODULE:FUNCTION.  Raises UserError for another name."""
+    from pocl.evaluation.metrics import METRICS, metric_named
+
+    column = metric_named(signal)
+    COLUMNS.setdefault(column, Column(METRICS[column].name, "0 to 1", "student", highest_is_easiest=True))
+    SIGNALS[signal] = (column,)
 
 
 def measure(request: Request, columns: Sequence[str]) -> Values:
@@ -57,7 +63,7 @@ def measure(request: Request, columns: Sequence[str]) -> Values:
     student = student.asked_by(train.template)
     was_training = student.model.training
     student.model.train(False)
-    answers, others = needs_answers(columns), [name for name in _OF_ANSWERS[1:] if name in columns]
+    answers, others = needs_answers(columns), [name for name in columns if name not in ("rouge_l", "cross_entropy")]
     if "rouge_l" in columns:
         check_readable(train.column("response"), settings.rouge_tokenizer, "the training examples")
     # Another backend reads the weights from their folder, which must hold those in memory.

@@ -5,17 +5,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from pocl.common import distributed
 from pocl.common.console import say
 from pocl.common.files import value_sha256
 from pocl.data.prompts import encode_text
 from pocl.evaluation.answers import Record, evaluate
+from pocl.evaluation.likelihood import cross_entropy_of_references
 from pocl.evaluation.sets import Example, TestSet, say_what_is_banned, tokenise_prompts
 from pocl.evaluation.words import RougeTokenizer
 from pocl.generation.decoding import Generator
 from pocl.generation.sampling import Sampling
+from pocl.losses.chunked import automatic_chunk_tokens
 from pocl.models.identity import check_ids
+from pocl.models.student import Student
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,16 @@ class Answerer:
     """
 
     generator: Generator
-    tokenizer: PreTrainedTokenizerBase
+    student: Student
+    device: torch.device  # of this rank; the student may still be elsewhere
     fingerprints: Mapping[str, str]  # of the weights ("model") and of the tokenizer
     asked: Mapping[str, Any]
     template: str = "alpaca"  # of the prompts, as it is shown
 
-    def read(self, name: str, examples: Sequence[Example]) -> TestSet:
-        """A set with its prompts as tokens; says how many are cut."""
-        prompts, num_cut = tokenise_prompts(self.tokenizer, examples, self.asked["max_prompt_length"])
-        check_ids(max(map(max, prompts), default=0), f"a prompt of {name}", self.asked["model"])
-        if num_cut:
-            say(f"{name}: {num_cut} of {len(prompts)} prompts lost their beginning to `max_prompt_length`")
-        return TestSet(name, examples, prompts, num_cut)
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's."""
+        return self.student.tokenizer
 
     def say_what_is_banned(self, test_set: TestSet, protocol: EvalProtocol) -> None:
         """Say how many references the protocol's ban of repeated n-grams makes impossible."""
@@ -69,6 +72,25 @@ class Answerer:
             rouge_tokenizer=protocol.rouge_tokenizer,
         )
 
+    def cross_entropy(self, test_set: TestSet, max_length: int) -> float | None:
+        """Mean cross-entropy per token of the first references, in nats, on every rank.
+
+        None, which is said, where the template or the model has no tokens for one of them. What answers must have left
+        the device.
+        """
+        references, num_logits = [example.reference_ids for example in test_set.examples], self.student.head.num_logits
+        written = [ids for ids in references if ids is not None and max(ids) < num_logits]
+        if len(written) < len(references):
+            missing = len(references) - len(written)
+            say(f"{test_set.name}: no cross-entropy: {missing} reference(s) cannot be written as the model reads")
+            return None
+        self.student.model.to(self.device)
+        memory = distributed.device_memory(self.device)
+        chunk_tokens = automatic_chunk_tokens(num_logits, memory, self.device.type)
+        return cross_entropy_of_references(
+            self.student, test_set.prompts, written, max_length=max_length, chunk_tokens=chunk_tokens
+        )
+
     def origin(self, test_set: TestSet, protocol: EvalProtocol) -> dict[str, Any]:
         """What answers come from, beside the seed: where two are equal but for what was asked, so are the answers."""
         sampling = {key: value for key, value in asdict(protocol.sampling).items() if key != "seed"}
@@ -83,3 +105,17 @@ class Answerer:
             "set": value_sha256([[example.prompt, *example.references] for example in test_set.examples]),
             "asked": dict(self.asked),
         }
+
+
+def read_set(
+    name: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, model: str
+) -> TestSet:
+    """A set with its prompts as tokens; says how many are cut.
+
+    Raises UserError where a prompt has a token for which the ``model``, a path, has no vocabulary entry.
+    """
+    prompts, num_cut = tokenise_prompts(tokenizer, examples, max_prompt_length)
+    check_ids(max(map(max, prompts), default=0), f"a prompt of {name}", model)
+    if num_cut:
+        say(f"{name}: {num_cut} of {len(prompts)} prompts lost their beginning to `max_prompt_length`")
+    return TestSet(name, examples, prompts, num_cut)

@@ -118,6 +118,24 @@ def write_summary(folder: Path, name: str, scores: Mapping[str, Any]) -> None:
         write_json(folder / "summary.json", read_summary(folder) | {name: scores})
 
 
+def kept_cross_entropy(test_set: TestSet, protocol: EvalProtocol, answerer: Answerer) -> float | None:
+    """The cross-entropy that summary.json has of this model, set and protocol, on every rank; None without one."""
+    scores = read_summary(protocol.folder).get(test_set.name, {})
+    origin = {key: value for key, value in answerer.origin(test_set, protocol).items() if key != "asked"}
+    same = origin == {key: scores.get(key) for key in origin}
+    kept: float | None = distributed.broadcast(scores.get("cross_entropy") if same else None)
+    return kept
+
+
+def note_cross_entropy(folder: Path, name: str, value: float) -> None:
+    """Put a set's cross-entropy beside its scores in summary.json, on rank 0."""
+    if not distributed.is_main():
+        return
+    with locked_folder(folder):
+        summary = read_summary(folder)
+        write_json(folder / "summary.json", summary | {name: summary[name] | {"cross_entropy": value}})
+
+
 def say_what_is_older(folder: Path, names: Collection[str], model: str) -> None:
     """Name the other sets of a folder that another model answered, which a table would put side by side.
 

@@ -1,9 +1,12 @@
 """Cross-entropy of references under a student."""
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import torch
 
 from pocl.common import distributed
-from pocl.data.batch import Batch
+from pocl.data.batch import Batch, collate
 from pocl.data.blocks import blocks_to_read
 from pocl.data.dataset import Split
 from pocl.losses.chunked import chunks_needed, distillation_objective
@@ -24,11 +27,35 @@ def example_cross_entropy(student: Student, batch: Batch, *, chunk_tokens: int) 
 
 def mean_cross_entropy(student: Student, split: Split, *, chunk_tokens: int) -> float:
     """Mean cross-entropy per response token of a split, in nats, over all ranks."""
+    return _mean(student, split.lengths, split.batch, chunk_tokens)
+
+
+def cross_entropy_of_references(
+    student: Student,
+    prompts: Sequence[Sequence[int]],
+    references: Sequence[Sequence[int]],
+    *,
+    max_length: int,
+    chunk_tokens: int,
+) -> float:
+    """Mean cross-entropy per token of references behind their prompts, in nats, over all ranks.
+
+    References are tokens with the one that ends them; both together are cut to ``max_length``.
+    """
+
+    def batch_of(rows: list[int]) -> Batch:
+        return collate(rows, [prompts[i] for i in rows], [references[i] for i in rows], max_length=max_length)
+
+    totals = [len(prompt) + len(reference) for prompt, reference in zip(prompts, references, strict=True)]
+    return _mean(student, np.minimum(totals, max_length) - 1, batch_of, chunk_tokens)
+
+
+def _mean(student: Student, lengths: np.ndarray, batch_of: Callable[[list[int]], Batch], chunk_tokens: int) -> float:
     was_training, device = student.model.training, student.device
     student.model.train(False)
     total, count = 0.0, 0
-    for block in distributed.my_share(blocks_to_read(split.lengths, device)):
-        batch = split.batch(block.tolist()).to(device)
+    for block in distributed.my_share(blocks_to_read(lengths, device)):
+        batch = batch_of(block.tolist()).to(device)
         for loss, tokens in example_cross_entropy(student, batch, chunk_tokens=chunk_tokens):
             total, count = total + loss, count + tokens
     student.model.train(was_training)

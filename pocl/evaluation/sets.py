@@ -31,6 +31,7 @@ class Example:
     prompt: str
     references: tuple[str, ...]
     prompt_ids: tuple[int, ...] | None = None  # where a template has made them; else they are the text's
+    reference_ids: tuple[int, ...] | None = None  # of the first, with the end token, where a template can write it
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,18 @@ def load_set(
 def _example(record: Mapping[str, Any], number: int, encoder: Encoder | None) -> Example:
     if encoder is not None:
         text, ids = encoder.prompt(record)
-        return Example(number, text, encoder.references(record), tuple(ids))
+        return Example(number, text, encoder.references(record), tuple(ids), _reference_ids(record, encoder))
     if "messages" not in record:
         return Example(number, ALPACA.text_prompt(record), tuple(record["output"]))
     *before, last = record["messages"]
     return Example(number, "\n\n".join(f"{one['role']}: {one['content']}" for one in before), (last["content"],))
+
+
+def _reference_ids(record: Mapping[str, Any], encoder: Encoder) -> tuple[int, ...] | None:
+    try:
+        return tuple(encoder.reference_ids(record))
+    except UserError:  # a model can be asked by a template that cannot write this answer
+        return None
 
 
 def say_what_is_banned(

@@ -155,13 +155,19 @@ def worker_environment(environment: Mapping[str, str], device: torch.device) -> 
     number = device.index or 0
     mine = shown[number] if shown else str(number)
     kept["CUDA_VISIBLE_DEVICES"] = mine if device.type == "cuda" else ""
-    # Only the project's root: the environment has its own packages. Safe path: nothing from the working directory.
+    kept.pop("PYTHONPATH", None)  # the environment has its own packages
     return kept | {
-        "PYTHONPATH": str(ROOT),
-        "PYTHONSAFEPATH": "1",
+        "PYTHONSAFEPATH": "1",  # nothing from the working directory
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
+
+
+def _package_alone() -> tempfile.TemporaryDirectory[str]:
+    """A folder from which another Python imports this package, and none of those that are installed beside it."""
+    folder = tempfile.TemporaryDirectory(prefix="pocl-vllm-")
+    (Path(folder.name) / "pocl").symlink_to(Path(__file__).resolve().parents[1], target_is_directory=True)
+    return folder
 
 
 class VllmWorker:
@@ -170,12 +176,13 @@ class VllmWorker:
     def __init__(self, python: str, settings: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         self.python, self.name = python, "vllm"
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  close() ends it
+        self._package = _package_alone()
         self._process = subprocess.Popen(
             [python, "-m", "pocl.generation.vllm_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=dict(environment),
+            env=dict(environment) | {"PYTHONPATH": self._package.name},
             text=True,
             encoding="utf-8",
         )
@@ -216,6 +223,7 @@ class VllmWorker:
             self._process.kill()
             self._process.wait()
         self._log.close()
+        self._package.cleanup()
 
     def _ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
         try:

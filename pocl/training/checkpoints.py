@@ -1,5 +1,6 @@
 """What a run needs to resume, and the best student so far: written whole or not at all."""
 
+import copy
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ class Checkpoints:
 
     def __init__(self, run: RunFolder, engine: Engine, student: Student) -> None:
         self.run, self.engine, self.tokenizer, self.template = run, engine, student.tokenizer, student.template
+        self.end_ids = student.end_ids
 
     def save_best(self, student: PreTrainedModel) -> None:
         """Save the student and its tokenizer to best/, a Hugging Face folder; its adapter, if any, to adapter/."""
@@ -45,6 +47,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             with self._writing(temporary):
                 student.save_pretrained(temporary, state_dict=merged_weights(student, weights))
+                self._save_ends(student, temporary)
                 self.tokenizer.save_pretrained(temporary)
                 self.template.save(temporary)
             if adapter:
@@ -58,6 +61,12 @@ class Checkpoints:
                     replace_folder(new_adapter, adapter)
             replace_folder(temporary, folder)
         distributed.barrier()
+
+    def _save_ends(self, student: PreTrainedModel, folder: Path) -> None:
+        """Write what ends an answer into generation_config.json, so that other programs stop where this one does."""
+        settings = copy.deepcopy(student.generation_config)
+        settings.eos_token_id = self.end_ids if len(self.end_ids) > 1 else self.end_ids[0]
+        settings.save_pretrained(folder)
 
     def save_last(self, position: Position, rank_state: Mapping[str, Any] | None = None) -> None:
         """Write everything needed to resume, then point last.json to it, then delete the previous checkpoint.
@@ -116,9 +125,9 @@ class Checkpoints:
             return Position(), None
         position, folder = _position(last["position"], self.run.checkpoints), self.run.checkpoints / last["tag"]
         self._check_files(folder, last["files"])
-        if position.best_rouge_l is not None and not self.run.best.is_dir():
+        if position.best_score is not None and not self.run.best.is_dir():
             raise UserError(
-                f"{self.run.best} is missing, the student with dev ROUGE-L {position.best_rouge_l:.2f}; put it back, "
+                f"{self.run.best} is missing, the best student on dev ({position.best_score:.2f}); put it back, "
                 f"or delete {self.run.checkpoints} to train again from the start"
             )
         other_ranks = last["world_size"] != distributed.world_size()

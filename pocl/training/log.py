@@ -28,6 +28,8 @@ class MetricsLog:
 
     def open(self, step: int) -> None:
         """Start, or resume after optimiser step ``step``."""
+        if distributed.is_main():
+            self.run.path.mkdir(parents=True, exist_ok=True)
         self._trackers.open(step)
 
     def close(self) -> None:

@@ -15,9 +15,9 @@ class Position:
     epoch: int = 0
     step_in_epoch: int = 0  # optimiser steps of that epoch already done
     step: int = 0  # of the whole run
-    best_rouge_l: float | None = None  # on dev, of the whole run; of the metric that selects, if that is another
+    best_score: float | None = None  # on dev, of the whole run, by the metric that selects: ROUGE-L by default
     best_cross_entropy: float | None = None  # on dev, of the same student [nats per token]
-    stage_best_rouge_l: float | None = None  # of the current stage
+    stage_best_score: float | None = None  # of the current stage
     evaluations_without_rise: int = 0  # dev evaluations since then
     samples: int = 0
     tokens: int = 0  # the student's inputs, without padding
@@ -43,20 +43,20 @@ class Position:
     def with_best(self, dev: "DevScores | None") -> "Position":
         """The position with the dev scores of the student in best/; None where there is no dev set."""
         if dev is None:
-            return replace(self, best_rouge_l=None, best_cross_entropy=None)
-        return replace(self, best_rouge_l=dev.rouge_l, best_cross_entropy=dev.cross_entropy)
+            return replace(self, best_score=None, best_cross_entropy=None)
+        return replace(self, best_score=dev.score, best_cross_entropy=dev.cross_entropy)
 
     def is_beaten_by(self, dev: "DevScores") -> bool:
-        """Whether these dev scores are better than the best so far: the lower cross-entropy where ROUGE-L is equal."""
-        if self.best_rouge_l is None or self.best_cross_entropy is None:
+        """Whether these dev scores are better than the best so far; where those are equal, by cross-entropy."""
+        if self.best_score is None or self.best_cross_entropy is None:
             return True
-        if dev.rouge_l == self.best_rouge_l:
+        if dev.score == self.best_score:
             return dev.cross_entropy < self.best_cross_entropy
-        return dev.rouge_l > self.best_rouge_l
+        return dev.score > self.best_score
 
-    def _after_dev(self, rouge_l: float) -> "Position":
-        if self.stage_best_rouge_l is None or rouge_l > self.stage_best_rouge_l:
-            return replace(self, stage_best_rouge_l=rouge_l, evaluations_without_rise=0)
+    def _after_dev(self, score: float) -> "Position":
+        if self.stage_best_score is None or score > self.stage_best_score:
+            return replace(self, stage_best_score=score, evaluations_without_rise=0)
         return replace(self, evaluations_without_rise=self.evaluations_without_rise + 1)
 
     def _next_stage(self, *, done: bool) -> "Position":
@@ -65,7 +65,7 @@ class Position:
             stage=self.stage + 1,
             epoch=0,
             step_in_epoch=0,
-            stage_best_rouge_l=None,
+            stage_best_score=None,
             evaluations_without_rise=0,
             done=done,
         )
@@ -74,7 +74,7 @@ class Position:
 class DevScores(NamedTuple):
     """What a dev evaluation found."""
 
-    rouge_l: float  # 0 to 100; or the metric that selects, if that is another
+    score: float  # 0 to 100, by the metric that selects
     cross_entropy: float  # of the references [nats per token]
 
 
@@ -84,7 +84,7 @@ class EpochEnd:
 
     position: Position  # where the run goes on
     stage_over: bool
-    converged: bool  # it is over before its last epoch: dev ROUGE-L does not rise any more
+    converged: bool  # it is over before its last epoch: the dev score does not rise any more
     is_best: bool  # the student is to be kept: the best on dev so far, or the newest where there is no dev set
 
 
@@ -98,13 +98,13 @@ def after_epoch(
 ) -> EpochEnd:
     """What follows an epoch of ``stage`` that the position stands in.
 
-    ``dev`` is what a dev evaluation found, None without one; ``patience`` the evaluations without a rise of ROUGE-L
+    ``dev`` is what a dev evaluation found, None without one; ``patience`` the evaluations without a rise
     that end a stage, None: nothing does.
     """
     last = position.epoch == stage.epochs - 1
     is_best = dev is None or position.is_beaten_by(dev)
     if dev is not None:
-        position = position._after_dev(dev.rouge_l)
+        position = position._after_dev(dev.score)
     without_rise = patience is not None and position.evaluations_without_rise >= patience
     over = last or without_rise
     if over:

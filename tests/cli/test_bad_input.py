@@ -50,7 +50,7 @@ TRAIN_MISTAKES: list[tuple[list[object], list[str]]] = [
     (["--type", "tjsd", "--teacher-weight", 1.0], ["--teacher-weight is 1.0", "between 0 and 1"]),
     (["--type", "tsrkl", "--skew", 0], ["--skew is 0.0"]),
     (["--type", "sft"], ["--type sft uses no teacher", "drop --teacher"]),
-    (["--difficulty", "lenght"], ["unknown --difficulty 'lenght'", "did you mean 'length'"]),
+    (["--difficulty", "lenght"], ["--difficulty: unknown signal 'lenght'", "did you mean 'length'"]),
     (["--difficulty", "snapshot", "--rerank", "off"], ["ranks by training losses", "drop --rerank off"]),
     (["--advance", "converged", "--num-dev", 0], ["--advance converged follows dev ROUGE-L"]),
     (["--advance", "converged", "--patience", 0], ["--patience is 0"]),

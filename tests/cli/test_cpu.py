@@ -17,7 +17,9 @@ SHAPES = [(1, 1, 1), (1, 64, 300), (7, 33, 65), (130, 257, 70)]
 
 
 @pytest.fixture(autouse=True)
-def onednn() -> Iterator[None]:
+def onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """oneDNN's products, of small matrices, too."""
+    monkeypatch.setattr(cpu, "_LEAST", 1)
     cpu.use_onednn()
     yield
     cpu.use_torchs_own()
@@ -124,6 +126,7 @@ def test_a_transposed_factor_is_copied_some_rows_at_a_time(
 MANY_SHAPES = """
 import torch
 from pocl.cli import cpu
+cpu._LEAST = 1
 cpu.use_onednn()
 def used():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 // 1_000_000
@@ -139,6 +142,21 @@ print(used() - before)
 def test_products_of_many_shapes_do_not_fill_the_memory() -> None:
     done = subprocess.run([sys.executable, "-c", MANY_SHAPES], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100  # MB; with the caches as they come 700 shapes took 400
+
+
+def test_small_products_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    true = cpu._multiply
+    monkeypatch.setattr(
+        cpu, "_multiply", lambda left, *more, **named: calls.append(left.shape) or true(left, *more, **named)
+    )
+    monkeypatch.setattr(cpu, "_LEAST", 9 * 8 * 7)
+    for rows in (8, 9):
+        added = matrix(rows, 7)
+        added.addmm_(matrix(rows, 8), matrix(8, 7))
+        torch.addmm(matrix(1, 7)[0], matrix(rows, 8), matrix(8, 7))
+        matrix(rows, 8) @ matrix(8, 7)
+    assert calls == [(9, 8)] * 3  # rows * inner * columns multiplications
 
 
 def test_a_right_factor_that_onednn_has_no_fast_kernel_for_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,6 +256,7 @@ class Bounded:
     count: int = flag("how many of them", 1, at_least=1, below=10)
     free: float = flag("any number at all", -1.0)
     names: list[str] = flag("some of the names", ["one"], known=("one", "two"))
+    chosen: list[str] | None = flag("none, or some of them", None, known=("one", "two"))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from pocl.data.sources import check_record, read_instructions
 from pocl.models.identity import check_tokenizer, tokenizer_fingerprint
 from tests.tiny import tiny_tokenizer
 
-SEPARATOR = 65535  # between prompt and response in the published tokens
 GOOD = {"instruction": "Add.", "input": "1 2", "output": "3"}
 
 
@@ -54,28 +53,6 @@ def test_a_prompt_without_input_has_no_input_section() -> None:
 
 
 # Tokens
-
-
-def test_tokens_of_all_training_records_are_the_published_ones(
-    shared_data: Path, gpt2_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    records = read_instructions(shared_data / "dolly" / "raw.jsonl")[1000:]
-    assert len(records) == 11435
-    found, sizes = [], []
-    for record in records:
-        prompt, response = tokenise(
-            gpt2_tokenizer, make_prompt(record["instruction"], record["input"]), record["output"]
-        )
-        found += [*prompt, SEPARATOR, *response]
-        sizes.append(len(prompt) + 1 + len(response))
-    published = shared_data / "published" / "dolly-gpt2-train"
-    wanted = np.fromfile(published.with_suffix(".bin"), dtype=np.uint16)
-    assert len(found) == len(wanted)
-    assert (np.array(found, dtype=np.uint16) == wanted).all()
-    index = published.with_suffix(".idx").read_bytes()
-    assert sizes == np.frombuffer(index, dtype=np.int32, count=11435, offset=34).tolist()
-    offsets = np.frombuffer(index, dtype=np.int64, count=11435, offset=34 + 4 * 11435)
-    assert (2 * (np.cumsum(sizes) - sizes)).tolist() == offsets.tolist()
 
 
 def test_a_response_ends_with_the_end_of_text(tokenizer: PreTrainedTokenizerBase) -> None:

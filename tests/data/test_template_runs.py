@@ -14,6 +14,8 @@ import train
 from pocl.common.files import read_json, write_json, write_jsonl
 from pocl.data.dataset import load_split, read_manifest, template_of
 from pocl.data.templates import FILE, Template, saved_template
+from pocl.difficulty import ranking, student
+from pocl.difficulty.ranking import column_named, ranked_columns
 from pocl.evaluation.metrics import METRICS
 from pocl.generation.decoding import Decoder
 from pocl.models.student import Student
@@ -25,7 +27,8 @@ from tools import generate_seqkd, make_student, make_tables, process_data
 
 KIND, END = "smollm2", "<|im_end|>"
 MAX_PROMPT, MAX_LENGTH = 200, 224
-BY_CHRF = ("--select-by", "chrf", "--difficulty", "chrf", "cross-entropy")
+OWN = "tests.chat:brevity"
+BY_CHRF = ("--select-by", "chrf", "--difficulty", "chrf", OWN, "cross-entropy")
 
 
 def conversation(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, str]]:
@@ -102,10 +105,13 @@ def run(chat: Folders, tmp_path_factory: pytest.TempPathFactory, asked: list[Any
         patch.setattr(BatchCutter, "cut", seen)
         for result in (
             trained(chat, folder, "--type", "tjsd", "--on-policy", "mixed", "--mixed-alpha", 1, *BY_CHRF),
-            evaluated(chat, folder / "tjsd" / "seed10" / "best", "--metrics", "chrf", "tests.chat:brevity"),
+            evaluated(chat, folder / "tjsd" / "seed10" / "best", "--metrics", "chrf", OWN),
         ):
             assert result.status == 0, result.output
-    METRICS.pop("brevity")  # which the other tests do not know
+    for known in (METRICS, student.COLUMNS, ranking.COLUMNS):  # the other tests do not know it
+        known.pop("brevity")
+    for known in (student.SIGNALS, ranking.SIGNALS):
+        known.pop(OWN)
     return folder / "tjsd" / "seed10"
 
 
@@ -121,8 +127,9 @@ def test_ends_are_one_idea_in_ranking_training_dev_and_test(
     assert len(texts) >= 24
     for text in texts:
         assert (text[-1] == end) == (end in text) and (end in text or len(text) == longest)
-    student = Student.load(str(run / "best"))
-    assert student.template.ends == (END,) and end in student.end_ids
+    best = Student.load(str(run / "best"))
+    assert best.template.ends == (END,) and end in best.end_ids
+    assert read_json(run / "best" / "generation_config.json")["eos_token_id"] == sorted({tokenizer.eos_token_id, end})
 
 
 def test_the_test_set_is_asked_as_the_template_asks_without_being_told(
@@ -142,12 +149,19 @@ def test_the_test_set_is_asked_as_the_template_asks_without_being_told(
 
 
 def test_other_metrics_rank_and_choose_and_one_of_the_users_own_is_kept(run: Path) -> None:
-    ranking = read_jsonl(run / "difficulty.jsonl")
-    assert {(record["id"] % 2 + 1, record["turn"]) for record in ranking} == {(1, 1), (2, 2)}  # two answers a record
-    by_chrf = sorted(ranking, key=lambda record: (-record["chrf"], record["id"]))
-    assert [record["chrf_rank"] for record in by_chrf] == list(range(1, len(ranking) + 1))
+    records = read_jsonl(run / "difficulty.jsonl")
+    assert {(record["id"] % 2 + 1, record["turn"]) for record in records} == {(1, 1), (2, 2)}  # two answers a record
+    by_chrf = sorted(records, key=lambda record: (-record["chrf"], record["id"]))
+    assert [record["chrf_rank"] for record in by_chrf] == list(range(1, len(records) + 1))
+    mine = sorted(records, key=lambda record: (-record["brevity"], record["id"]))
+    assert [record["brevity_rank"] for record in mine] == list(range(1, len(records) + 1))
+    assert all(record["brevity"] == 1 / (1 + len(record["answer"])) for record in records)
+    fused = [sum(1 / (60 + r[f"{by}_rank"]) for by in ("chrf", "brevity", "cross_entropy")) for r in records]
+    assert fused == sorted(fused, reverse=True)
+    assert set(ranked_columns(records)) == {"chrf", "brevity", "cross_entropy"}
+    assert column_named("brevity").label == "brevity"  # which the report shows without knowing the function
     dev = [record["dev_chrf"] for record in read_jsonl(run / "metrics.jsonl") if "dev_chrf" in record]
-    assert max(dev) == read_json(run / "checkpoints" / "last.json")["position"]["best_rouge_l"]
+    assert max(dev) == read_json(run / "checkpoints" / "last.json")["position"]["best_score"]
     (record, *_) = read_jsonl(run / "eval" / "talk" / "1.jsonl")
     assert record["brevity"] == 100.0 / (1 + len(record["answer"]))
     assert "brevity" in read_json(run / "eval" / "summary.json")["talk"]

@@ -235,16 +235,26 @@ def test_a_resume_with_another_ranking_behind_the_same_path_is_refused(gpt2: Fol
     assert json.loads((tmp_path / "tfkl" / "seed10" / "diagnostics.json").read_text())["examples"] == 48
 
 
-def test_a_stage_ends_when_dev_rouge_l_has_not_risen(gpt2: Folders, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("limit", "epochs", "steps"),
+    [
+        ([], 3, 3 * (3 + 6)),
+        (["--max-steps", 40], 3, 3 * (3 + 6)),  # 13 and 27, which neither stage comes to
+        (["--max-steps", 12], 2, 4 + 8),  # the second epochs are cut short, and the last evaluations not reached
+    ],
+)
+def test_a_stage_ends_when_dev_rouge_l_has_not_risen_or_at_its_limit(
+    limit: list[object], epochs: int, steps: int, gpt2: Folders, tmp_path: Path
+) -> None:
     frozen = FROZEN[:-2]  # dev ROUGE-L never rises behind the first evaluation of a stage
     extra = ["--advance", "converged", "--patience", 2, "--epochs", 7, "--difficulty", "length"]
     extra += ["--num-stages", 2, "--num-dev", 2]
-    path = run(gpt2, tmp_path, *frozen, *extra)
+    path = run(gpt2, tmp_path, *frozen, *extra, *limit)
     records = read_jsonl(path / "metrics.jsonl")
-    epochs = [(record["stage"], record["epoch"]) for record in records if "dev_rouge_l" in record]
-    assert epochs == [(stage, epoch) for stage in range(2) for epoch in range(3)]
+    evaluated = [(record["stage"], record["epoch"]) for record in records if "dev_rouge_l" in record]
+    assert evaluated == [(stage, epoch) for stage in range(2) for epoch in range(epochs)]
     ledger = json.loads((path / "ledger.json").read_text())
-    assert ledger["optimizer_steps"] == 3 * (3 + 6) and ledger["finished"]
+    assert ledger["optimizer_steps"] == steps and ledger["finished"]
 
 
 def test_the_cap_ends_a_stage_that_keeps_rising() -> None:
@@ -262,7 +272,7 @@ def test_the_cap_ends_a_stage_that_keeps_rising() -> None:
     moved = after([3.0, 2.0, 2.0, 2.0]).position
     for position in (capped.position, moved):
         assert (position.stage, position.epoch, position.evaluations_without_rise, position.done) == (2, 0, 0, False)
-        assert position.stage_best_rouge_l is None
+        assert position.stage_best_score is None
     assert capped.stage_over and not capped.converged
 
 

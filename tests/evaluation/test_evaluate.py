@@ -6,10 +6,15 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
+from pocl.common.errors import UserError
 from pocl.common.files import write_jsonl
+from pocl.data.encoding import Encoder
+from pocl.evaluation.answerer import Answerer
 from pocl.evaluation.kept_answers import ORIGIN
 from pocl.evaluation.sets import load_set
 from pocl.generation.decoding import BuiltIn
@@ -188,6 +193,39 @@ def test_scores_are_printed_with_two_digits(folders: Folders, kept: Path) -> Non
     assert row.split("│")[3].strip() == f"{scores['mean']:.2f} ±{scores['std']:.2f}"  # type: ignore[index]
 
 
+def test_the_references_cross_entropy_is_that_of_a_naive_loop(folders: Folders, kept: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders.student)
+    model = AutoModelForCausalLM.from_pretrained(folders.student).double().eval()
+    losses = []
+    for example in load_set(folders.data_root, "short"):
+        prompt = tokenizer.encode(example.prompt)
+        ids = [*tokenizer.encode(example.prompt + example.references[0]), tokenizer.eos_token_id][:192]
+        logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        losses += [-logp[i - 1, ids[i]].item() for i in range(len(prompt), len(ids))]
+    assert summary(kept)["cross_entropy"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    result = evaluated(folders, kept, "--seeds", 1)
+    assert f"{summary(kept)['cross_entropy']:.3f}" in result.output
+
+
+def test_cross_entropy_is_kept_as_answers_are(folders: Folders, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = summary(mine)["cross_entropy"]
+    monkeypatch.setattr(Answerer, "cross_entropy", lambda *arguments: pytest.fail("the references were read again"))
+    evaluated(folders, mine, "--seeds", 2, 3)
+    assert summary(mine)["cross_entropy"] == before
+
+
+def test_a_reference_that_the_template_cannot_write_leaves_cross_entropy_out(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object) -> None:
+        raise UserError("the template cannot write it")
+
+    monkeypatch.setattr(Encoder, "reference_ids", refused)
+    result = evaluated(folders, tmp_path, "--seeds", 1, "--num-examples", 1)
+    assert "no cross-entropy: 1 reference(s) cannot be written" in result.output
+    assert "cross_entropy" not in summary(tmp_path)
+
+
 def test_a_seed_whose_file_is_gone_is_answered_again(folders: Folders, mine: Path) -> None:
     lost = (mine / "short" / "2.jsonl").read_bytes()
     (mine / "short" / "2.jsonl").unlink()
@@ -243,6 +281,7 @@ def test_answers_of_one_set_keep_the_scores_of_another(folders: Folders, tmp_pat
         assert result.status == 0, result.output
     found = json.loads((tmp_path / "eval" / "summary.json").read_text())
     assert sorted(found) == ["other", "short"] and found["other"] == found["short"]
+    assert "cross_entropy" not in found["short"]  # of given answers there is no model
 
 
 def test_a_length_that_the_model_has_no_positions_for_is_refused(folders: Folders, tmp_path: Path) -> None:

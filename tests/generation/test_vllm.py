@@ -219,11 +219,23 @@ def test_a_worker_sees_its_rank_s_device_and_nothing_of_the_launcher() -> None:
     given = {"PATH": "/bin", "RANK": "3", "WORLD_SIZE": "4", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"}
     given |= {"PYTHONPATH": "/other/packages", "CUDA_VISIBLE_DEVICES": "4,6"}
     seen = worker_environment(given, torch.device("cuda", 1))
-    assert (seen["PATH"], seen["CUDA_VISIBLE_DEVICES"], seen["PYTHONPATH"]) == ("/bin", "6", str(ROOT))
-    assert not set(seen) & {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"}
+    assert (seen["PATH"], seen["CUDA_VISIBLE_DEVICES"]) == ("/bin", "6")
+    assert not set(seen) & {"PYTHONPATH", "RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"}
     del given["CUDA_VISIBLE_DEVICES"]
     assert worker_environment(given, torch.device("cuda", 1))["CUDA_VISIBLE_DEVICES"] == "1"
     assert worker_environment(given, CPU)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_worker_imports_this_package_and_nothing_that_is_installed_beside_it(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, faked: None
+) -> None:
+    with opened(folder, tokenizer) as worker:
+        environment = Path(f"/proc/{worker._process.pid}/environ").read_text()
+        (path,) = [line for line in environment.split("\0") if line.startswith("PYTHONPATH=")]
+        (entry,) = [Path(place) for place in path.removeprefix("PYTHONPATH=").split(":") if "fake_vllm" not in place]
+        assert [name.name for name in entry.iterdir()] == ["pocl"]
+        assert (entry / "pocl").resolve() == ROOT / "pocl"
+    assert not entry.exists()
 
 
 def test_the_python_of_vllm_is_named_or_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +297,7 @@ def test_a_busy_worker_ends_when_nobody_asks_any_more_and_not_by_ctrl_c(fake_pyt
         [fake_python, "-m", "pocl.generation.vllm_worker"],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=worker_environment(os.environ | {"FAKE_VLLM_FAULT": "hang"}, CPU),
+        env=worker_environment(os.environ | {"FAKE_VLLM_FAULT": "hang"}, CPU) | {"PYTHONPATH": str(ROOT)},
     )
     process.stdin.write(b"{}\n")
     process.stdin.flush()

@@ -103,7 +103,11 @@ def test_an_id_of_a_text_that_a_model_has_no_row_for_is_refused_with_the_resize_
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluation_and_seqkd_name_the_resize_too(folders: Folders, tmp_path: Path) -> None:
+def test_evaluation_and_seqkd_name_the_resize_before_anything_is_loaded_too(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in (evaluate, generate_seqkd):
+        monkeypatch.setattr(program, "load_model", None)
     model = model_of(tiny_tokenizer(), 400, tmp_path / "small")
     limits = ["--max-length", MAX_LENGTH, "--output-dir", tmp_path / "out", "--model", model]
     sets = ["--sets", "short", "--data-root", folders.data_root, "--max-prompt-length", MAX_PROMPT]

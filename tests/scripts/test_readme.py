@@ -8,15 +8,18 @@ import subprocess
 import sys
 from functools import cache
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
+import pocl
+from pocl.cli.checks import parse_train
 from tests.runs import call
 from tests.scripts.test_scripts import planned
 from tests.tiny import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data/README.md"]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
 COMMANDS = [
@@ -25,6 +28,9 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip()
 ]
+SETS = re.compile(r"[A-Z_]+=\S*")  # NAME=value in front of a command
+SCRIPTS = [command for command in COMMANDS if command[0] == "bash" or SETS.fullmatch(command[0])]
+SITE = (ROOT / "tools" / "site_hook.py").read_text(encoding="utf-8")  # what of the repository the site holds
 # What installs or runs everything is tried by hand and by CI; here it is only parsed.
 HEAVY = {"install.sh", "scripts/quickstart.sh", "scripts/test.sh", "scripts/tiny_table.sh"}
 
@@ -36,15 +42,39 @@ def test_the_readme_shows_its_two_commands_first() -> None:
     ]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "bash"], ids=" ".join)
+@pytest.mark.parametrize("command", SCRIPTS, ids=" ".join)
 def test_a_script_of_the_readme_runs_dry(command: list[str], tmp_path: Path) -> None:
+    environment = dict(word.split("=", 1) for word in takewhile(SETS.fullmatch, command))
+    command = command[len(environment) :]
     script = ROOT / command[1]
     subprocess.run(["bash", "-n", str(script)], check=True)
     if command[1] in HEAVY:
         return
-    done = planned(script, *command[2:], cwd=tmp_path, DRY_RUN="1")
+    done = planned(script, *command[2:], cwd=tmp_path, DRY_RUN="1", **environment)
     assert done.status == 0, done.output
     assert ".py" in done.output or "/scripts/" in done.output  # a table's steps are scripts
+
+
+def test_every_other_command_of_a_page_is_known_to_be_there() -> None:
+    others = [command for command in COMMANDS if command[0] != "python" and command not in SCRIPTS]
+    assert {command[0] for command in others} <= {"pip", "sbatch"}
+    for command in others:
+        if command[0] == "sbatch":
+            assert all((ROOT / word).is_file() for word in command[1:] if word.startswith("scripts/"))
+
+
+def test_the_configuration_of_its_page_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+    found = parse_train(["--config", str(tmp_path / "run.yaml"), "--lr", "5e-5"])
+    assert (found.loss.type, found.loss.kd_ratio, found.optimiser.lr) == ("tfkl", [0.7, 0.8, 0.9, 1.0], 5e-5)
+
+
+@pytest.mark.parametrize("block", re.findall(r"```json\n(.*?)```", TEXT, flags=re.DOTALL))
+def test_records_of_a_page_can_be_read(block: str, tmp_path: Path) -> None:
+    for line in block.splitlines():
+        (tmp_path / "raw.jsonl").write_text(line, encoding="utf-8")
+        assert len(pocl.load_records(tmp_path / "raw.jsonl")) == 1
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "python"], ids=" ".join)
@@ -130,4 +160,5 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
         if path.startswith("http"):
             continue
         assert not path or (page.parent / path).is_file(), target
+        assert page.parent.name != "docs" or not path.startswith("../") or f'"{path[3:]}"' in SITE, target
         assert not anchor or path or anchor in anchors, target

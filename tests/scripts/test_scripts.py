@@ -839,3 +839,23 @@ def test_the_quickstart_bans_nothing_on_the_sample_set(tmp_path: Path) -> None:
     shown = planned(project / "scripts" / "quickstart.sh", cwd=tmp_path, DRY_RUN="1").output
     lines = [line for line in shown.splitlines() if "train.py" in line or "evaluate.py" in line]
     assert len(lines) == 5 + 6 and all("--no-repeat-ngram 0 " in line for line in lines)
+
+
+def test_the_quickstart_takes_gpus_where_there_are_some_and_else_the_cores(four_gpus: Path, tmp_path: Path) -> None:
+    fake(four_gpus, "python3", "exit 0")
+
+    def launched(ranks: int, **environment: str) -> tuple[str, str]:
+        """What is said of the machine, and how every train.py and evaluate.py is started."""
+        result = run("quickstart.sh", "--ranks", ranks, cwd=tmp_path, path=four_gpus, DRY_RUN="1", **environment)
+        assert result.returncode == 0, result.stderr
+        commands = [line for line in result.stdout.splitlines() if " --seed" in line]
+        starts = {re.split(r" --master_port| \S+/(?:train|evaluate)\.py", command)[0] for command in commands}
+        assert len(commands) == 11 and len(starts) == 1  # 5 runs, 6 evaluations
+        return next(line for line in result.stdout.splitlines() if "hat follows" in line), *starts
+
+    said, command = launched(2)
+    assert "2 of 4 GPU(s)" in said and command.endswith("deepspeed --num_gpus 2")
+    said, command = launched(2, CUDA_VISIBLE_DEVICES="")
+    assert "ranks: 2" in said and command.endswith("--num_accelerators 2") and "OMP_NUM_THREADS=" in command
+    said, command = launched(1, CUDA_VISIBLE_DEVICES="")
+    assert "ranks: 1" in said and command == str(four_gpus / "python3")  # torch's threads take every core

@@ -1,6 +1,9 @@
 """The study of a real pair: equal updates in every arm, and the statistics of its table."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from pocl.cli.resolve import make_schedule
 from tests.runs import call
 from tools import study
 
+PROGRAM = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(600)"
 NEEDED = ("--model", "m", "--data-dir", "d", "--output-dir", "o", "--global-batch-size", "8")
 
 
@@ -40,3 +44,17 @@ def test_differences_are_paired_by_training_seed(tmp_path: Path) -> None:
 def test_examples_that_fill_no_four_pools_are_refused() -> None:
     result = call(study, ["--num-train", 100])
     assert result.status == 2 and "is no multiple of 4 x 8" in result.last_line
+
+
+def test_sigterm_ends_what_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_on_sigterm: Callable[..., None]
+) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM, encoding="utf-8")
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ends_on_sigterm(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text())
+    result = call(study, ["--arms", "KLD", "--seeds", 10, "--output-dir", tmp_path / "results"])
+    assert result.status == 130 and "the same command resumes" in result.last_line
+    _, status = os.waitpid(int((tmp_path / "pid").read_text()), 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert not (tmp_path / "results").exists()

@@ -15,6 +15,7 @@ from tests.runs import call
 from tools import make_tables
 from tools.reporting import tables
 from tools.reporting.intervals import bootstrap_intervals, holm, mean_of_sets, paired_p_values
+from tools.reporting.scores import read_cross_entropies
 from tools.reporting.tables import Cell, Table, TableRow, latex, published_figures
 from tools.rows import main_rows, table_rows
 
@@ -45,6 +46,20 @@ def test_cells_hold_means_over_seeds_and_prompts_and_their_average(tmp_path: Pat
     assert {name: cell.mean for name, cell in first.cells.items()} == {"dolly": 25.0, "vicuna": 7.0, "average": 16.0}
     assert {name: cell.mean for name, cell in second.cells.items()} == {"dolly": 2.0}
     assert (first.cells["dolly"].seeds, first.cells["dolly"].prompts) == (2, 2)
+
+
+def test_cross_entropies_stand_below_where_every_run_of_a_row_says_them(tmp_path: Path) -> None:
+    for name, loss in (("a", 2.0), ("b", 3.0), ("c", None)):
+        save_evaluation(tmp_path / name, "dolly", {"10": [1.0, 2.0]})
+        path = tmp_path / name / "eval" / "summary.json"
+        found = json.loads(path.read_text())
+        write_json(path, {"dolly": found["dolly"] | ({} if loss is None else {"cross_entropy": loss})})
+    folders = {name: tmp_path / name for name in "abc"}
+    result = call(make_tables, ["--rows", f"both={folders['a']}", f"both={folders['b']}"])
+    assert "nats a token" in " ".join(result.output.split()) and "2.500" in result.output
+    assert "nats" not in call(make_tables, ["--rows", f"none={folders['c']}"]).output
+    found = read_cross_entropies({"one": [folders["a"]], "some": [folders["a"], folders["c"]]})
+    assert found == {"one": {"dolly": 2.0}}
 
 
 def test_files_of_every_format(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The testbed: its tasks, its arms, its statistics, and a whole comparison of a tiny size."""
 
 import json
+import multiprocessing
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +17,16 @@ from pocl.cli.checks import parse_train
 from pocl.cli.resolve import make_schedule
 from pocl.common.errors import UserError
 from pocl.data.dataset import load_split
+from tests.runs import call
 from tools import testbed
 from tools.reporting.intervals import paired_t
+from tools.testbedding import running
 from tools.testbedding.arms import ARMS, BASELINE, QUICK, UPDATES, Arm, choose_arms, own_arm
 from tools.testbedding.comparing import compare, notes, text_rows
 from tools.testbedding.regimes import REGIMES, SHARED, Bench, Size
 from tools.testbedding.running import flags_of
 from tools.testbedding.tasks import KINDS, OPENINGS, Draw, make_records
+from tools.testbedding.workers import workers
 
 TINY = Size(
     teacher=(16, 1), student=(8, 1), teacher_examples=64, warmup_examples=40, teacher_epochs=1, held_out=8, shrink=4
@@ -79,11 +84,38 @@ def test_every_arm_makes_as_many_updates_of_as_many_examples(arm: Arm, regime: s
     assert config.optimiser.lr == REGIMES[regime].lr
 
 
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.recipe], ids=lambda arm: arm.name)
+def test_an_arm_that_names_a_recipe_trains_as_it_says(arm: Arm) -> None:
+    bench = Bench(Path("nowhere"), REGIMES["P"], 10)
+    given = [*SHARED, *flags_of(Arm("shared", ()), bench), "--output-dir", "results"]
+    assert parse_train([*given, *arm.flags, "--epochs", "8"]) == parse_train([*given, "--recipe", str(arm.recipe)])
+    assert arm.text.endswith(f" (--recipe {arm.recipe})")
+
+
 def test_own_arms_stand_beside_the_baseline() -> None:
     arms = choose_arms(["SFT"], ["mine: --curriculum random --kd-ratio 0.5"], quick=False)
     assert [arm.name for arm in arms] == [BASELINE, "SFT", "mine"]
     assert arms[-1].flags == ("--curriculum", "random", "--kd-ratio", "0.5")
     assert {arm.name for arm in choose_arms(None, [], quick=True)} == set(QUICK)
+
+
+@pytest.mark.parametrize(
+    ("flags", "regimes", "seeds", "count"), [([], "PGO", 10, len(ARMS)), (["--quick"], "P", 5, len(QUICK))]
+)
+def test_the_command_alone_means_everything_and_quick_a_part(
+    flags: list[str], regimes: str, seeds: int, count: int, monkeypatch: pytest.MonkeyPatch, ends_on_sigterm: object
+) -> None:
+    asked = []
+    monkeypatch.setattr(testbed, "compare_all", lambda arms, benches, *_, **__: asked.append((arms, benches)))
+    assert call(testbed, flags).status == 0
+    ((arms, benches),) = asked
+    assert len(arms) == count
+    assert [bench.regime.name for bench in benches] == [name for name in regimes for _ in range(seeds)]
+
+
+def test_the_list_is_printed_without_a_run(ends_on_sigterm: object) -> None:
+    result = call(testbed, ["--list"])
+    assert result.status == 0 and "--keep-share 0.75" in result.output
 
 
 @pytest.mark.parametrize(
@@ -146,6 +178,43 @@ def test_other_updates_are_marked_and_one_seed_says_so() -> None:
     assert "One training seed" in notes(rows)[-1]
 
 
+WORK = """
+import pathlib, time
+path = pathlib.Path({path!r})
+path.touch()
+try:
+    time.sleep(600)
+finally:
+    path.unlink()
+"""
+
+
+def test_sigterm_ends_the_workers_at_once_and_they_leave_nothing(
+    tmp_path: Path, ends_on_sigterm: Callable[..., None]
+) -> None:
+    paths = [tmp_path / name for name in "abcd"]
+    ends_on_sigterm(lambda: len(list(tmp_path.iterdir())) == 2)
+    process.stop_on_sigterm()
+    with pytest.raises(KeyboardInterrupt), workers(2, os.getpid) as each:
+        list(each([(exec, WORK.format(path=str(path))) for path in paths]))
+    assert not multiprocessing.active_children() and list(tmp_path.iterdir()) == []
+
+
+def test_what_needs_no_teacher_is_done_while_one_is_trained(tmp_path: Path) -> None:
+    benches = testbed.benches_of(tmp_path, ["P"], [10, 20], TINY)
+    arms = choose_arms([BASELINE, "SFT"], [], quick=False)
+    missing = [(bench, arm) for bench in benches for arm in arms]
+
+    def planned() -> list[list[str]]:
+        phases = testbed.phases(tmp_path, benches, missing)
+        return [[one[-1].name if one[0] is running.run_arm else one[0].__name__ for one in phase] for phase in phases]
+
+    assert planned() == [["_teach", "_make", "_make", "SFT", "SFT"], [BASELINE, BASELINE]]
+    benches[0].shared.mkdir(parents=True)
+    (benches[0].shared / "made.json").touch()
+    assert planned() == [["_make", "_make"], [BASELINE, "SFT", BASELINE, "SFT"]]
+
+
 @contextmanager
 def as_it_was() -> Iterator[None]:
     """Leave torch's threads and products as they were."""
@@ -159,11 +228,12 @@ def as_it_was() -> Iterator[None]:
 
 
 def test_a_tiny_comparison_trains_resumes_and_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "UPDATES", updates := 40)
     arms = choose_arms([BASELINE, "pools, easy first, one cosine"], [], quick=False)
     benches = testbed.benches_of(tmp_path, ["P"], [10, 20], TINY)
     with as_it_was():
         rows = testbed.compare_all(arms, benches, tmp_path, jobs=1)["P"]
-        assert [(row.name, row.seeds, row.updates) for row in rows] == [(arm.name, 2, UPDATES) for arm in arms]
+        assert [(row.name, row.seeds, row.updates) for row in rows] == [(arm.name, 2, updates) for arm in arms]
         assert all(0 <= row.means["rouge_l"] <= 100 and row.means["cross_entropy"] > 0 for row in rows)
         by_arm = {row.name: row for row in rows}
         easy = by_arm["pools, easy first, one cosine"]
@@ -171,7 +241,7 @@ def test_a_tiny_comparison_trains_resumes_and_shows(tmp_path: Path, monkeypatch:
         ours = [result["rouge_l"] for result in found if result["arm"] == easy.name]
         theirs = [result["rouge_l"] for result in found if result["arm"] == BASELINE]
         assert easy.difference and easy.difference.mean == pytest.approx(np.subtract(ours, theirs).mean())
-        assert {result["samples"] for result in found} == {UPDATES * 4}
+        assert {result["samples"] for result in found} == {updates * 4}
         page = (tmp_path / "testbed.html").read_text(encoding="utf-8")
         assert easy.name in page and "<svg" in page and (tmp_path / "testbed.png").stat().st_size > 10_000
         monkeypatch.setattr(train, "distil", lambda *_: pytest.fail("nothing is left to train"))

@@ -1,12 +1,15 @@
 """The tools on tiny models and real runs: a student cut from layers, tables, pictures, answers side by side."""
 
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
 
+import datasets
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from pocl.common import console
 from pocl.common.files import write_json, write_jsonl
@@ -203,15 +206,13 @@ def test_several_workers_keep_the_order_and_the_tokens(tmp_path: Path) -> None:
     assert manifests[0] == manifests[1]
 
 
-def test_dolly_with_gpt2_tokens_becomes_the_published_counts(shared_data: Path, tmp_path: Path) -> None:
-    from transformers import GPT2TokenizerFast
+SEPARATOR = [65535]  # between prompt and response in the published tokens
 
-    files = {
-        "vocab": shared_data / "gpt2-tokenizer" / "vocab.json",
-        "merges": shared_data / "gpt2-tokenizer" / "merges.txt",
-    }
-    tokenizer = GPT2TokenizerFast(**{name: str(path) for name, path in files.items()})
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
+
+def test_dolly_becomes_the_published_tokens(
+    shared_data: Path, gpt2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    gpt2_tokenizer.save_pretrained(tmp_path / "tokenizer")
     arguments = ["--raw", shared_data / "dolly" / "raw.jsonl", "--tokenizer", tmp_path / "tokenizer"]
     result = call(process_data, [*arguments, "--output-dir", tmp_path / "out", "--data-root", shared_data])
     assert result.status == 0, result.output
@@ -220,3 +221,14 @@ def test_dolly_with_gpt2_tokens_becomes_the_published_counts(shared_data: Path, 
     report = json.loads((tmp_path / "out" / "contamination.json").read_text())
     assert len(report["dev in train"]) == 25
     assert len(report["dolly in train"]) == 8
+
+    table = datasets.load_from_disk(str(tmp_path / "out" / "train"))
+    columns = zip(table["prompt_ids"], table["response_ids"], strict=True)
+    records = [[*prompt, *SEPARATOR, *response] for prompt, response in columns]
+    published = shared_data / "published" / "dolly-gpt2-train"
+    found = np.fromiter(itertools.chain.from_iterable(records), dtype=np.uint16)
+    assert np.array_equal(found, np.fromfile(published.with_suffix(".bin"), dtype=np.uint16))
+    index, sizes = published.with_suffix(".idx").read_bytes(), [len(record) for record in records]
+    assert sizes == np.frombuffer(index, dtype=np.int32, count=11435, offset=34).tolist()
+    offsets = np.frombuffer(index, dtype=np.int64, count=11435, offset=34 + 4 * 11435)
+    assert (2 * (np.cumsum(sizes) - sizes)).tolist() == offsets.tolist()

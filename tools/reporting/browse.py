@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocl.difficulty.ranking import COLUMNS
+from pocl.difficulty.ranking import column_named
 from tools.reporting.data import Entry, Ranking, Record, Texts, read_set
 from tools.reporting.panels import QUARTERS
 from tools.show_answers import question
@@ -86,7 +86,7 @@ def samples(ranking: Ranking, texts: Texts, later: Sequence[Ranking], shown: Sho
 
 def _columns(ranking: Ranking) -> dict[str, str]:
     """What ranked, and the lengths: column -> its name."""
-    names = {column: COLUMNS[column].label for column in ranking.columns}
+    names = {column: column_named(column).label for column in ranking.columns}
     lengths = {"prompt_tokens": "prompt length", "response_tokens": "response length"}
     return names | (lengths if ranking.has_lengths else {})
 

@@ -8,7 +8,7 @@ from typing import Any
 from numerize.numerize import numerize
 
 from pocl.difficulty.diagnostics import buckets, tau
-from pocl.difficulty.ranking import COLUMNS
+from pocl.difficulty.ranking import column_named
 from tools.reporting.data import Entry, Ranking
 from tools.reporting.drawings import number
 from tools.reporting.panels import QUARTERS
@@ -137,7 +137,7 @@ def ranking_grid(entry: Entry) -> Grid:
             factor = 100 if column == "rouge_l" else 1
             means.append(f"{factor * statistics.fmean(values):.2f}" if values else "–")
         rows.append([ranking.place, "–" if found is None else f"{found:+.2f}", *means])
-    means = [f"mean {COLUMNS[column].label}" for column in first.columns]
+    means = [f"mean {column_named(column).label}" for column in first.columns]
     return Grid("rankings", ["ranking", "Kendall’s τ with the first", *means], rows)
 
 

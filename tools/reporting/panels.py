@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pocl.difficulty.diagnostics import buckets, categories, tau
-from pocl.difficulty.ranking import COLUMNS
+from pocl.difficulty.ranking import column_named
 from tools.reporting.data import Entry, Ranking, Record
 from tools.reporting.drawings import COLORS, Panel, curve, finish, say_nothing
 from tools.reporting.tables import POCL, Table
@@ -176,7 +176,7 @@ def ranking(found: Ranking) -> list[Panel]:
 def _spread(found: Ranking, column: str) -> Panel:
     """How the values of a column are spread, by quarter of the ranking."""
     is_rouge = column == "rouge_l"  # it stands from 0 to 100 all over the page
-    label, unit = COLUMNS[column].label, "0 to 100" if is_rouge else COLUMNS[column].unit
+    label, unit = column_named(column).label, "0 to 100" if is_rouge else column_named(column).unit
     values = np.array([math.nan if r[column] is None else r[column] for r in found.records], dtype=float)
     return Panel(
         label[0].upper() + label[1:], unit, partial(_histogram, found, values * (100 if is_rouge else 1), is_rouge)
@@ -207,7 +207,7 @@ def _agreement(found: Ranking, one: str, other: str, axes: Axes) -> None:
     for quarter in sorted(set(found.quarters)):
         points = ranks[some][places[some] == quarter]
         axes.plot(*points.T, ".", color=COLORS[f"q{quarter}"], alpha=0.65, label=QUARTERS[quarter])
-    finish(axes, f"rank by {COLUMNS[one].label}", f"rank by {COLUMNS[other].label}")
+    finish(axes, f"rank by {column_named(one).label}", f"rank by {column_named(other).label}")
 
 
 def _lengths(values: np.ndarray, part: str, axes: Axes) -> None:

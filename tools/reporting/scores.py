@@ -1,5 +1,6 @@
 """The scores that evaluations left behind, row by row, where all rows answered the same prompts."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def read_scores(folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, np.
             if metric not in seeds[0][ids[0]]:
                 raise UserError(f"{place / name} was evaluated without {metric}; evaluate again")
             found[metric][name] = np.array([[seed[i][metric] for i in ids] for seed in seeds], dtype=np.float64)
+    return found
+
+
+def read_cross_entropies(rows: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, float]]:
+    """Row -> set -> cross-entropy of the references [nats a token], the mean of its runs where all of them say it."""
+    found: dict[str, dict[str, float]] = {}
+    for name, folders in rows.items():
+        runs = [read_json(evaluation_of(folder) / "summary.json") for folder in folders]
+        for key in runs[0]:
+            values = [run[key]["cross_entropy"] for run in runs if "cross_entropy" in run.get(key, ())]
+            if len(values) == len(runs):
+                found.setdefault(name, {})[key] = statistics.fmean(values)
     return found
 
 

@@ -11,7 +11,7 @@ from pocl.common.console import say
 from pocl.common.errors import UserError
 from pocl.common.files import ROOT
 from pocl.evaluation.metrics import SHOWN
-from tools.make_tables import WRITERS, show_compute, show_tables, write_tables
+from tools.make_tables import WRITERS, show_compute, show_cross_entropy, show_tables, write_tables
 from tools.reporting.tables import Table, make_tables, published_families
 from tools.reproducing.steps import ReproduceOptions, Reproduction
 from tools.rows import SCALES, Row, table_baselines, table_rows
@@ -23,7 +23,9 @@ def write_table(work: Reproduction, made: Sequence[Row]) -> None:
     names = {row.name for row in made}
     shown = [replace(table, rows=[row for row in table.rows if row.name in names]) for table in tables]
     show_tables(shown, f"{work.what.table} table")
-    show_compute({name: folders for name, folders in rows.items() if name in names})
+    made_rows = {name: folders for name, folders in rows.items() if name in names}
+    show_cross_entropy(made_rows)
+    show_compute(made_rows)
     earlier = f", with {len(rows) - len(names)} earlier row(s)" if len(rows) > len(names) else ""
     for ending in WRITERS:
         path = work.results / f"table-{work.what.table}{ending}"

@@ -190,7 +190,7 @@ class Reproduction:
         flags = [flag.replace("{results}", str(self.results)) for flag in row.flags]
         flags += ["--data-dir", str(self.teacher_text)] if row.teacher_text and self.scale.generate else []
         flags += [*self.scale.train, *(self.scale.staged if row.staged else self.scale.unstaged)]
-        flags += ["--max-steps", str(self.scale.updates)] if row.whole_in_stages and self.scale.updates else []
+        flags += ["--max-steps", str(self.scale.updates)] if row.own_epochs and self.scale.updates else []
         flags += ["--seed", str(self.what.train_seed if seed is None else seed), *self.train_flags]
         mark = self.run_folder(row, seed) / "reproduce.json"
         return self.step("train", row.script, flags, environment=row.environment, mark=mark)

@@ -16,6 +16,12 @@ class Arm:
 
     name: str
     flags: tuple[str, ...]
+    recipe: str | None = None  # of train.py, which says the same in one flag
+
+    @property
+    def text(self) -> str:
+        """Its flags, and the recipe that they are."""
+        return " ".join(self.flags) + (f" (--recipe {self.recipe})" if self.recipe else "")
 
     @property
     def has_teacher(self) -> bool:
@@ -23,8 +29,8 @@ class Arm:
         return "sft" not in self.flags
 
 
-def _arm(name: str, flags: str) -> Arm:
-    return Arm(name, tuple(shlex.split(flags)))
+def _arm(name: str, flags: str, recipe: str | None = None) -> Arm:
+    return Arm(name, tuple(shlex.split(flags)), recipe)
 
 
 _WHOLE = "--curriculum whole-pool --num-stages 1 "
@@ -34,6 +40,7 @@ _EASY, _RANDOM, _HARD, _SHUFFLED = (
 )
 _RAMP_T, _RAMP_R = "--temperature 1 1.33 1.67 2 ", "--kd-ratio 0.7 0.8 0.9 1.0 "
 _T1, _R07, _ONE_COSINE = "--temperature 1 ", "--kd-ratio 0.7 ", "--restart-optimizer false "
+_TO_REVERSE = "--type-of-stage tfkl tfkl trkl trkl"
 _POCL = _EASY + _RAMP_T + _RAMP_R
 
 ARMS = tuple(
@@ -44,7 +51,7 @@ ARMS = tuple(
         ("KLD, r = 1", _WHOLE + _T1 + "--kd-ratio 1"),
         ("KLD, T = 2", _WHOLE + "--temperature 2 " + _R07),
         ("KLD, constant rate", _WHOLE + _T1 + _R07 + "--lr-schedule constant"),
-        ("POCL as published", _POCL),
+        ("POCL as published", _POCL, "paper"),
         ("POCL, random pools", _RANDOM + _RAMP_T + _RAMP_R),
         ("POCL, hard to easy", _HARD + _RAMP_T + _RAMP_R),
         ("POCL, same visits shuffled", _SHUFFLED + _RAMP_T + _RAMP_R),
@@ -60,11 +67,15 @@ ARMS = tuple(
         ("whole pool, T ramp, restarts", _STAGES + _RAMP_T + _R07),
         ("whole pool, both ramps, restarts", _STAGES + _RAMP_T + _RAMP_R),
         ("whole pool, both ramps, one cosine", _STAGES + _RAMP_T + _RAMP_R + _ONE_COSINE),
-        ("pools, easy first, one cosine", _EASY + _T1 + _R07 + _ONE_COSINE),
+        ("pools, easy first, one cosine", _EASY + _T1 + _R07 + _ONE_COSINE, "steady"),
         ("pools, random, one cosine", _RANDOM + _T1 + _R07 + _ONE_COSINE),
         ("pools, hard first, one cosine", _HARD + _T1 + _R07 + _ONE_COSINE),
         ("same visits shuffled, one cosine", _SHUFFLED + _T1 + _R07 + _ONE_COSINE),
         ("pools, easy first, constant rate", _EASY + _T1 + _R07 + _ONE_COSINE + "--lr-schedule constant"),
+        ("KLD, PACED weights", _WHOLE + _T1 + _R07 + "--difficulty pass-rate --weighting paced"),
+        ("KLD, forward then reverse", _STAGES + _T1 + _R07 + _ONE_COSINE + _TO_REVERSE),
+        ("pools, forward then reverse, one cosine", _EASY + _T1 + _R07 + _ONE_COSINE + _TO_REVERSE),
+        ("pools of the easiest three quarters, one cosine", _EASY + _T1 + _R07 + _ONE_COSINE + "--keep-share 0.75"),
     )
 )
 QUICK = ("KLD", "SFT", "POCL as published", "pools, easy first, one cosine")

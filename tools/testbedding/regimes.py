@@ -21,7 +21,7 @@ import train
 from pocl.cli.checks import parse_train
 from pocl.cli.process import seed_everything
 from pocl.cli.resolve import with_sizes
-from pocl.common.files import write_json
+from pocl.common.files import replace_folder, write_json
 from pocl.common.lock import FolderLock
 from pocl.data.dataset import FORMAT_VERSION
 from pocl.models.identity import tokenizer_fingerprint, vocabulary_size
@@ -33,7 +33,8 @@ VOCABULARY, MAX_PROMPT, MAX_LENGTH = 400, 24, 48  # tokens
 HELD_OUT = 400  # prompts
 # What every training here shares. --num-dev 0: no student is chosen, the last one is taken.
 SHARED = ("--max-length", str(MAX_LENGTH), "--num-dev", "0", "--no-repeat-ngram", "0", "--bucket-examples", "0")
-SHARED += ("--eval-every", "1000", "--log-every", "100", "--deepspeed-config", "scripts/deepspeed/zero0.json")
+SHARED += ("--eval-every", "1000", "--log-every", "100", "--report-to", "none")
+SHARED += ("--deepspeed-config", "scripts/deepspeed/zero0.json")
 PLAIN = ("--type", "sft", "--curriculum", "whole-pool", "--num-stages", "1")
 
 
@@ -125,13 +126,21 @@ class Bench:
         """Whether all of it is there."""
         return (self.place / "made.json").is_file()
 
-    def make(self) -> None:
-        """Make what is not there yet; several processes may ask at once."""
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the teacher has been trained."""
+        return (self.shared / "made.json").is_file()
+
+    def make_teacher(self) -> None:
+        """Train the teacher, unless that was done; several processes may ask at once."""
         with alone(self.shared / "making"):
-            if not (self.shared / "made.json").is_file():
-                self._make_shared()
+            if not self.has_teacher:
+                self._make_teacher()
+
+    def make(self) -> None:
+        """Make the data and the student, likewise; they do not wait for the teacher."""
         with alone(self.place / "making"):
-            if not (self.place / "made.json").is_file():
+            if not self.is_made:
                 self._make_own()
 
     def _draws(self, name: str) -> dict[str, list[dict[str, str]]]:
@@ -148,12 +157,19 @@ class Bench:
             "warmup": make_records(Draw(self.size.warmup_examples, regime.kinds), dice, taken),
         }
 
-    def _make_shared(self) -> None:
-        records = self._draws("teacher")["teacher"]
-        tokenizer = make_tokenizer([f"{record['instruction']}\n\n{record['output']}" for record in records])
-        untrained, data = self.shared / "untrained", self.shared / "data"
-        save_untrained(tokenizer, self.size.teacher, 0, untrained)
-        write_data(records, [], tokenizer, data)
+    def _untrained(self) -> Path:
+        """The teacher before its training, with the tokenizer of all models."""
+        folder = self.shared / "untrained"
+        with alone(self.shared / "beginning"):
+            if not folder.is_dir():
+                texts = [f"{one['instruction']}\n\n{one['output']}" for one in self._draws("teacher")["teacher"]]
+                save_untrained(make_tokenizer(texts), self.size.teacher, 0, self.shared / "new")
+                replace_folder(self.shared / "new", folder)
+        return folder
+
+    def _make_teacher(self) -> None:
+        records, untrained, data = self._draws("teacher")["teacher"], self._untrained(), self.shared / "data"
+        write_data(records, [], load_tokenizer(str(untrained)), data)
         train_here(
             [*PLAIN, "--model", str(untrained), "--data-dir", str(data), "--lr", "2e-3"]
             + ["--global-batch-size", "32", "--epochs", str(self.size.teacher_epochs)],
@@ -163,7 +179,7 @@ class Bench:
 
     def _make_own(self) -> None:
         records, untrained = self._draws("own"), self.place / "untrained"
-        tokenizer = load_tokenizer(str(self.teacher))
+        tokenizer = load_tokenizer(str(self._untrained()))
         save_untrained(tokenizer, self.size.student, self.seed, untrained)
         write_data(records["warmup"], [], tokenizer, self.place / "warmup-data")
         write_data(records["train"], records["held out"], tokenizer, self.data)
@@ -180,7 +196,7 @@ def alone(folder: Path) -> Iterator[None]:
     """One process at a time; the others wait."""
     with FolderLock(folder) as lock:
         while lock.take():
-            time.sleep(1.0)
+            time.sleep(0.2)
         yield
 
 

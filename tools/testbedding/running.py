@@ -1,7 +1,6 @@
 """One arm on one seed of one regime: trained by train.py's own functions, scored, and left as a small JSON."""
 
 import shutil
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -61,8 +60,9 @@ def run_arm(results: Path, bench: Bench, arm: Arm) -> dict[str, Any]:
     if known is not None:
         return known
     started = time.perf_counter()
-    bench.make()
-    agreement = rank_once(bench)
+    if arm.has_teacher:
+        bench.make_teacher()
+    agreement = make_and_rank(bench)
     folder = Path(tempfile.mkdtemp(dir=bench.place))
     try:
         run = train_here(flags_of(arm, bench), folder)
@@ -80,8 +80,9 @@ def run_arm(results: Path, bench: Bench, arm: Arm) -> dict[str, Any]:
     return result
 
 
-def rank_once(bench: Bench) -> float:
-    """Rank the examples by the student of the start, unless that was done -> how the ranking and the grade agree."""
+def make_and_rank(bench: Bench) -> float:
+    """Make data and student and rank by that, unless it was done -> how the ranking and the grade agree."""
+    bench.make()
     with alone(bench.place / "making"):
         kept = bench.place / "agreement.json"
         if not kept.is_file():
@@ -91,12 +92,7 @@ def rank_once(bench: Bench) -> float:
             )
             ranking = pocl.rank(train, pocl.Student.load(str(bench.student)), settings=settings)
             write_ranking(bench.ranking, ranking)
-            rouge = [record["rouge_l"] for record in ranking.records]
-            start = score(pocl.Student.load(str(bench.student)), bench)
-            agreement = {"spearman": agreement_of(ranking.records, bench), "rouge_l": statistics.fmean(rouge)}
-            write_json(
-                kept, agreement | {"student": start, "teacher": score(pocl.Student.load(str(bench.teacher)), bench)}
-            )
+            write_json(kept, {"spearman": agreement_of(ranking.records, bench)})
         return read_json(kept)["spearman"]
 
 

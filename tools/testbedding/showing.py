@@ -66,7 +66,7 @@ def page(rows: Rows, arms: Sequence[Arm], drawn: str) -> str:
         parts.append(f"<section><h2>{regime}: {html.escape(REGIMES[regime].title)}</h2>")
         parts += [_table(COLUMNS, text_rows(of_regime)), "</section>"]
     parts.append("<section><h2>The arms, in flags of train.py</h2>")
-    parts.append(_table(("arm", "flags"), [[arm.name, " ".join(arm.flags)] for arm in arms]) + "</section>")
+    parts.append(_table(("arm", "flags"), [[arm.name, arm.text] for arm in arms]) + "</section>")
     head = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
     style = f"<style>{SHEET} svg {{ max-width: 100%; height: auto; background: #fff }}</style>"
     return f"{head}<title>The testbed</title>{style}<body><main>{''.join(parts)}</main></body></html>\n"
