@@ -110,9 +110,10 @@ def run(what: StudyOptions, arm: str, seed: int) -> dict[str, Any]:
     _call("evaluate.py", "--model", trained / "best", "--output-dir", trained / "eval", *evaluation, *limits)
     answers = read_jsonl(trained / "eval" / what.set / "10.jsonl")
     scores = {name: [record[name] for record in answers] for name in ("rouge_l", "exact_match")}
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    means |= {"cross_entropy": read_json(trained / "eval" / "summary.json")[what.set].get("cross_entropy")}
     ledger = read_json(trained / "ledger.json")
     shutil.rmtree(folder)  # a student of some hundred megabytes
-    means = {name: float(np.mean(values)) for name, values in scores.items()}
     command_line = [str(word) for word in command]
     return {"arm": arm, "seed": seed, **means, "flags": command_line, "ledger": ledger, "prompts": scores}
 
@@ -134,11 +135,13 @@ def show(what: StudyOptions) -> None:
     for arm, results in read.items():
         values = np.array([result["rouge_l"] for result in results.values()])
         exact = [result["exact_match"] for result in results.values()]
+        losses = [result.get("cross_entropy") for result in results.values()]  # none in results of earlier versions
         row = [
             arm,
             len(results),
             f"{values.mean():.1f}" if len(values) else "",
             f"{np.mean(exact):.1f}" if exact else "",
+            f"{np.mean(losses):.3f}" if losses and None not in losses else "",
         ]
         shared = sorted(results.keys() & read.get(BASELINE, {}).keys())
         if arm != BASELINE and len(shared) > 1:
@@ -154,7 +157,7 @@ def show(what: StudyOptions) -> None:
         row[-1] = f"{next(corrected):.3f}" if row[-1] != "" else ""
     show_table(
         f"{what.num_train} examples, held-out {what.set}, greedy; differences over training seeds",
-        ["arm", "seeds", "ROUGE-L", "exact match", f"to {BASELINE} (95 %)", "p, Holm"],
+        ["arm", "seeds", "ROUGE-L", "exact match", "cross-entropy", f"to {BASELINE} (95 %)", "p, Holm"],
         rows,
     )
 

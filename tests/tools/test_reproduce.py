@@ -98,7 +98,7 @@ def test_ablations_change_one_thing_of_pocl(tmp_path: Path) -> None:
         "pools alone, same visits shuffled": {"curriculum.curriculum", "curriculum.restart_optimizer", *ramps},
         "pools alone, constant rate": {"curriculum.restart_optimizer", "optimiser.lr_schedule", *ramps},
         "forward, then reverse KL": {"loss.type_of_stage"},
-        "easiest three quarters": {"curriculum.keep_share", "curriculum.max_steps"},
+        "easiest three quarters": {"curriculum.keep_share", "curriculum.epochs"},
         "PACED weights": {"curriculum.difficulty", "loss.weighting"},
         "whole pool, PACED weights alone": {"curriculum.curriculum", "curriculum.epochs", "curriculum.difficulty"}
         | {"curriculum.restart_optimizer", "loss.weighting", *ramps},
@@ -121,7 +121,10 @@ def test_subsets_make_the_number_of_updates_nearest_to_pocls_in_whole_epochs(tmp
     two, eight = 89 + 178, 22 + 44 + 66 + 89 + 111 + 133 + 156 + 178
     assert abs(13 * two - 3552) < min(abs(12 * two - 3552), abs(14 * two - 3552))
     assert abs(4 * eight - 3552) < min(abs(3 * eight - 3552), abs(5 * eight - 3552))
+    easiest = 33 + 67 + 100 + 134  # pools of i * 2,144: three quarters are 8,576 examples
+    assert abs(11 * easiest - 3552) < min(abs(10 * easiest - 3552), abs(12 * easiest - 3552))
     wanted = {row.name: 3552 for row in table_rows("ablation")} | {"2 subsets": 13 * two, "8 subsets": 4 * eight}
+    wanted |= {"easiest three quarters": 11 * easiest}
     whole = {name for name in wanted if name.startswith("whole pool")} | {"KLD, matched"}
     wanted |= dict.fromkeys(whole, 20 * 178) | {"KLD, its own batch and rate": 20 * (11_435 // 8)}
     found = {

@@ -33,12 +33,14 @@ def test_every_arm_makes_200_updates_of_320_examples(arm: str) -> None:
 def test_differences_are_paired_by_training_seed(tmp_path: Path) -> None:
     for arm, scores in {"kld": [50, 52, 51], "pocl": [48, 49, 50]}.items():
         for seed, score in zip((10, 20, 30), scores, strict=True):
-            (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps({"rouge_l": score, "exact_match": 1.0}))
+            found = {"rouge_l": score, "exact_match": 1.0} | ({"cross_entropy": seed / 100} if arm == "kld" else {})
+            (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps(found))
     command = ["--table", "--output-dir", tmp_path, "--arms", "KLD", "POCL", "SFT"]
     result = call(study, [*command, "--seeds", 10, 20, 30, 40])
     assert result.status == 0, result.output
     # -2, -3 and -1: mean -2, deviation 1, and 4.303 of Student's t with two degrees of freedom
     assert "-2.0 ± 2.5" in result.output and "0.074" in result.output
+    assert result.output.count("0.200") == 1  # the cross-entropy of the arm that has one
 
 
 def test_examples_that_fill_no_four_pools_are_refused() -> None:
