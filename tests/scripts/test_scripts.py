@@ -709,7 +709,8 @@ def test_the_quickstart_asks_what_is_there_and_makes_a_student_of_its_own_for_ot
     first = value(usual, "--output-dir")
     place = f"results/quickstart/eval/{Path(first).name}-60"
     asked = [value(command, "--output-dir") for command in commands("evaluate.py")]
-    assert asked == [f"{place}/{name}" for name in ("before", "warmup", "sft", "kld", "pocl-tfkl", "teacher")]
+    ways = ("sft", "kld", "pocl-tfkl", "steady-tfkl")
+    assert asked == [f"{place}/{name}" for name in ("before", "warmup", *ways, "teacher")]
     others = [
         value(command, "--output-dir") for command in commands("evaluate.py", "--type", "tjsd", "--num-eval", "9")
     ]
