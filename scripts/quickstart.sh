@@ -166,8 +166,9 @@ run_python tools/make_tables.py --output "$RESULTS/table.md" --title "held-out $
     "… then its pools alone=$EVAL/steady-$TYPE" "teacher=$EVAL/teacher"
 cat <<EOF
 $NUM_EVAL prompts, one training seed, $UPDATES updates: a difference smaller than the intervals says nothing. The table shows
-that training works; which way is better takes several training seeds. In those (docs/study.md) restarts and rising T
-hurt short runs, as they do here, and growing pools alone are about as good as KLD. Try yours: bash scripts/testbed.sh.
+that training works; which way is better takes several training seeds. In those (docs/study.md) a rising T beside a rising
+KD ratio costs short runs some points, and growing pools alone are about as good as KLD. An idea of yours is tried by
+bash scripts/testbed.sh --quick.
 EOF
 run_python tools/show_answers.py --set "$SET" --num-examples 4 --rows \
     "warmed up=$EVAL/warmup" "SFT=$EVAL/sft" "KLD=$EVAL/kld" "POCL=$EVAL/pocl-$TYPE" \

@@ -1,13 +1,24 @@
 """The settings and loops under which a trainer would not follow a curriculum, refused before the first step."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
+from packaging.version import Version
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerState, TrainingArguments
 
 from pocl.common.errors import UserError
 from pocl.curriculum.schedule import Schedule
+
+OLDEST = {"transformers": "5.0", "trl": "1.10"}  # tried; older ones lack what is hooked into
+
+
+def check_version(package: str) -> None:
+    """Raise UserError for a transformers or trl that is too old to be led."""
+    found, oldest = version(package), OLDEST[package]
+    if Version(found) < Version(oldest):
+        raise UserError(f'{package} {found} is too old for a curriculum; pip install --upgrade "{package}>={oldest}"')
 
 
 def check_arguments(schedule: Schedule, trainer: Trainer) -> None:

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback
 
 import pocl
 from pocl.data.dataset import Split
+from pocl.integrations import checks
 from tests.integrations import loops
 from tests.runs import Folders
 
@@ -129,6 +130,15 @@ def test_a_loader_with_an_order_of_its_own_is_refused_before_the_first_step(
 def test_a_loop_of_another_kind_is_refused(split: Split, ranking: pocl.Ranking) -> None:
     with pytest.raises(pocl.UserError, match="list is no transformers Trainer"):
         pocl.Curriculum(ranking, loops.schedule(split)).attach([])
+
+
+def test_an_older_trl_is_refused(
+    llama: Folders, split: Split, data: datasets.Dataset, ranking: pocl.Ranking, tmp_path: Path, monkeypatch: Any
+) -> None:
+    trainer = loops.bare("sft", llama, data, loops.arguments("sft", tmp_path))
+    monkeypatch.setattr(checks, "version", {"transformers": "5.0.0", "trl": "1.9.2"}.get)
+    with pytest.raises(pocl.UserError, match='trl 1.9.2 is too old .* "trl>=1.10"'):
+        pocl.Curriculum(ranking, loops.schedule(split)).attach(trainer)
 
 
 def test_a_loss_that_would_have_no_effect_is_refused(
