@@ -162,3 +162,10 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
         assert not path or (page.parent / path).is_file(), target
         assert page.parent.name != "docs" or not path.startswith("../") or f'"{path[3:]}"' in SITE, target
         assert not anchor or path or anchor in anchors, target
+
+
+def test_the_first_page_and_the_sites_menu_lead_to_every_page() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    first = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+    menu = set(re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert (first | {"index.md"}, menu) == (pages, pages)
