@@ -33,9 +33,10 @@ def check_arguments(schedule: Schedule, trainer: Trainer) -> None:
         )
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         raise UserError("`packing` mixes or reorders examples; set `packing` and `padding_free` to False")
-    strategy = getattr(args, "train_sampling_strategy", None)
-    if strategy in ("group_by_length", "batch_rebalance") or getattr(args, "group_by_length", False):
+    if getattr(args, "train_sampling_strategy", None) in ("group_by_length", "batch_rebalance"):
         raise UserError("`train_sampling_strategy` reorders examples by length; set it to 'sequential'")
+    if getattr(args, "group_by_length", False):  # what transformers 5.0 has instead
+        raise UserError("`group_by_length` reorders examples by length; set it to False")
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     if per_step != schedule.global_batch_size or args.n_gpu > 1:
         raise UserError(

@@ -29,7 +29,8 @@ from pocl.data.dataset import Split
 from pocl.models.loading import load_model, load_tokenizer
 from tests.runs import MAX_LENGTH, Folders
 
-GLOBAL_BATCH, STAGES, EPOCHS, SEED = 8, 2, 1, 10
+GLOBAL_BATCH, STAGES, EPOCHS, SEED = 16, 2, 1, 10
+STEPS = 1 + 3  # of pools of 24 and 48
 COMMON: dict[str, Any] = {
     "num_train_epochs": 1,
     "logging_steps": 1,

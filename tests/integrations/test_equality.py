@@ -24,7 +24,7 @@ from tests.tiny import ROOT
 
 KINDS = ["pocl", "gkd", "gold", "sft"]
 WAYS = ["dispatched", "checkpointed", *loops.ZERO]  # of our own trainer, in two processes
-SAVED = 5  # steps until a checkpoint within the second stage
+SAVED = 2  # steps until a checkpoint within the second stage
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def ours(llama: Folders, tmp_path_factory: pytest.TempPathFactory) -> tuple[Seen
 
     command = ["--num-stages", loops.STAGES, "--epochs", loops.EPOCHS, "--difficulty", "length", "--num-dev", 0]
     command += ["--deepspeed-config", ROOT / "scripts" / "deepspeed" / "zero0.json", "--seed", loops.SEED]
+    command += ["--global-batch-size", loops.GLOBAL_BATCH]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BatchCutter, "cut", noting)
         result = call(train, train_arguments(llama, out, *command))
@@ -99,7 +100,7 @@ def test_each_step_has_the_examples_t_r_pool_and_rate_of_train_py(
 ) -> None:
     wanted = ours[0]
     for found in (alone[kind], together[kind]):
-        assert found.ids == wanted.ids and len(found.ids) == 9
+        assert found.ids == wanted.ids and len(found.ids) == loops.STEPS
         for name in ("stage", "pool", "temperature", "kd_ratio"):
             assert values(found, name) == values(wanted, name)
         assert values(found, "learning_rate") == values(wanted, "lr")
@@ -117,7 +118,7 @@ def test_losses_and_gradients_are_those_of_train_py(
 @pytest.mark.parametrize("way", WAYS)
 def test_dispatch_recomputed_activations_and_deepspeed_change_nothing(together: dict[str, Seen], way: str) -> None:
     found, wanted = together[way], together["pocl"]
-    assert found.ids == wanted.ids and len(found.logs) == 9
+    assert found.ids == wanted.ids and len(found.logs) == loops.STEPS
     for name in ("stage", "pool", "temperature", "kd_ratio", "learning_rate"):
         assert values(found, name) == values(wanted, name)
     assert values(found, "loss") == pytest.approx(values(wanted, "loss"), rel=2e-5)
@@ -163,7 +164,7 @@ def test_a_run_stopped_within_a_stage_ends_with_the_same_weights(
 ) -> None:
     resumed = loops.make(kind, llama, tmp_path, ours[1] / "difficulty.jsonl", accumulation=2)
     resumed.train(resume_from_checkpoint=str(ended[kind].checkpoint))
-    assert resumed.state.global_step == 9 and resumed.state.log_history[SAVED]["stage"] == 1
+    assert resumed.state.global_step == loops.STEPS and resumed.state.log_history[SAVED]["stage"] == 1
     weights = resumed.model.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in ended[kind].weights.items())
 

@@ -63,11 +63,11 @@ def test_a_teacher_with_another_vocabulary_follows_the_curriculum(llama: Folders
     tokenizer.pad_token = tokenizer.eos_token
     model = tiny_model("llama", vocab_size=len(tokenizer), end_id=tokenizer.eos_token_id, seed=1)
     other = llama.__class__(llama.student, save_model(model, tokenizer, tmp_path / "teacher"), llama.data, tmp_path)
-    rows = [{"id": i, "prompt": f"number {i}:", "completion": " one two three" * (i + 1)} for i in range(24)]
+    rows = [{"id": i, "prompt": f"number {i}:", "completion": " one" * (i + 1)} for i in range(32)]
     data = datasets.Dataset.from_list(rows)
     ranking = pocl.Ranking.of_scores(rows, {"id": "lowest"})
     stages = pocl.baby_step(len(rows), num_stages=2, epochs=1, temperature=(1, 2), kd_ratio=(0.7, 1.0))
-    curriculum = pocl.Curriculum(ranking, pocl.Schedule(stages, ranking.order, global_batch_size=8))
+    curriculum = pocl.Curriculum(ranking, pocl.Schedule(stages, ranking.order, global_batch_size=loops.GLOBAL_BATCH))
     args = loops.arguments("gold", tmp_path, accumulation=2, use_uld_loss=True)
     trainer = loops.bare("gold", other, data, args)
     curriculum.attach(trainer)
@@ -82,7 +82,7 @@ def test_a_teacher_with_another_vocabulary_follows_the_curriculum(llama: Folders
     seen = micro_batches(trainer)
     wanted = [update for update in curriculum.updates for _ in range(2)]
     assert settings == [(u.stage.temperature, u.stage.temperature, 1 - u.stage.kd_ratio) for u in wanted]
-    assert len(seen) == 2 * len(curriculum.updates) == 8
+    assert len(seen) == 2 * len(curriculum.updates) == 2 * (1 + 2)
     prompts = [inputs["original_prompt_text"] for inputs, *_ in seen]
     for update, first, second in zip(curriculum.updates, prompts[::2], prompts[1::2], strict=True):
         assert sorted(first + second) == sorted(data[update.examples]["prompt"])
