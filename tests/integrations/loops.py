@@ -17,6 +17,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 from trl import DistillationConfig, SFTConfig, SFTTrainer
 from trl import DistillationTrainer as OnPolicyTrainer
@@ -51,6 +52,7 @@ def deepspeed_config(stage: int) -> dict[str, Any]:
     return {name: "auto" for name in names} | {"zero_optimization": {"stage": stage}}
 
 
+SAVING = {"save_strategy": "steps", "save_steps": 2}
 OFF_POLICY = {"max_length": MAX_LENGTH, "lmbda": 0.0}
 CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "pocl": (TrainingArguments, {}),
@@ -61,7 +63,7 @@ CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "gkd": (GKDConfig, OFF_POLICY),
     "gold": (GOLDConfig, OFF_POLICY),
     "on-policy": (DistillationConfig, {"max_completion_length": 4}),
-    **{name: (TrainingArguments, {"deepspeed": deepspeed_config(stage)}) for name, stage in ZERO.items()},
+    **{name: (TrainingArguments, {"deepspeed": deepspeed_config(stage)} | SAVING) for name, stage in ZERO.items()},
 }
 
 
@@ -181,6 +183,15 @@ def run(kinds: Sequence[str], folders: Folders, out: Path, ranking: Any, accumul
     return {kind: watch(make(kind, folders, out, ranking, accumulation=accumulation), split) for kind in kinds}
 
 
+def resumes(kind: str, folders: Folders, out: Path, ranking: Any) -> bool:
+    """Whether a run from the second step of one that ``SAVING`` saved ends with the same weights; collective."""
+    trainer = make(kind, folders, out / "again", ranking)
+    trainer.train(resume_from_checkpoint=str(out / kind / "checkpoint-2"))
+    wanted = load_file(out / kind / f"checkpoint-{STEPS}" / "model.safetensors")
+    weights = trainer.model.state_dict()
+    return all(torch.equal(weights[name], weight) for name, weight in wanted.items())
+
+
 def ranked_by_student(folders: Folders) -> list[dict[str, Any]]:
     """What a student's ranking of a plain data set holds; collective."""
     rows = [{"id": f"row-{number}", "prompt": f"{number}: ", "completion": "x" * number} for number in range(1, 14)]
@@ -194,11 +205,13 @@ def main() -> None:
     root, output, accumulation, *kinds = sys.argv[1:]
     distributed.join()
     folders = Folders(*(Path(root) / name for name in ("student", "teacher", "processed", "data")))
-    seen = run(kinds, folders, Path(output).parent, by_length(load(folders)), int(accumulation))
+    out, ranking = Path(output).parent, by_length(load(folders))
+    seen = run(kinds, folders, out, ranking, int(accumulation))
+    resumed = resumes("zero2", folders, out, ranking)
     ranked = ranked_by_student(folders)
     if distributed.is_main():
         found = {kind: asdict(value) for kind, value in seen.items()}
-        Path(output).write_text(json.dumps({"seen": found, "ranked": ranked}))
+        Path(output).write_text(json.dumps({"seen": found, "resumed": resumed, "ranked": ranked}))
 
 
 if __name__ == "__main__":

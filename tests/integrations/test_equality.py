@@ -77,7 +77,7 @@ def alone(ended: dict[str, Ended]) -> dict[str, Seen]:
 
 @pytest.fixture(scope="module")
 def two_processes(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same in two processes, without accumulation, and a ranking there."""
+    """The same in two processes, without accumulation; whether ZeRO 2 resumes there, and a ranking."""
     output = tmp_path_factory.mktemp("together") / "seen.json"
     result = on_ranks("tests/integrations/loops.py", [pair, output, 1, *KINDS, *WAYS], num_ranks=2)
     assert result.status == 0, result.output
@@ -167,6 +167,12 @@ def test_a_run_stopped_within_a_stage_ends_with_the_same_weights(
     assert resumed.state.global_step == loops.STEPS and resumed.state.log_history[SAVED]["stage"] == 1
     weights = resumed.model.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in ended[kind].weights.items())
+
+
+def test_a_run_under_deepspeed_stopped_within_a_stage_ends_with_the_same_weights(
+    two_processes: dict[str, Any],
+) -> None:
+    assert two_processes["resumed"]
 
 
 def test_a_ranking_by_two_processes_is_that_of_one(llama: Folders, two_processes: dict[str, Any]) -> None:
