@@ -91,7 +91,7 @@ def _raise(error: Exception) -> str:
         (torch.OutOfMemoryError("CUDA out of memory"), "not checked", "out of memory: CUDA out of memory"),
         (subprocess.TimeoutExpired("x", 1), "not checked", "the time was up; give more --minutes"),
         (Wrong("0.5 apart"), "WRONG", "0.5 apart"),
-        (UserError("no such model"), "WRONG", "no such model"),
+        (UserError("`dtype` fp8 is unknown"), "WRONG", "--dtype fp8 is unknown"),
         (RuntimeError("CUDA error"), "WRONG", "RuntimeError: CUDA error"),
     ],
 )
