@@ -33,7 +33,7 @@ for update in schedule:
         optimizer = torch.optim.AdamW(parameters, lr=update.lr, weight_decay=0.01)
     for group in optimizer.param_groups:
         group["lr"] = update.lr
-    num_tokens, total = train.num_labels[update.examples].sum(), 0.0
+    num_tokens, total = train.num_labels[update.examples].sum(), torch.zeros((), device=device)
     for micro in update.examples[rank::world].reshape(-1, 4):  # 4 examples at a time
         batch = train.batch(micro).to(device)
         values = loss(
@@ -44,9 +44,9 @@ for update in schedule:
             kd_ratio=update.stage.kd_ratio,
         )
         (values.loss / num_tokens).backward()  # tokens of all micro-batches on all ranks
-        total += values.loss.item() / num_tokens
-    for parameter in parameters if world > 1 else ():
-        dist.all_reduce(parameter.grad)  # summed, as the loss is
+        total += values.loss.detach() / num_tokens
+    for value in [total, *(parameter.grad for parameter in parameters)] if world > 1 else ():
+        dist.all_reduce(value)  # summed over ranks, as the loss is
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -1,13 +1,24 @@
 """The settings and loops under which a trainer would not follow a curriculum, refused before the first step."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
+from packaging.version import Version
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerState, TrainingArguments
 
 from pocl.common.errors import UserError
 from pocl.curriculum.schedule import Schedule
+
+OLDEST = {"transformers": "5.0", "trl": "1.10"}  # tried; older ones lack what is hooked into
+
+
+def check_version(package: str) -> None:
+    """Raise UserError for a transformers or trl that is too old to be led."""
+    found, oldest = version(package), OLDEST[package]
+    if Version(found) < Version(oldest):
+        raise UserError(f'{package} {found} is too old for a curriculum; pip install --upgrade "{package}>={oldest}"')
 
 
 def check_arguments(schedule: Schedule, trainer: Trainer) -> None:
@@ -22,9 +33,10 @@ def check_arguments(schedule: Schedule, trainer: Trainer) -> None:
         )
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         raise UserError("`packing` mixes or reorders examples; set `packing` and `padding_free` to False")
-    strategy = getattr(args, "train_sampling_strategy", None)
-    if strategy in ("group_by_length", "batch_rebalance") or getattr(args, "group_by_length", False):
+    if getattr(args, "train_sampling_strategy", None) in ("group_by_length", "batch_rebalance"):
         raise UserError("`train_sampling_strategy` reorders examples by length; set it to 'sequential'")
+    if getattr(args, "group_by_length", False):  # what transformers 5.0 has instead
+        raise UserError("`group_by_length` reorders examples by length; set it to False")
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     if per_step != schedule.global_batch_size or args.n_gpu > 1:
         raise UserError(

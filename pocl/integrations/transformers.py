@@ -19,7 +19,7 @@ from pocl.common.files import read_jsonl
 from pocl.curriculum.schedule import Schedule, Update
 from pocl.data.dataset import Split
 from pocl.difficulty.ranking import Ranking
-from pocl.integrations.checks import check_arguments, check_loop
+from pocl.integrations.checks import check_arguments, check_loop, check_version
 from pocl.integrations.visits import ID, Visits, ids_of, order_of
 from pocl.losses import DistillationLoss
 from pocl.training.moments import clear_moments
@@ -86,6 +86,7 @@ class Curriculum:
         if not isinstance(trainer, Trainer):
             kind = type(trainer).__name__
             raise UserError(f"{kind} is no transformers Trainer; a loop of another kind can go through `Schedule`")
+        check_version("transformers")
         check_arguments(self.schedule, trainer)
         apply = _adapter(trainer, loss)
         if self.schedule.weights is not None and not hasattr(trainer, "curriculum"):

@@ -8,8 +8,9 @@
 | DistillationTrainer | yes, of prompts | its own on the student's text, with the stage's T; no KD ratio |
 
 TRL divides by the tokens of the whole step but leaves out that gradients are averaged: with two processes the gradient
-of GKDTrainer is half as large as with one, that of GOLDTrainer also with two accumulated micro-batches. The objective
-here is multiplied by what is missing, so that it does not depend on either.
+of GKDTrainer is half as large as with one, that of GOLDTrainer also with two accumulated micro-batches. Its tokens are
+the data's, also where it trains on sampled text. ULD's loss is a mean of a micro-batch, of which two make it twice as
+large. The objective here is divided by the tokens that are trained on, ULD's by the number of micro-batches.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from pocl.common.errors import UserError
 from pocl.curriculum.schedule import Update
 from pocl.curriculum.stages import Stage
 from pocl.data.batch import IGNORE
+from pocl.integrations.checks import check_version
+from pocl.integrations.texts import Buffered, SampledFirst
 from pocl.losses import DistillationLoss
 from pocl.losses.token import Weights
 
@@ -31,8 +34,10 @@ Apply = Callable[[Update], None]  # gives a trainer the T and KD ratio of a step
 def adapt(trainer: Any, loss: DistillationLoss | None) -> Apply:
     """What gives one of TRL's trainers the T and KD ratio of a step; its objective is replaced where ``loss`` is used.
 
-    Raises UserError for a trainer that no adapter knows, and for a ``loss`` where the trainer keeps its own.
+    Raises UserError for a TRL that is too old, a trainer that no adapter knows, and a ``loss`` where the trainer keeps
+    its own.
     """
+    check_version("trl")
     for kind in type(trainer).__mro__:
         if kind.__name__ in ADAPTERS and kind.__module__.split(".")[0] == "trl":
             return ADAPTERS[kind.__name__](trainer, loss)
@@ -48,6 +53,8 @@ def _supervised(trainer: Any, loss: DistillationLoss | None) -> Apply:
 
 def _generalised(trainer: Any, loss: DistillationLoss | None) -> Apply:
     """GKDTrainer, and GOLDTrainer with one vocabulary: their ``generalized_jsd_loss`` is looked up at every step."""
+    if getattr(trainer, "use_liger_gkd_loss", False):  # up to TRL 1.13
+        raise UserError("`use_liger_kernel` computes a loss of its own; set it to False")
     objective = _Objective(trainer, DistillationLoss("tfkl") if loss is None else loss)
     trainer.generalized_jsd_loss = objective
     return objective.follow
@@ -59,6 +66,7 @@ def _gold(trainer: Any, loss: DistillationLoss | None) -> Apply:
         return _generalised(trainer, loss)
     _no_loss(trainer, loss)
     uld = trainer.uld_loss_fn
+    trainer.model_accepts_loss_kwargs = False  # so that it is divided by the number of micro-batches
 
     def follow(update: Update) -> None:
         uld.student_temperature = uld.teacher_temperature = update.stage.temperature
@@ -94,9 +102,7 @@ class _Objective:
     def __init__(self, trainer: Any, loss: DistillationLoss) -> None:
         self.trainer, self.loss = trainer, loss
         self.stage: Stage | None = None  # before the first step
-        self._sampled = False
-        self._sample = trainer.generate_on_policy_outputs
-        trainer.generate_on_policy_outputs = self._note_samples
+        self._texts = Buffered(trainer) if hasattr(trainer, "_fill_buffer") else SampledFirst(trainer)
 
     def follow(self, update: Update) -> None:
         """Take the divergence, T and r of a step's stage."""
@@ -111,49 +117,27 @@ class _Objective:
         **others: Any,
     ) -> Tensor:
         """[B, T, V], [B, T, V], [B, T] -> []; ``others`` are what the hook's own divergence reads."""
-        learnt, stage = labels != IGNORE, self.stage
+        learnt, stage, learns = labels != IGNORE, self.stage, self.trainer.model.training
         values = self.loss.named(stage.loss if stage else None).of_logits(
             student_logits[learnt],
             teacher_logits[learnt],
             labels[learnt],
             temperature=stage.temperature if stage else 1.0,
             kd_ratio=stage.kd_ratio if stage else 1.0,
-            weights=self._weights(int(learnt.sum()), student_logits),
+            weights=self._weights(int(learnt.sum()), student_logits) if learns else None,
         )
-        if num_items_in_batch is None:  # in evaluation
+        if not learns or num_items_in_batch is None:
             return values.loss / learnt.sum().clamp_min(1)
-        return values.loss * (self._factor() / torch.as_tensor(num_items_in_batch, device=labels.device))
-
-    def _note_samples(self, model: Any, *others: Any) -> Any:
-        """GKDTrainer's sampling, of the micro-batch that comes next; the teacher's text is like the data's."""
-        self._sampled = model is not self.trainer.accelerator.unwrap_model(self.trainer.teacher_model)
-        return self._sample(model, *others)
+        # Gradients are averaged over processes.
+        scale = self.trainer.accelerator.num_processes / self._texts.num_tokens(num_items_in_batch)
+        return values.loss * torch.as_tensor(scale, device=labels.device)
 
     def _weights(self, num_tokens: int, like: Tensor) -> Weights | None:
         """Without cross-entropy where the student has sampled the text [N]; None: the stage's."""
-        sampled, self._sampled = self._sampled, False
-        if self.is_gold:
-            flags, args = self.trainer._buffered_on_policy, self.trainer.args
-            sampled = (
-                self.trainer.model.training and flags[(self.trainer._step - 1) % args.gradient_accumulation_steps]
-            )
-        if not sampled or self.stage is None:
+        if not self._texts.written_by_student() or self.stage is None:
             return None
         ratio = torch.full((num_tokens,), self.stage.kd_ratio, device=like.device)
         return Weights(ratio, torch.zeros_like(ratio))
-
-    @property
-    def is_gold(self) -> bool:
-        """Whether it is a GOLDTrainer's: it reads a step's micro-batches at once, and samples them beforehand."""
-        return hasattr(self.trainer, "_fill_buffer")
-
-    def _factor(self) -> int:
-        """What makes up for the mean over processes, and for tokens that were counted more than once.
-
-        GOLDTrainer reads its window of micro-batches as often as it accumulates, and counts its tokens each time.
-        """
-        repeats = self.trainer.args.gradient_accumulation_steps if self.is_gold else 1
-        return int(self.trainer.accelerator.num_processes) * int(repeats)
 
 
 def _no_loss(trainer: Any, loss: DistillationLoss | None) -> None:

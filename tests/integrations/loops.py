@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -28,7 +29,8 @@ from pocl.data.dataset import Split
 from pocl.models.loading import load_model, load_tokenizer
 from tests.runs import MAX_LENGTH, Folders
 
-GLOBAL_BATCH, STAGES, EPOCHS, SEED = 8, 2, 1, 10
+GLOBAL_BATCH, STAGES, EPOCHS, SEED = 16, 2, 1, 10
+STEPS = 1 + 3  # of pools of 24 and 48
 COMMON: dict[str, Any] = {
     "num_train_epochs": 1,
     "logging_steps": 1,
@@ -39,7 +41,16 @@ COMMON: dict[str, Any] = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
-OURS = ("pocl", "dispatched", "checkpointed")
+ZERO = {f"zero{stage}": stage for stage in range(3)}  # of DeepSpeed
+OURS = ("pocl", "dispatched", "checkpointed", *ZERO)
+
+
+def deepspeed_config(stage: int) -> dict[str, Any]:
+    """DeepSpeed's settings, filled in from the trainer's."""
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    return {name: "auto" for name in names} | {"zero_optimization": {"stage": stage}}
+
+
 OFF_POLICY = {"max_length": MAX_LENGTH, "lmbda": 0.0}
 CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "pocl": (TrainingArguments, {}),
@@ -50,6 +61,7 @@ CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
     "gkd": (GKDConfig, OFF_POLICY),
     "gold": (GOLDConfig, OFF_POLICY),
     "on-policy": (DistillationConfig, {"max_completion_length": 4}),
+    **{name: (TrainingArguments, {"deepspeed": deepspeed_config(stage)}) for name, stage in ZERO.items()},
 }
 
 
@@ -126,6 +138,8 @@ def distilling(folders: Folders, split: Split, curriculum: pocl.Curriculum, args
 def make(kind: str, folders: Folders, out: Path, ranking: Any, **settings: Any) -> Trainer:
     """A trainer of this kind with its curriculum."""
     split = load(folders)
+    if kind in ZERO:  # or else it compiles an all-reduce of its own
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     curriculum, args = pocl.Curriculum(ranking, schedule(split)), arguments(kind, out, **settings)
     if kind in OURS:
         return distilling(folders, split, curriculum, args)
@@ -167,14 +181,24 @@ def run(kinds: Sequence[str], folders: Folders, out: Path, ranking: Any, accumul
     return {kind: watch(make(kind, folders, out, ranking, accumulation=accumulation), split) for kind in kinds}
 
 
+def ranked_by_student(folders: Folders) -> list[dict[str, Any]]:
+    """What a student's ranking of a plain data set holds; collective."""
+    rows = [{"id": f"row-{number}", "prompt": f"{number}: ", "completion": "x" * number} for number in range(1, 14)]
+    settings = pocl.ScoringSettings(max_new_tokens=6)
+    student = pocl.Student.load(str(folders.student))
+    return pocl.rank(datasets.Dataset.from_list(rows), student, signals=["student"], settings=settings).records
+
+
 def main() -> None:
     """Run the named trainers, and write what they saw."""
     root, output, accumulation, *kinds = sys.argv[1:]
     distributed.join()
     folders = Folders(*(Path(root) / name for name in ("student", "teacher", "processed", "data")))
     seen = run(kinds, folders, Path(output).parent, by_length(load(folders)), int(accumulation))
+    ranked = ranked_by_student(folders)
     if distributed.is_main():
-        Path(output).write_text(json.dumps({kind: asdict(found) for kind, found in seen.items()}))
+        found = {kind: asdict(value) for kind, value in seen.items()}
+        Path(output).write_text(json.dumps({"seen": found, "ranked": ranked}))
 
 
 if __name__ == "__main__":

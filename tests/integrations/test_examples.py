@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import pocl
+from tests.ranks import on_ranks
 from tests.runs import Folders
 from tests.tiny import ROOT
 
@@ -31,7 +32,14 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+def assert_trained(start: Path, end: Path) -> None:
+    """Every matrix of the layers has changed."""
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, end))
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[key], after[key]) for key in before if "proj" in key)
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "plain_loop"])
 def test_an_example_trains_the_student(
     llama: Folders, records: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,9 +48,23 @@ def test_an_example_trains_the_student(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with mock.patch.object(sys, "argv", argv):
         runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
-    before, after = (load_file(folder / "model.safetensors") for folder in (llama.student, tmp_path / "out"))
-    assert before.keys() == after.keys()
-    assert not any(torch.equal(before[key], after[key]) for key in before if "proj" in key)
+    assert_trained(llama.student, tmp_path / "out")
+
+
+def test_the_plain_loop_trains_the_student_alike_on_one_process_and_two(
+    llama: Folders, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    models = [str(llama.student), str(llama.teacher), str(records)]
+    monkeypatch.setattr(sys, "argv", ["plain_loop.py", *models, str(tmp_path / "one")])
+    runpy.run_path(str(ROOT / "examples" / "plain_loop.py"), run_name="__main__")
+    alone = [line for line in capfd.readouterr().out.splitlines() if line.startswith("step ")]
+    result = on_ranks("tests/integrations/plain.py", [*models, tmp_path / "two"], num_ranks=2)
+    assert result.status == 0, result.output
+    together = [line for line in result.output.splitlines() if line.startswith("step ")]
+    assert together == alone and len(alone) == 6
+    assert_trained(llama.student, tmp_path / "one")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -7,10 +7,11 @@ import datasets
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import pocl
 from pocl.data.dataset import Split
+from pocl.integrations import checks
 from tests.integrations import loops
 from tests.runs import Folders
 
@@ -50,12 +51,14 @@ def small(out: Path, data: Any, kind: type[Trainer] = Trainer, **settings: Any) 
     return kind(Small(), args, data_collator=first, train_dataset=data)
 
 
+NEWER = hasattr(TrainingArguments, "train_sampling_strategy")  # than transformers 5.0
+BY_LENGTH = {"train_sampling_strategy": "group_by_length"} if NEWER else {"group_by_length": True}
 REFUSED = {
-    "train_sampling_strategy": ({"train_sampling_strategy": "group_by_length"}, "reorders examples by length"),
+    "by length": (BY_LENGTH, "reorders examples by length"),
     "batch size": ({"per_device_train_batch_size": 3}, "takes 3 examples x 1 accumulated x 1 processes"),
-    "accumulation": ({"gradient_accumulation_steps": 2}, "takes 8 examples x 2 accumulated"),
+    "accumulation": ({"gradient_accumulation_steps": 2}, "takes 16 examples x 2 accumulated"),
     "epochs": ({"num_train_epochs": 3}, "`num_train_epochs` to 1"),
-    "steps": ({"max_steps": 5}, "the curriculum is one epoch of 9 steps"),
+    "steps": ({"max_steps": 5}, "the curriculum is one epoch of 4 steps"),
     "best": (
         {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
         "compares losses of different stages",
@@ -86,7 +89,7 @@ def test_packing_is_refused(
 def test_an_iterable_data_set_is_refused(
     split: Split, data: datasets.Dataset, ranking: pocl.Ranking, tmp_path: Path
 ) -> None:
-    trainer = small(tmp_path, data.to_iterable_dataset(), max_steps=9)
+    trainer = small(tmp_path, data.to_iterable_dataset(), max_steps=loops.STEPS)
     with pytest.raises(pocl.UserError, match="is an iterable data set"):
         pocl.Curriculum(ranking, loops.schedule(split)).attach(trainer)
 
@@ -98,15 +101,17 @@ def test_a_shuffled_selection_is_refused(
     selected = curriculum.select(data)
     with pytest.raises(pocl.UserError, match="not in the curriculum's order"):
         curriculum.attach(small(tmp_path, selected.shuffle(seed=1)))
-    with pytest.raises(pocl.UserError, match="has 71 examples, the curriculum goes through 72"):
-        curriculum.attach(small(tmp_path, selected.select(range(71))))
+    with pytest.raises(pocl.UserError, match="has 63 examples, the curriculum goes through 64"):
+        curriculum.attach(small(tmp_path, selected.select(range(63))))
 
 
 class OwnLoader(Trainer):
     """A trainer that shuffles in a data loader of its own."""
 
     def get_train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, batch_size=8, shuffle=True, collate_fn=self.data_collator)
+        return DataLoader(
+            self.train_dataset, batch_size=loops.GLOBAL_BATCH, shuffle=True, collate_fn=self.data_collator
+        )
 
 
 class NoStep(TrainerCallback):
@@ -129,6 +134,15 @@ def test_a_loader_with_an_order_of_its_own_is_refused_before_the_first_step(
 def test_a_loop_of_another_kind_is_refused(split: Split, ranking: pocl.Ranking) -> None:
     with pytest.raises(pocl.UserError, match="list is no transformers Trainer"):
         pocl.Curriculum(ranking, loops.schedule(split)).attach([])
+
+
+def test_an_older_trl_is_refused(
+    llama: Folders, split: Split, data: datasets.Dataset, ranking: pocl.Ranking, tmp_path: Path, monkeypatch: Any
+) -> None:
+    trainer = loops.bare("sft", llama, data, loops.arguments("sft", tmp_path))
+    monkeypatch.setattr(checks, "version", {"transformers": "5.0.0", "trl": "1.9.2"}.get)
+    with pytest.raises(pocl.UserError, match='trl 1.9.2 is too old .* "trl>=1.10"'):
+        pocl.Curriculum(ranking, loops.schedule(split)).attach(trainer)
 
 
 def test_a_loss_that_would_have_no_effect_is_refused(

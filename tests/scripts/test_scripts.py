@@ -709,7 +709,8 @@ def test_the_quickstart_asks_what_is_there_and_makes_a_student_of_its_own_for_ot
     first = value(usual, "--output-dir")
     place = f"results/quickstart/eval/{Path(first).name}-60"
     asked = [value(command, "--output-dir") for command in commands("evaluate.py")]
-    assert asked == [f"{place}/{name}" for name in ("before", "warmup", "sft", "kld", "pocl-tfkl", "teacher")]
+    ways = ("sft", "kld", "pocl-tfkl", "steady-tfkl")
+    assert asked == [f"{place}/{name}" for name in ("before", "warmup", *ways, "teacher")]
     others = [
         value(command, "--output-dir") for command in commands("evaluate.py", "--type", "tjsd", "--num-eval", "9")
     ]
@@ -838,7 +839,7 @@ def test_the_quickstart_bans_nothing_on_the_sample_set(tmp_path: Path) -> None:
     project = quickstart_in(tmp_path / "project")
     shown = planned(project / "scripts" / "quickstart.sh", cwd=tmp_path, DRY_RUN="1").output
     lines = [line for line in shown.splitlines() if "train.py" in line or "evaluate.py" in line]
-    assert len(lines) == 5 + 6 and all("--no-repeat-ngram 0 " in line for line in lines)
+    assert len(lines) == 6 + 7 and all("--no-repeat-ngram 0 " in line for line in lines)
 
 
 def test_the_quickstart_takes_gpus_where_there_are_some_and_else_the_cores(four_gpus: Path, tmp_path: Path) -> None:
@@ -850,7 +851,7 @@ def test_the_quickstart_takes_gpus_where_there_are_some_and_else_the_cores(four_
         assert result.returncode == 0, result.stderr
         commands = [line for line in result.stdout.splitlines() if " --seed" in line]
         starts = {re.split(r" --master_port| \S+/(?:train|evaluate)\.py", command)[0] for command in commands}
-        assert len(commands) == 11 and len(starts) == 1  # 5 runs, 6 evaluations
+        assert len(commands) == 13 and len(starts) == 1  # 6 runs, 7 evaluations
         return next(line for line in result.stdout.splitlines() if "hat follows" in line), *starts
 
     said, command = launched(2)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from multiprocessing import util
 from typing import Any
 
 from pocl.common.errors import Interrupted
@@ -43,4 +44,5 @@ def _do(function: Callable[..., Any], *given: Any) -> Any:
     try:
         return function(*given)
     except (SystemExit, Interrupted):
+        util._exit_function()  # else what libraries share between processes is reported as leaked
         os._exit(130)  # the pool would go on with the next
