@@ -87,11 +87,13 @@ CURRICULA: dict[str, Scheme] = {
 }
 
 
-def ramp(values: Sequence[float], num_stages: int, *, name: str = "ramp") -> tuple[float, ...]:
+def ramp(values: float | Sequence[float], num_stages: int, *, name: str = "ramp") -> tuple[float, ...]:
     """One value per stage: a constant, a line from first to last value, or the values as they are.
 
     Raises UserError if the number of values is none of 1, 2 and ``num_stages``.
     """
+    if isinstance(values, int | float):
+        values = (values,)
     if len(values) == num_stages:
         return tuple(float(value) for value in values)
     if len(values) == 1:
@@ -110,8 +112,8 @@ def plan_stages(
     curriculum: str,
     num_stages: int,
     epochs: int,
-    temperature: Sequence[float],
-    kd_ratio: Sequence[float],
+    temperature: float | Sequence[float],
+    kd_ratio: float | Sequence[float],
     first_look: bool = False,
 ) -> Curriculum:
     """The stages of a named curriculum over ``num_examples`` examples, with their ramps of T and r.
@@ -136,8 +138,8 @@ def baby_step(
     *,
     num_stages: int = 4,
     epochs: int = 8,
-    temperature: Sequence[float] = (1.0, 2.0),
-    kd_ratio: Sequence[float] = (0.7, 1.0),
+    temperature: float | Sequence[float] = (1.0, 2.0),
+    kd_ratio: float | Sequence[float] = (0.7, 1.0),
 ) -> Curriculum:
     """POCL's stages: the easiest N/n, 2 N/n … of N examples and at last all, ``epochs`` over each, T and r rising.
 

@@ -70,7 +70,7 @@ def test_whole_pool_holds_every_example_at_every_stage(num_examples: int, num_st
 
 
 def test_a_ramp_of_one_value_is_constant() -> None:
-    assert ramp([0.7], 4) == (0.7, 0.7, 0.7, 0.7)
+    assert ramp([0.7], 4) == ramp(0.7, 4) == (0.7, 0.7, 0.7, 0.7)
     assert ramp([2], 1) == (2.0,)
 
 

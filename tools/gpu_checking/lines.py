@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from pocl.cli.process import in_flags
 from pocl.common.console import say
 from pocl.common.errors import RunStopped, UserError, first_line
 
@@ -65,6 +66,7 @@ def run_checks(checks: Iterable[Check], clock: Clock) -> list[Line]:
     for check in checks:
         started = time.monotonic()
         state, found = _outcome(check, clock)
+        found = in_flags(found)
         lines.append(Line(check.name, state, found, time.monotonic() - started))
         say(f"{state:>11}  {check.name}: {found}")
     return lines

@@ -93,7 +93,7 @@ def check_packing(pair: str, dtype: str, device: torch.device) -> str:
         model = build_model(shape, dtype=dtype, device=device)
         never = never_packed(model, device)
         if never is not None:
-            raise NotChecked(never.replace("`dtype`", "--dtype"))
+            raise NotChecked(never)
         why = why_not_packed(model, device, learns=role == "student")
         del model
         _free(device)
