@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pocl.common.files import write_text
 from tools.reporting.drawings import COLORS, SHEET, STYLE
@@ -43,6 +44,7 @@ def _draw(axes: Axes, names: Sequence[str], rows: Sequence[Row]) -> None:
         mean, half = row.difference.mean, row.difference.half
         color = COLORS["s0"] if abs(mean) <= half else COLORS["s3"] if mean > 0 else COLORS["s2"]
         axes.errorbar(mean, names.index(row.name), xerr=half, fmt="o", color=color, markersize=4, capsize=2)
+    axes.xaxis.set_major_locator(MaxNLocator(5, prune="both"))  # the panels stand close to each other
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
