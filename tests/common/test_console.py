@@ -28,16 +28,16 @@ def test_a_bar_keeps_its_numbers_whatever_the_width(width: int, shown: str, monk
 def test_without_a_terminal_a_line_comes_every_twenty_seconds_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = [0.0]
+    clock, lines, kept = [0.0], [], logging.Handler()
+    kept.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(logging.getLogger("pocl"), "propagate", True)
-    with caplog.at_level(logging.INFO, "pocl"):
-        for transient in (False, True):
-            with Progressing("training", 100, transient=transient) as progress:
-                for _ in range(100):
-                    clock[0] += 3  # seconds
-                    progress.advance(1, "loss 3.2")
-    lines = [record.getMessage() for record in caplog.records]
+    monkeypatch.setattr(console.LOG, "handlers", [kept])
+    caplog.set_level(logging.INFO, "pocl")
+    for transient in (False, True):
+        with Progressing("training", 100, transient=transient) as progress:
+            for _ in range(100):
+                clock[0] += 3  # seconds
+                progress.advance(1, "loss 3.2")
     # At each seventh of the hundred steps, after 21 s, and at the last; a transient one leaves that to the result.
     every, last = lines[:15], lines[14]
     assert every == [*lines[15:], last]

@@ -859,4 +859,4 @@ def test_the_quickstart_takes_gpus_where_there_are_some_and_else_the_cores(four_
     said, command = launched(2, CUDA_VISIBLE_DEVICES="")
     assert "ranks: 2" in said and command.endswith("--num_accelerators 2") and "OMP_NUM_THREADS=" in command
     said, command = launched(1, CUDA_VISIBLE_DEVICES="")
-    assert "ranks: 1" in said and command == str(four_gpus / "python3")  # torch's threads take every core
+    assert "ranks: 1" in said and command.endswith("/python3")  # torch's threads take every core
