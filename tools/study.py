@@ -6,7 +6,7 @@
 
 Every arm starts from the same student and sees as many updates of as many examples; the student ranks once, and the
 arms that need a ranking share it. The last student is evaluated, chosen by nothing. Each arm and seed leaves one small
-JSON in --output-dir; started again, it goes on with what is missing.
+JSON in --output-dir; started again, it goes on with what is missing, or was made in another way.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from pocl.cli.flags import flag, parse
 from pocl.cli.process import quiet_libraries, run_main, stop_on_sigterm
 from pocl.common.console import say, show_table
 from pocl.common.errors import RunStopped, UserError
-from pocl.common.files import ROOT, read_json, read_jsonl, write_json
+from pocl.common.files import ROOT, read_json, read_jsonl, value_sha256, write_json
 from tools.reporting.intervals import holm, paired_t
 
 # Four stages of two epochs over N/4, N/2, 3N/4 and N make as many updates as five epochs over N.
@@ -41,6 +41,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "exposure-matched, one cosine": ("--type", "tfkl", *_POOLS, *_PLAIN, "--curriculum", "exposure-matched"),
 }
 BASELINE = "KLD"
+_NOT_OF_A_RESULT = ("output_dir", "work_dir", "arms", "seeds", "table")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class StudyOptions:
     """What is compared, and where it lies."""
 
     _argument_group_name: ClassVar[str] = "study"
-    output_dir: str = flag("folder of the results, one small JSON an arm and seed", "results/study/pair")
+    output_dir: str = flag("folder of the results, one small JSON an arm and seed", "results/study-pair")
     work_dir: str = flag("folder of the runs, which may be deleted afterwards", "results/study-runs")
     model: str = flag("the student", "results/quickstart/warmup/sft/seed10/best")
     teacher: str = flag("the teacher", "results/quickstart/teacher/sft/seed10/best")
@@ -78,9 +79,9 @@ def main() -> None:
     (what,) = parse([StudyOptions], "Compare POCL's parts on a real pair, over several training seeds.")
     for seed in [] if what.table else what.seeds:
         for arm in what.arms:
-            path = result_path(what, arm, seed)
-            if not path.is_file():
-                write_json(path, run(what, arm, seed))
+            path, how = result_path(what, arm, seed), made_by(what, arm, seed)
+            if not path.is_file() or read_json(path).get("made_by") != how:
+                write_json(path, run(what, arm, seed) | {"made_by": how})
                 say(f"{arm}, seed {seed}: ROUGE-L {read_json(path)['rouge_l']:.1f}")
     show(what)
 
@@ -91,12 +92,19 @@ def result_path(what: StudyOptions, arm: str, seed: int) -> Path:
     return Path(what.output_dir) / f"{name}-{seed}.json"
 
 
+def made_by(what: StudyOptions, arm: str, seed: int) -> str:
+    """What a result depends on, but for what lies in the folders."""
+    others = {name: value for name, value in vars(what).items() if name not in _NOT_OF_A_RESULT}
+    return value_sha256([list(ARMS[arm]), seed, others])[:16]
+
+
 def run(what: StudyOptions, arm: str, seed: int) -> dict[str, Any]:
     """Train and evaluate one arm under one seed -> its result."""
     folder = Path(what.work_dir) / result_path(what, arm, seed).stem
     flags = [*ARMS[arm], *(["--teacher", what.teacher] if arm != "SFT" else [])]
     limits = ["--sampling-temperature", 0, "--no-repeat-ngram", 0, "--max-length", what.max_length]
-    ranking = Path(what.work_dir) / "difficulty.jsonl"
+    ranked = value_sha256([what.model, what.data_dir, what.num_train, what.max_length])[:16]
+    ranking = Path(what.work_dir) / f"difficulty-{ranked}.jsonl"
     if arm != BASELINE and "whole-pool" not in flags and "random" not in flags and ranking.is_file():
         flags += ["--difficulty-file", str(ranking)]
     command = ["--model", what.model, "--data-dir", what.data_dir, "--output-dir", folder, *flags, *limits]

@@ -43,6 +43,22 @@ def test_differences_are_paired_by_training_seed(tmp_path: Path) -> None:
     assert result.output.count("0.200") == 1  # the cross-entropy of the arm that has one
 
 
+def test_a_result_is_made_again_where_what_it_depends_on_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def run(what: study.StudyOptions, arm: str, seed: int) -> dict[str, float]:
+        made.append(what.num_train)
+        return {"rouge_l": 50.0, "exact_match": 0.0}
+
+    monkeypatch.setattr(study, "run", run)
+    for num_train in (320, 320, 160):
+        command = ["--arms", "KLD", "--seeds", 10, "--output-dir", tmp_path, "--num-train", num_train]
+        assert call(study, command).status == 0
+    assert made == [320, 160]
+
+
 def test_examples_that_fill_no_four_pools_are_refused() -> None:
     result = call(study, ["--num-train", 100])
     assert result.status == 2 and "is no multiple of 4 x 8" in result.last_line
