@@ -12,7 +12,7 @@ from tests.runs import Folders, read_jsonl, train_arguments
 _OF_THE_MACHINE = ("tokens_per_second", "peak_memory_gb", "dev_seconds", "seconds")
 _KEPT = ("best/*", "adapter/*", "stages/*/*", "checkpoints/*/*", "difficulty*.jsonl", "*/*.jsonl", "answers*/*")
 _KEPT_JSON = ("ledger.json", "diagnostics.json", "stages.json", "*/summary.json", "summary.json")
-_SHORT = ("--num-train", 24, "--num-stages", 2, "--num-dev", 2)
+_SHORT = ("--num-train", 40, "--num-dev", 2)
 
 
 @dataclass(frozen=True)

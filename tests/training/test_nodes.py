@@ -1,6 +1,5 @@
-"""Several nodes: the torchrun command, its refusals, a node of a Slurm job, two of them against one node."""
+"""Several nodes: the torchrun command, its refusals, two nodes on one machine against one, a node of a Slurm job."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,13 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.ranks import started
+from tests.ranks import on_ranks
 from tests.runs import Folders, read_jsonl, train_arguments
 from tests.scripts import test_scripts
 from tests.scripts.test_scripts import PLACES, fake, printed, run
@@ -28,13 +26,11 @@ SECOND = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0"}
 four_gpus = test_scripts.four_gpus  # the fixture
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _alone() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of a job that the tests themselves run in."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [*PLACES, *(name for name in os.environ if name.startswith("SLURM_"))]:
-            patch.delenv(name, raising=False)
-        yield
+    for name in [*PLACES, *(name for name in os.environ if name.startswith("SLURM_"))]:
+        monkeypatch.delenv(name, raising=False)
 
 
 # The command.
@@ -260,8 +256,9 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-FLAGS = ("--num-train", 32, "--num-stages", 2, "--temperature", 1, 2, "--kd-ratio", 0.7, 1.0)
-FLAGS += ("--epochs", 500, "--num-dev", 0, "--eval-every", 500)  # longer than anybody waits
+def arguments_of_two_ranks(folders: Folders, output_dir: Path, *extra: object) -> list[object]:
+    short = ["--num-train", 32, "--num-stages", 2, "--temperature", 1, 2, "--kd-ratio", 0.7, 1.0]
+    return [ROOT / "scripts" / SCRIPT, *train_arguments(folders, output_dir, *short, *extra)]
 
 
 def ended(processes: Sequence[subprocess.Popen[str]], log: Path) -> list[int]:
@@ -276,60 +273,38 @@ def ended(processes: Sequence[subprocess.Popen[str]], log: Path) -> list[int]:
             print(path.read_text())
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """A run on two nodes of a Slurm job, after Slurm has told it that its time is up."""
+def test_two_nodes_train_as_one_node_with_two_ranks(folders: Folders, tmp_path: Path) -> None:
+    place = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = arguments_of_two_ranks(folders, tmp_path / "two")
+    nodes = [start(command, tmp_path / f"{rank}.log", NODE_RANK=str(rank), **place) for rank in (0, 1)]
+    assert ended(nodes, tmp_path) == [0, 0]
+    command = printed(*arguments_of_two_ranks(folders, tmp_path / "one"), cwd=tmp_path, NUM_GPUS="2")
+    alone = on_ranks("train.py", command.arguments, num_ranks=2)
+    assert alone.status == 0, alone.output
 
-    place: Path
-    arguments: list[object]
-    statuses: list[int]
-
-    @property
-    def run(self) -> Path:
-        return self.place / "out" / "tfkl" / "seed10"
-
-
-def records(run: Path) -> list[dict[str, float]]:
-    """What is recorded of the first six steps, whole lines alone."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines[:6] if line.endswith("\n")]
+    two, one = (tmp_path / name / "tfkl" / "seed10" for name in ("two", "one"))
+    rankings = [[record["id"] for record in read_jsonl(path / "difficulty.jsonl")] for path in (two, one)]
+    assert rankings[0] == rankings[1] and len(rankings[0]) == 32
+    for name in ("loss", "gradient_norm"):
+        curves = [[r[name] for r in read_jsonl(path / "metrics.jsonl") if name in r] for path in (two, one)]
+        assert len(curves[0]) == 6 and curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
-@pytest.fixture(scope="module")
-def stopped(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
-    place = tmp_path_factory.mktemp("nodes")
-    hosts = fake(place / "bin", "scontrol", "echo 127.0.0.1")
+def test_slurm_nodes_save_when_their_time_is_up(folders: Folders, tmp_path: Path) -> None:
+    hosts = fake(tmp_path / "bin", "scontrol", "echo 127.0.0.1")
     path = f"{hosts}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    made = Stopped(place, [ROOT / "scripts" / SCRIPT, *train_arguments(folders, place / "out", *FLAGS)], [])
+    extra = ["--difficulty", "length", "--epochs", 500, "--num-dev", 0, "--eval-every", 500]
+    command = [NODE, *arguments_of_two_ranks(folders, tmp_path / "out", *extra)]
     environment = {"PATH": path, "MASTER_PORT": free_port()}
-    nodes = [start([NODE, *made.arguments], place / f"{rank}.log", **in_slurm(rank), **environment) for rank in (0, 1)]
+    nodes = [start(command, tmp_path / f"{rank}.log", **in_slurm(rank), **environment) for rank in (0, 1)]
+    out = tmp_path / "out" / "tfkl" / "seed10"
+    metrics = out / "metrics.jsonl"
     try:
-        wait_for(lambda: len(records(made.run)) == 6, nodes[0])
+        wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 3, nodes[0])
     finally:
         for node in nodes:
             node.send_signal(signal.SIGTERM)
-        made.statuses.extend(ended(nodes, place))
-    return made
-
-
-def test_slurm_nodes_save_when_their_time_is_up(stopped: Stopped) -> None:
-    assert stopped.statuses == [143, 143]
-    assert "asked to stop: saved at step" in (stopped.place / "0.log").read_text()
-    assert (stopped.run / "checkpoints" / "last.json").is_file()
-
-
-def test_two_nodes_train_as_one_node_with_two_ranks(stopped: Stopped, folders: Folders, tmp_path: Path) -> None:
-    script, *_ = stopped.arguments
-    command = printed(script, *train_arguments(folders, tmp_path, *FLAGS), cwd=tmp_path, NUM_GPUS="2")
-    alone = tmp_path / "tfkl" / "seed10"
-    with started("train.py", command.arguments, num_ranks=2) as (ranks, log):
-        deadline = time.monotonic() + 120
-        while len(records(alone)) < 6:
-            assert all(rank.is_alive() for rank in ranks) and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-    rankings = [[record["id"] for record in read_jsonl(run / "difficulty.jsonl")] for run in (stopped.run, alone)]
-    assert rankings[0] == rankings[1] and len(rankings[0]) == 32
-    for name in ("loss", "gradient_norm"):
-        curves = [[record[name] for record in records(run)] for run in (stopped.run, alone)]
-        assert len(curves[0]) == 6 and curves[0] == pytest.approx(curves[1], rel=1e-4)
+        statuses = ended(nodes, tmp_path)
+    assert statuses == [143, 143]
+    assert "asked to stop: saved at step" in (tmp_path / "0.log").read_text()
+    assert (out / "checkpoints" / "last.json").is_file()
