@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pocl.cli.flags import flag
 from pocl.common.errors import UserError
 from pocl.curriculum.stages import CURRICULA
-from pocl.difficulty.ranking import SIGNALS, known_signals, sources_of
+from pocl.difficulty.ranking import SIGNALS, ensure_signals, sources_of
 from pocl.losses.divergences import LOSSES, loss_type
 
 
@@ -126,7 +126,7 @@ class CurriculumOptions:
     def check(self) -> None:
         """Raise UserError for an unknown signal, and if losses of training are to rank and never may."""
         try:
-            known_signals(self.difficulty)
+            ensure_signals(self.difficulty)
         except UserError as error:
             raise UserError(f"--difficulty: {error}") from error
         if "training" in sources_of(self.difficulty) and self.rerank == "off":

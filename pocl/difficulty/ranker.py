@@ -22,7 +22,7 @@ from pocl.data.dataset import Split
 from pocl.data.processing import encode
 from pocl.data.records import load_records
 from pocl.difficulty.measuring import Request, ScoringSettings
-from pocl.difficulty.ranking import COLUMNS, FILES, Ranking, columns_of, known_signals, rank_examples, sources_of
+from pocl.difficulty.ranking import COLUMNS, FILES, Ranking, columns_of, ensure_signals, rank_examples, sources_of
 from pocl.difficulty.ranking_file import read_ranking, write_ranking
 from pocl.models.student import Student
 from pocl.models.teacher import Teacher
@@ -200,7 +200,7 @@ def plain_records(train: Split) -> dict[int, dict[str, Any]]:
 
 def _measured(request: Request, signals: Sequence[str]) -> Ranking:
     """The ranking by what the signals' files measure; an interrupted pass stays in the request's folder."""
-    known_signals(signals)
+    ensure_signals(signals)
     columns, records = columns_of(signals), plain_records(request.train)
     for file in FILES:
         asked = [column for column in columns if column in file.COLUMNS]

@@ -80,7 +80,7 @@ class Ranking:
         return cls(order, np.array(known), records)
 
 
-def known_signals(names: Sequence[str]) -> None:
+def ensure_signals(names: Sequence[str]) -> None:
     """Make sure that each is in ``SIGNALS``, where any metric of answers may join: a key of METRICS of
     ``pocl.evaluation.metrics``, or MODULE:FUNCTION.  Raises UserError for another name, and where there is none.
     """
